@@ -1,0 +1,96 @@
+//! What can go wrong with a device.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+/// What a device was asked to do when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// A flush of the volatile write cache.
+    Flush,
+    /// A discard (hole punch).
+    Discard,
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+        })
+    }
+}
+
+/// A device operation's failure. Cheap to clone: one failure may concern many waiters.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The operating system (or the simulated machine) refused one operation.
+    #[error("{operation} of {len_bytes} bytes at byte {offset_bytes} failed: {source}")]
+    Io {
+        /// What was asked.
+        operation: Operation,
+        /// Where, in bytes from the start of the device.
+        offset_bytes: u64,
+        /// How much.
+        len_bytes: u64,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// The operation reaches past the end of the device.
+    #[error(
+        "{operation} of {len_bytes} bytes at byte {offset_bytes} passes the end of the device ({size_bytes} bytes)"
+    )]
+    OutOfRange {
+        /// What was asked.
+        operation: Operation,
+        /// Where.
+        offset_bytes: u64,
+        /// How much.
+        len_bytes: u64,
+        /// The device's size.
+        size_bytes: u64,
+    },
+    /// Offset or length is not a multiple of [`crate::BLOCK_BYTES`].
+    #[error("{operation} of {len_bytes} bytes at byte {offset_bytes} is not aligned to 4096 bytes")]
+    Unaligned {
+        /// What was asked.
+        operation: Operation,
+        /// Where.
+        offset_bytes: u64,
+        /// How much.
+        len_bytes: u64,
+    },
+    /// The device could not be opened or created.
+    #[error("cannot open {path}: {source}")]
+    Open {
+        /// The file or block device.
+        path: PathBuf,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// Another process holds the device.
+    #[error("{path} is in use by another process; stop that process first")]
+    Locked {
+        /// The file or block device.
+        path: PathBuf,
+    },
+    /// The device was shut down while the operation waited.
+    #[error("the device was closed before the {operation} completed")]
+    Closed {
+        /// What was asked.
+        operation: Operation,
+    },
+}
+
+impl DeviceError {
+    /// An [`DeviceError::Io`] from its parts.
+    #[must_use]
+    pub fn io(operation: Operation, offset_bytes: u64, len_bytes: u64, source: io::Error) -> Self {
+        Self::Io { operation, offset_bytes, len_bytes, source: Arc::new(source) }
+    }
+}

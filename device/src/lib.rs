@@ -1,0 +1,41 @@
+//! Block devices as the engine sees them.
+//!
+//! Everything that touches a medium, the clock or randomness enters through this crate, so that
+//! the whole engine runs unchanged on a simulated machine that can cut the power at any write.
+//!
+//! - [`units`]: newtypes for what is counted (sequence numbers, segments, places).
+//! - [`buffer`]: block-aligned memory and the pool that recycles it.
+//! - [`request`]: batched asynchronous operations, and futures over them.
+//! - [`header`]: the header that every metadata structure on disk begins with.
+//! - [`error`]: what can go wrong.
+
+pub mod buffer;
+pub mod error;
+pub mod header;
+pub mod request;
+pub mod units;
+
+pub use buffer::{AlignedBuffer, BufferPool};
+pub use error::{DeviceError, Operation};
+pub use request::{Durability, Request};
+pub use units::{BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence};
+
+/// A medium that holds bytes: a file, a block device, mapped or simulated memory.
+///
+/// # Contract
+/// - Operations of one batch and of several run concurrently and complete in any order; who needs
+///   an order waits for a completion before submitting the next.
+/// - Every completion is called exactly once, on any thread, possibly before `submit` returns: it
+///   must not block, and a submitter must not hold a lock that a completion takes.
+/// - A completed write is durable after a flush that was submitted later has completed; until
+///   then power loss may keep it, lose it, or tear it at 512-byte boundaries, in any order.
+/// - After a failed flush nothing may be assumed of what it covered.
+/// - Reads and writes need not be atomic with respect to each other.
+/// - Dropping the device completes what is in flight first.
+pub trait Device: Send + Sync + 'static {
+    /// The device's size at this moment, in bytes: a multiple of [`BLOCK_BYTES`].
+    fn size_bytes(&self) -> u64;
+
+    /// Starts every request of the batch, with as few system calls as possible.
+    fn submit(&self, batch: Vec<Request>);
+}
