@@ -1,6 +1,10 @@
 //! What can go wrong with a device.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// What a device was asked to do when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +83,54 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
+    /// A new device was asked for where a file exists already.
+    #[error("{path} exists already and is left as it is; remove it or name another file")]
+    AlreadyExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The path names something that cannot hold a device.
+    #[error("{path} is neither a regular file nor a block device")]
+    NotADevice {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// A size that no device can have.
+    #[error("{path} cannot be {size_bytes} bytes large: a size is a positive multiple of 4096")]
+    InvalidSize {
+        /// The file or block device.
+        path: PathBuf,
+        /// The size that was asked for.
+        size_bytes: u64,
+    },
+    /// A block device has less room than was asked for.
+    #[error("{path} has {available_bytes} bytes, fewer than the {size_bytes} asked for")]
+    TooSmall {
+        /// The block device.
+        path: PathBuf,
+        /// The size that was asked for.
+        size_bytes: u64,
+        /// The size that it has.
+        available_bytes: u64,
+    },
+    /// Devices grow; they never shrink.
+    #[error("{path} has {current_bytes} bytes and cannot shrink to {size_bytes}")]
+    Shrink {
+        /// The file or block device.
+        path: PathBuf,
+        /// The size that was asked for.
+        size_bytes: u64,
+        /// The size that it has.
+        current_bytes: u64,
+    },
+    /// The file's size could not be read or changed.
+    #[error("cannot read or change the size of {path}: {source}")]
+    Size {
+        /// The file or block device.
+        path: PathBuf,
+        /// Why.
+        source: Arc<io::Error>,
+    },
     /// The device was shut down while the operation waited.
     #[error("the device was closed before the {operation} completed")]
     Closed {
@@ -92,5 +144,15 @@ impl DeviceError {
     #[must_use]
     pub fn io(operation: Operation, offset_bytes: u64, len_bytes: u64, source: io::Error) -> Self {
         Self::Io { operation, offset_bytes, len_bytes, source: Arc::new(source) }
+    }
+
+    /// An [`DeviceError::Open`] from its parts.
+    pub(crate) fn open(path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Open { path: path.to_owned(), source: Arc::new(source.into()) }
+    }
+
+    /// A [`DeviceError::Size`] from its parts.
+    pub(crate) fn size(path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Size { path: path.to_owned(), source: Arc::new(source.into()) }
     }
 }

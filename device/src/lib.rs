@@ -8,14 +8,38 @@
 //! - [`request`]: batched asynchronous operations, and futures over them.
 //! - [`header`]: the header that every metadata structure on disk begins with.
 //! - [`error`]: what can go wrong.
+//!
+//! The media, each an implementation of [`Device`]:
+//!
+//! - [`file`]: files and block devices, opened, locked, and driven by io_uring, or by a few
+//!   threads where there is none.
+//! - [`mapped`]: byte-addressable non-volatile memory, mapped.
+//! - [`sim`]: a simulated medium that remembers every write, cuts the power anywhere, and fails
+//!   on request.
+//!
+//! And the rest of the outside world:
+//!
+//! - [`environment`]: the clock and randomness, real and simulated.
 
 pub mod buffer;
+mod completing;
+pub mod environment;
 pub mod error;
+pub mod file;
 pub mod header;
+mod lock;
+pub mod mapped;
 pub mod request;
+pub mod sim;
+mod threads;
 pub mod units;
+mod uring;
+mod validate;
 
 pub use buffer::{AlignedBuffer, BufferPool};
+pub use environment::{
+    Clock, Entropy, ManualClock, SeededEntropy, SeededRandom, SystemClock, SystemEntropy,
+};
 pub use error::{DeviceError, Operation};
 pub use request::{Durability, Request};
 pub use units::{BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence};

@@ -78,14 +78,38 @@ impl Request {
         }
     }
 
-    /// Completes the request as failed, with its buffer as it is.
-    pub fn fail(self, error: DeviceError) {
+    /// Where the request works: its first byte and its length in bytes. A flush concerns the
+    /// whole device and says (0, 0).
+    #[must_use]
+    pub fn range(&self) -> (ByteOffset, u64) {
+        match self {
+            Self::Read { offset, buffer, .. } | Self::Write { offset, buffer, .. } => {
+                (*offset, buffer.len() as u64)
+            }
+            Self::Flush { .. } => (ByteOffset(0), 0),
+            Self::Discard { offset, len_bytes, .. } => (*offset, *len_bytes),
+        }
+    }
+
+    /// Gives the request's outcome, and its buffer as it is, to whoever waits for it.
+    pub fn complete(self, outcome: Result<(), DeviceError>) {
         match self {
             Self::Read { buffer, completion, .. } | Self::Write { buffer, completion, .. } => {
-                completion(buffer, Err(error));
+                completion(buffer, outcome);
             }
-            Self::Flush { completion } | Self::Discard { completion, .. } => completion(Err(error)),
+            Self::Flush { completion } | Self::Discard { completion, .. } => completion(outcome),
         }
+    }
+
+    /// Completes the request as failed, with its buffer as it is.
+    pub fn fail(self, error: DeviceError) {
+        self.complete(Err(error));
+    }
+
+    /// What to report when the operating system refuses the request.
+    pub(crate) fn io_error(&self, source: impl Into<std::io::Error>) -> DeviceError {
+        let (offset, len_bytes) = self.range();
+        DeviceError::io(self.operation(), offset.0, len_bytes, source.into())
     }
 }
 

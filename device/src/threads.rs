@@ -1,0 +1,191 @@
+//! The fallback engine: a few threads that make ordinary system calls.
+//!
+//! Also carries out the one operation that io_uring has no general form of: discarding on a
+//! block device.
+
+use std::{
+    collections::VecDeque,
+    io::{IoSlice, IoSliceMut},
+    os::fd::AsRawFd,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::{
+    fs::{FallocateFlags, fallocate, fdatasync},
+    io::{Errno, ReadWriteFlags, preadv2, pwritev2},
+};
+
+use crate::{
+    ByteOffset, DeviceError, Durability, Request, completing::abort_on_panic, lock::LockedFile,
+};
+
+/// Threads that share a queue of requests to one file.
+pub(crate) struct ThreadEngine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    file: Arc<LockedFile>,
+    queue: Mutex<Queue>,
+    /// Signalled when a request arrives or the engine closes.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Request>,
+    closing: bool,
+}
+
+impl ThreadEngine {
+    /// Starts `count` threads.
+    pub(crate) fn start(file: &Arc<LockedFile>, count: u32) -> Result<Self, DeviceError> {
+        let (queue, changed) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { file: Arc::clone(file), queue, changed });
+        let mut engine = Self { shared, threads: Vec::new() };
+        for index in 0..count {
+            let shared = Arc::clone(&engine.shared);
+            let thread = thread::Builder::new()
+                .name(format!("device-io-{index}"))
+                .spawn(move || abort_on_panic(|| shared.serve()))
+                .map_err(|error| DeviceError::open(&file.path, error))?;
+            engine.threads.push(thread);
+        }
+        Ok(engine)
+    }
+
+    /// Queues requests, which have been validated.
+    pub(crate) fn submit(&self, batch: Vec<Request>) {
+        let count = batch.len();
+        self.shared.queue.lock().waiting.extend(batch);
+        for _ in 0..count.min(self.threads.len()) {
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for ThreadEngine {
+    fn drop(&mut self) {
+        self.shared.queue.lock().closing = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // A completion may own the device's last reference: its thread ends by itself.
+            if thread.thread().id() != thread::current().id() {
+                thread.join().expect("device threads abort rather than panic");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn serve(&self) {
+        while let Some(mut request) = self.next() {
+            let outcome = perform(&self.file, &mut request);
+            request.complete(outcome);
+        }
+    }
+
+    /// The next request, or `None` when the engine closes and nothing is left to do.
+    fn next(&self) -> Option<Request> {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(request) = queue.waiting.pop_front() {
+                return Some(request);
+            }
+            if queue.closing {
+                return None;
+            }
+            self.changed.wait(&mut queue);
+        }
+    }
+}
+
+/// Carries one request out, blocking.
+fn perform(file: &LockedFile, request: &mut Request) -> Result<(), DeviceError> {
+    let outcome = match request {
+        Request::Read { offset, buffer, .. } => read_exact(file, *offset, buffer),
+        Request::Write { offset, buffer, durability, .. } => {
+            write_all(file, *offset, buffer, *durability)
+        }
+        Request::Flush { .. } => retrying(|| fdatasync(&**file)),
+        Request::Discard { offset, len_bytes, .. } => discard(file, *offset, *len_bytes),
+    };
+    outcome.map_err(|error| request.io_error(error))
+}
+
+fn read_exact(file: &LockedFile, offset: ByteOffset, bytes: &mut [u8]) -> std::io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let position = offset.0 + done as u64;
+        let none = ReadWriteFlags::empty();
+        match preadv2(&**file, &mut [IoSliceMut::new(&mut bytes[done..])], position, none) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count,
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn write_all(
+    file: &LockedFile,
+    offset: ByteOffset,
+    bytes: &[u8],
+    durability: Durability,
+) -> std::io::Result<()> {
+    let flags = match durability {
+        Durability::Flush => ReadWriteFlags::empty(),
+        Durability::Immediate => ReadWriteFlags::DSYNC,
+    };
+    let mut done = 0;
+    while done < bytes.len() {
+        let position = offset.0 + done as u64;
+        match pwritev2(&**file, &[IoSlice::new(&bytes[done..])], position, flags) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(count) => done += count,
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn discard(file: &LockedFile, offset: ByteOffset, len_bytes: u64) -> std::io::Result<()> {
+    let outcome = retrying(|| {
+        if file.is_block_device {
+            return discard_blocks(file, offset, len_bytes);
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&**file, flags, offset.0, len_bytes)
+    });
+    match outcome {
+        // Nothing promises that a medium can take space back; see `Request::Discard`.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn discard_blocks(file: &LockedFile, offset: ByteOffset, len_bytes: u64) -> rustix::io::Result<()> {
+    /// `_IO(0x12, 119)` of linux/fs.h.
+    const BLKDISCARD: libc::Ioctl = 0x1277;
+    let range = [offset.0, len_bytes];
+    // SAFETY: BLKDISCARD reads two u64 from the pointer, which outlives the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+}
+
+fn retrying(mut call: impl FnMut() -> rustix::io::Result<()>) -> std::io::Result<()> {
+    loop {
+        match call() {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            outcome => return outcome.map_err(Into::into),
+        }
+    }
+}

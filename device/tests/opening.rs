@@ -1,0 +1,130 @@
+//! Opening, creating and growing files: what is refused, and how it is said.
+
+#![allow(clippy::unwrap_used, reason = "tests say by panicking what went wrong")]
+
+use std::{fs, path::Path, sync::Arc};
+
+use pollster::block_on;
+use siltstone_device::{
+    AlignedBuffer, ByteOffset, Device, DeviceError, Durability,
+    file::{self, Access, FileDevice, FileOptions, IoEngine},
+    mapped,
+    request::{read, write},
+};
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn open(path: &Path, access: Access) -> Result<Arc<FileDevice>, DeviceError> {
+    file::open(path, &FileOptions { access, ..FileOptions::default() })
+}
+
+#[test]
+fn a_created_file_is_sparse_and_has_its_size() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = directory();
+    let path = directory.path().join("pool");
+    let size_bytes = 1 << 40;
+    let device = open(&path, Access::Create { size_bytes }).unwrap();
+    assert_eq!(device.size_bytes(), size_bytes);
+    assert_eq!(device.path(), path);
+    assert!(!device.is_block_device());
+    assert_eq!(fs::metadata(&path).unwrap().blocks(), 0);
+}
+
+#[test]
+fn an_existing_file_is_never_created_over() {
+    let directory = directory();
+    let path = directory.path().join("precious");
+    fs::write(&path, [7; 8192]).unwrap();
+    for access in [Access::Create { size_bytes: 4096 }, Access::Create { size_bytes: 1 << 20 }] {
+        let error = open(&path, access).unwrap_err();
+        assert!(matches!(error, DeviceError::AlreadyExists { .. }), "{error}");
+        let error = mapped::open(&path, access).unwrap_err();
+        assert!(matches!(error, DeviceError::AlreadyExists { .. }), "{error}");
+    }
+    assert_eq!(fs::read(&path).unwrap(), [7; 8192]);
+}
+
+#[test]
+fn what_cannot_be_a_device_is_refused() {
+    let directory = directory();
+    let missing = directory.path().join("missing");
+    let error = open(&missing, Access::Open).unwrap_err();
+    assert!(matches!(error, DeviceError::Open { .. }), "{error}");
+    for path in [directory.path(), Path::new("/dev/null")] {
+        let error = open(path, Access::Open).unwrap_err();
+        assert!(matches!(error, DeviceError::NotADevice { .. }), "{error}");
+    }
+    for size_bytes in [0, 100, 4097, u64::MAX - 4095] {
+        let error = open(&missing, Access::Create { size_bytes }).unwrap_err();
+        assert!(matches!(error, DeviceError::InvalidSize { .. }), "{error}");
+        assert!(!missing.exists());
+    }
+}
+
+#[test]
+fn a_size_is_rounded_down_to_whole_blocks() {
+    let directory = directory();
+    let path = directory.path().join("odd");
+    fs::write(&path, [1; 10_000]).unwrap();
+    assert_eq!(open(&path, Access::Open).unwrap().size_bytes(), 8192);
+    assert_eq!(mapped::open(&path, Access::Open).unwrap().size_bytes(), 8192);
+}
+
+#[test]
+fn a_file_grows_and_never_shrinks() {
+    let directory = directory();
+    let path = directory.path().join("pool");
+    let device = open(&path, Access::Create { size_bytes: 8192 }).unwrap();
+    let end = ByteOffset(8192);
+    assert!(block_on(read(&*device, end, AlignedBuffer::zeroed(4096))).is_err());
+    device.set_size(16384).unwrap();
+    assert_eq!(device.size_bytes(), 16384);
+    block_on(write(&*device, end, AlignedBuffer::zeroed(4096), Durability::Flush)).unwrap();
+    let error = device.set_size(8192).unwrap_err();
+    assert!(matches!(error, DeviceError::Shrink { current_bytes: 16384, .. }), "{error}");
+    let error = device.set_size(16385).unwrap_err();
+    assert!(matches!(error, DeviceError::InvalidSize { .. }), "{error}");
+    // Somebody else may grow it too.
+    fs::File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
+    assert_eq!(device.size_bytes(), 16384);
+    assert_eq!(device.refresh_size().unwrap(), 1 << 20);
+    assert_eq!(device.size_bytes(), 1 << 20);
+}
+
+/// A file that shrank behind the device's back is an error to the reader, not a hang or zeros.
+#[test]
+fn reading_past_a_truncated_end_is_an_error() {
+    let directory = directory();
+    for engine in [IoEngine::Uring, IoEngine::Threads] {
+        let path = directory.path().join(format!("{engine:?}"));
+        let access = Access::Create { size_bytes: 1 << 20 };
+        let options = FileOptions { access, engine, ..FileOptions::default() };
+        let device = file::open(&path, &options).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
+        for (offset, len) in [(16384, 4096), (4096, 8192)] {
+            let buffer = AlignedBuffer::zeroed(len);
+            let error = block_on(read(&*device, ByteOffset(offset), buffer)).unwrap_err();
+            let DeviceError::Io { offset_bytes, source, .. } = error else { panic!("{error}") };
+            assert_eq!(offset_bytes, offset);
+            assert_eq!(source.kind(), std::io::ErrorKind::UnexpectedEof);
+        }
+    }
+}
+
+#[test]
+fn the_engine_is_what_was_asked_for() {
+    let directory = directory();
+    for (engine, name) in [(IoEngine::Uring, "io_uring"), (IoEngine::Threads, "threads")] {
+        for direct in [true, false] {
+            let path = directory.path().join(format!("{name}-{direct}"));
+            let access = Access::Create { size_bytes: 1 << 20 };
+            let options = FileOptions { access, engine, direct, queue_depth: 4 };
+            let device = file::open(&path, &options).unwrap();
+            assert_eq!(device.engine_name(), name);
+            assert!(direct || !device.is_direct());
+        }
+    }
+}
