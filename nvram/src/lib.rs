@@ -1,1 +1,78 @@
-//! Placeholder.
+//! What makes small changes durable before they reach a segment: the NVRAM log, the commits that
+//! share it, and the checkpoint record.
+//!
+//! Everything here is told where it lives, an `Arc<dyn Device>` and a [`Region`] of it, and does
+//! not care whether that is the pool's own device, a file beside it, or mapped memory. Nothing
+//! here knows volumes, blocks the calling thread, or starts one.
+//!
+//! - [`log`]: the ring of records; [`Log::append`] makes changes durable by one device write.
+//! - [`record`]: a record on disk.
+//! - [`replay`]: reading the live records back after [`Log::open`].
+//! - [`group`]: [`GroupCommit`], by which concurrent flushes share one commit.
+//! - [`checkpoint`]: [`CheckpointStore`], two slots of which the newer whole one counts.
+//! - `ring` (pure): which records occupy the region, where the next one goes.
+//! - `recovery` (pure): the decision table of log recovery.
+//! - `scan`: reading the region in large pieces and finding heads of records.
+//!
+//! # What is assumed of the medium
+//! 1. A write with [`Durability::Immediate`](siltstone_device::Durability) that completed survives
+//!    power loss; so does what completed before a flush.
+//! 2. A write that did not complete may leave any subset of its 512-byte sectors, each old or new.
+//! 3. What was durable may still be damaged later, and is then noticed by its CRC-32. A medium that
+//!    forges checksums, or returns old contents of the whole device, is not noticed.
+//! 4. An unreadable block is not a torn one: opening fails and says where.
+//!
+//! # An append, cut at any point
+//! | power is lost                   | the ring holds                                | replayed      |
+//! |---------------------------------|-----------------------------------------------|---------------|
+//! | before the write                | records up to N                               | live ones ..N |
+//! | during the write                | N, and a torn N + 1, or nothing seen of it    | live ones ..N |
+//! | after the write, before the ack | N + 1                                         | .. N + 1      |
+//! | after the ack                   | N + 1                                         | .. N + 1      |
+//!
+//! The write of N + 1 overwrites only records that N itself no longer calls live (see `ring`), so
+//! a torn one takes nothing with it. It is not begun before N is durable, so no hole can arise
+//! but by damage. A trim is durable with the next record; until then its records are replayed
+//! once more, which is harmless: later sequence numbers win.
+//!
+//! A process may also die without power loss, and leave a write in a volatile cache that nobody
+//! saw completed. Opening takes it for durable, hence flushes the device after it has read; else
+//! power loss after N + 2 was acknowledged could still take N + 1 away. Checkpoints do likewise.
+//!
+//! # A checkpoint, cut at any point
+//! | power is lost                                | the slots hold           | recovered |
+//! |----------------------------------------------|--------------------------|-----------|
+//! | before the write (the caller's flush is done)| n, n - 1                 | n         |
+//! | during the write                             | n, torn n + 1            | n         |
+//! | after it                                     | n, n + 1                 | n + 1     |
+//!
+//! The caller flushes before it stores n + 1, so n + 1 never refers to what is not durable; it
+//! frees what only n refers to after `store` returned, so n stays usable until n + 1 counts.
+//!
+//! # Failure is final
+//! After a failed write, a [`Log`], a [`CheckpointStore`] and a [`GroupCommit`] give the same error
+//! to everyone until they are opened again: nothing is retried until it seems to succeed.
+
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod error;
+pub mod group;
+pub mod log;
+pub mod record;
+mod recovery;
+mod region;
+pub mod replay;
+mod ring;
+mod scan;
+
+pub use checkpoint::CheckpointStore;
+pub use error::{CheckpointError, LogDamage, LogError, OpenError, SlotError};
+pub use group::GroupCommit;
+pub use log::{Log, LogStats};
+pub use record::{Change, ChangeBody, LogIdentity, RecordView, record_bytes_for};
+pub use region::Region;
+pub use replay::{Replay, TornTail};
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,345 @@
+use std::{
+    future::Future,
+    pin::pin,
+    task::{Context, Waker},
+};
+
+use siltstone_device::{
+    ByteOffset, Operation, SeededRandom,
+    sim::{Cause, CompletionMode, CrashPolicy, Fault, SimDevice, Times},
+};
+
+use super::*;
+use crate::testing::{IDENTITY, OwnedChange, append, block_on, region, replay_all};
+
+mod crash;
+
+const DEVICE_BYTES: u64 = 32 << 20;
+
+fn open(device: &Arc<SimDevice>, region: Region) -> Result<(Log, Replay), OpenError> {
+    block_on(Log::open(device.clone(), region, IDENTITY))
+}
+
+fn formatted(blocks: u64) -> (Arc<SimDevice>, Region) {
+    let device = SimDevice::new(DEVICE_BYTES);
+    let region = region(1 << 20, blocks);
+    block_on(Log::format(device.clone(), region, IDENTITY)).unwrap();
+    (device, region)
+}
+
+fn change(sequence: u64, blocks: u64) -> OwnedChange {
+    let data = vec![sequence as u8; blocks as usize * BLOCK_BYTES];
+    OwnedChange {
+        layer: 1,
+        address: sequence,
+        len_blocks: blocks as u32,
+        sequence,
+        data: Some(data),
+    }
+}
+
+#[test]
+fn a_formatted_log_is_empty_and_its_blocks_are_written() {
+    let device = SimDevice::new(DEVICE_BYTES);
+    let region = region(1 << 20, 300);
+    device.corrupt(0, &vec![0xee; DEVICE_BYTES as usize]);
+    block_on(Log::format(device.clone(), region, IDENTITY)).unwrap();
+    let end = region.offset.0 + region.len_bytes;
+    assert_eq!(device.peek(region.offset.0 - 1, 1), [0xee]);
+    assert_eq!(device.peek(end, 1), [0xee]);
+    assert!(
+        device
+            .peek(region.offset.0 + BLOCK, (region.len_bytes - BLOCK) as usize)
+            .iter()
+            .all(|&b| b == 0)
+    );
+    let (log, replay) = open(&device, region).unwrap();
+    assert_eq!((replay.records_left(), replay.torn_tail()), (0, None));
+    assert_eq!(log.capacity_bytes(), region.len_bytes);
+    assert!(replay_all(replay).is_empty());
+}
+
+/// A format cut short leaves no log rather than an empty one with old records in it.
+#[test]
+fn a_format_cut_at_any_event_leaves_a_log_or_none() {
+    let (device, region) = formatted(40);
+    let (log, _) = open(&device, region).unwrap();
+    append(&log, &[change(1, 1)]).unwrap();
+    device.forget_history();
+    let other = LogIdentity { first: 1, second: 2 };
+    block_on(Log::format(device.clone(), region, other)).unwrap();
+    let mut random = SeededRandom::new(1);
+    for event in 0..=device.history_len() {
+        let crashed = device.crash_at(event, &mut random);
+        match block_on(Log::open(crashed, region, other)) {
+            Ok((_, replay)) => assert_eq!(replay.records_left(), 0),
+            Err(error) => {
+                assert!(matches!(error, OpenError::NoRecord { .. }), "{error}");
+                assert!(event < device.history_len());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_region_that_does_not_fit_is_refused() {
+    let device = SimDevice::new(1 << 20);
+    let bad = [
+        region(0, 3),
+        region(1 << 20, 8),
+        region(100, 8),
+        region(u64::MAX - 4095, 8),
+        Region { offset: ByteOffset(0), len_bytes: 40_000 },
+    ];
+    for region in bad {
+        let error = block_on(Log::format(device.clone(), region, IDENTITY)).unwrap_err();
+        assert!(matches!(error, OpenError::Region { .. }), "{error}");
+    }
+}
+
+/// A wiped or foreign device is an error: acknowledged data may have been on the right one.
+#[test]
+fn a_log_that_is_not_there_is_an_error() {
+    let (device, region) = formatted(16);
+    let other = LogIdentity { second: 1, ..IDENTITY };
+    let error = block_on(Log::open(device, region, other)).err().unwrap();
+    assert!(matches!(error, OpenError::NoRecord { .. }));
+    let error = open(&SimDevice::new(DEVICE_BYTES), region).err().unwrap();
+    assert!(matches!(error, OpenError::NoRecord { .. }));
+}
+
+#[test]
+fn a_full_log_writes_nothing_until_it_is_trimmed() {
+    let (device, region) = formatted(16);
+    let (log, _) = open(&device, region).unwrap();
+    let mut sequence = 1;
+    while append(&log, &[change(sequence, 2)]).is_ok() {
+        sequence += 1;
+    }
+    let writes = device.counters().writes;
+    let error = append(&log, &[change(sequence, 2)]).unwrap_err();
+    let LogError::Full { needed_bytes, free_bytes } = error else { panic!("{error}") };
+    assert_eq!(needed_bytes, record_bytes_for(1, 2 * BLOCK));
+    assert!(free_bytes < needed_bytes && free_bytes == log.free_bytes());
+    assert_eq!(device.counters().writes, writes);
+    assert_eq!(log.stats().full_events, 2);
+
+    log.trim(Sequence(sequence - 1));
+    let largest = log.max_record_bytes() / BLOCK - 1;
+    append(&log, &[change(sequence, largest)]).unwrap();
+    assert_eq!(log.stats().markers, 1);
+    let error = append(&log, &[change(sequence, largest + 1)]).unwrap_err();
+    assert!(matches!(error, LogError::TooLarge { .. }), "{error}");
+    let (_, replay) = open(&device, region).unwrap();
+    assert_eq!(replay.trimmed_up_to(), Sequence(sequence - 1));
+    assert_eq!(replay_all(replay), [[change(sequence, largest)]]);
+}
+
+#[test]
+fn a_persisted_trim_leaves_nothing_to_replay() {
+    let (device, region) = formatted(16);
+    let (log, _) = open(&device, region).unwrap();
+    append(&log, &[change(1, 1), change(2, 1)]).unwrap();
+    log.trim(Sequence(2));
+    assert_eq!(open(&device, region).unwrap().1.records_left(), 1);
+    block_on(log.persist_trim()).unwrap();
+    block_on(log.persist_trim()).unwrap();
+    assert_eq!(log.stats().markers, 1);
+    let (_, replay) = open(&device, region).unwrap();
+    assert_eq!((replay.records_left(), replay.trimmed_up_to()), (0, Sequence(2)));
+}
+
+/// A record of one write and nothing else: what a small synchronous write costs.
+#[test]
+fn an_append_is_one_immediate_write() {
+    let (device, region) = formatted(16);
+    let (log, _) = open(&device, region).unwrap();
+    let before = device.counters();
+    append(&log, &[change(1, 1)]).unwrap();
+    let after = device.counters();
+    assert_eq!((after.writes - before.writes, after.flushes), (1, before.flushes));
+    assert_eq!(after.written_bytes - before.written_bytes, 8192);
+    assert_eq!(log.stats(), LogStats { records: 1, bytes: 8192, ..LogStats::default() });
+    let crashed =
+        device.crash_with(device.history_len(), CrashPolicy::LoseAll, &mut SeededRandom::new(0));
+    assert_eq!(replay_all(open(&crashed, region).unwrap().1), [[change(1, 1)]]);
+}
+
+fn fail_writes(device: &SimDevice, times: Times) {
+    device.inject(Fault {
+        operation: Operation::Write,
+        range_bytes: 0..u64::MAX,
+        times,
+        cause: Cause::Kind(std::io::ErrorKind::Other),
+    });
+}
+
+#[test]
+fn a_failed_write_is_final() {
+    let (device, region) = formatted(16);
+    let (log, _) = open(&device, region).unwrap();
+    append(&log, &[change(1, 1)]).unwrap();
+    fail_writes(&device, Times::Count(1));
+    log.trim(Sequence(1));
+    for _ in 0..2 {
+        let error = append(&log, &[change(2, 1)]).unwrap_err();
+        assert!(matches!(error, LogError::Failed { record: 3, .. }), "{error}");
+        let error = block_on(log.persist_trim()).unwrap_err();
+        assert!(matches!(error, LogError::Failed { record: 3, .. }), "{error}");
+    }
+    let (log, replay) = open(&device, region).unwrap();
+    assert_eq!(replay_all(replay), [[change(1, 1)]]);
+    append(&log, &[change(2, 1)]).unwrap();
+}
+
+#[test]
+fn a_device_that_fails_is_named_when_opening() {
+    let (device, region) = formatted(16);
+    for operation in [Operation::Read, Operation::Flush] {
+        device.inject(Fault {
+            operation,
+            range_bytes: 0..u64::MAX,
+            times: Times::Count(1),
+            cause: Cause::Kind(std::io::ErrorKind::Other),
+        });
+        let error = open(&device, region).err().unwrap();
+        assert!(matches!(error, OpenError::Device(_)), "{error}");
+    }
+    open(&device, region).unwrap();
+}
+
+/// Damage to what was acknowledged is an error that names record and place; damage to the newest
+/// record looks torn and is reported; damage to the dead is none.
+#[test]
+fn damage_in_the_chain_is_named() {
+    let (device, region) = formatted(32);
+    let (log, _) = open(&device, region).unwrap();
+    for sequence in 1..=5 {
+        append(&log, &[change(sequence, 1)]).unwrap();
+        log.trim(Sequence(u64::from(sequence >= 4)));
+    }
+    // Records 2..=6 at blocks 1, 3, 5, 7, 9; 3..=6 are live.
+    for (record, block) in [(2, 1), (3, 3), (4, 5), (5, 7), (6, 9)] {
+        for byte in [0, 50, 5000] {
+            let damaged = device.snapshot();
+            damaged.flip_bit(region.offset.0 + block * BLOCK + byte, 3);
+            match (record, open(&damaged, region)) {
+                (2, Ok((_, replay))) => assert_eq!(replay.records_left(), 4),
+                (6, Ok((_, replay))) => {
+                    assert_eq!(replay.torn_tail().is_some(), byte == 5000);
+                    // Record 5 was written before the trim: it calls record 2 live.
+                    assert_eq!(replay.records_left(), 4);
+                }
+                (_, Err(OpenError::Damaged { record: named, offset, damage })) => {
+                    assert_eq!(named, record);
+                    assert_eq!(offset, region.offset.plus(block * BLOCK));
+                    let head_is_broken = byte < 104;
+                    let expected =
+                        if head_is_broken { LogDamage::Missing } else { LogDamage::NotWhole };
+                    assert_eq!(damage, expected);
+                }
+                (_, other) => panic!("record {record}: {:?}", other.err()),
+            }
+        }
+    }
+}
+
+/// The log counts what it read as durable, and so must the medium: a process dies after its write
+/// reached a volatile cache, the next one opens, appends, and only then the power goes.
+#[test]
+fn what_was_replayed_survives_the_next_power_cut() {
+    let (device, region) = formatted(16);
+    let label = RecordLabel {
+        number: 2,
+        address: region.offset.plus(BLOCK),
+        trimmed: Sequence(0),
+        oldest_live: 2,
+        oldest_live_address: region.offset.plus(BLOCK),
+    };
+    let first = change(1, 1);
+    let record = record::encode(&BufferPool::new(0), &IDENTITY, &label, &[first.borrow()]);
+    block_on(request::write(&*device, label.address, record, Durability::Flush)).unwrap();
+    let (log, replay) = open(&device, region).unwrap();
+    assert_eq!(replay.records_left(), 1);
+    append(&log, &[change(2, 1)]).unwrap();
+    let crashed =
+        device.crash_with(device.history_len(), CrashPolicy::LoseAll, &mut SeededRandom::new(0));
+    assert_eq!(replay_all(open(&crashed, region).unwrap().1), [[first], [change(2, 1)]]);
+}
+
+/// Dropping an append's future neither stops the log nor lets a second write overtake the first.
+#[test]
+fn a_dropped_append_is_finished_and_counted() {
+    for seed in 0..20 {
+        let (device, region) = formatted(64);
+        let (log, _) = open(&device, region).unwrap();
+        device.set_completion_mode(CompletionMode::Shuffled { seed });
+        for sequence in 1..10 {
+            let dropped = change(sequence, 1);
+            let changes = [dropped.borrow()];
+            let mut future = pin!(log.append(&changes));
+            let _ = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        }
+        append(&log, &[change(20, 1)]).unwrap();
+        device.set_completion_mode(CompletionMode::Inline);
+        let replayed = replay_all(open(&device, region).unwrap().1);
+        assert_eq!(replayed.last().unwrap(), &[change(20, 1)]);
+        assert_eq!(replayed.len() as u64, log.stats().records);
+    }
+}
+
+/// Appends from many threads, on a device that completes when it likes, are all there.
+#[test]
+fn concurrent_appends_are_all_replayed() {
+    const THREADS: u64 = 4;
+    const APPENDS: u64 = 50;
+    let (device, region) = formatted(4 * THREADS * APPENDS);
+    let (log, _) = open(&device, region).unwrap();
+    device.set_completion_mode(CompletionMode::Shuffled { seed: 5 });
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let log = &log;
+            scope.spawn(move || {
+                for index in 0..APPENDS {
+                    append(log, &[change(1 + thread * APPENDS + index, 1)]).unwrap();
+                }
+            });
+        }
+    });
+    drop(log);
+    device.set_completion_mode(CompletionMode::Inline);
+    let mut replayed = replay_all(open(&device, region).unwrap().1).concat();
+    replayed.sort_by_key(|change| change.sequence);
+    assert!(replayed.iter().eq(&(1..=THREADS * APPENDS).map(|s| change(s, 1)).collect::<Vec<_>>()));
+}
+
+/// Records larger than one read, in a region larger than the read-ahead, wrapping.
+#[test]
+fn large_records_are_read_back_over_many_reads() {
+    let (device, region) = formatted(5000);
+    let (log, _) = open(&device, region).unwrap();
+    let mut random = SeededRandom::new(3);
+    let mut live = VecDeque::new();
+    for sequence in 1..60 {
+        let record = vec![OwnedChange::random(&mut random, sequence, 1000)];
+        while append(&log, &record).is_err() {
+            let oldest: Vec<OwnedChange> = live.pop_front().unwrap();
+            log.trim(Sequence(oldest[0].sequence));
+        }
+        live.push_back(record);
+    }
+    let (_, replay) = open(&device, region).unwrap();
+    assert!(replay_all(replay).ends_with(live.make_contiguous()));
+}
+
+#[test]
+fn futures_may_move_between_threads() {
+    fn assert_send<T: Send>(_: &T) {}
+    let (device, region) = formatted(16);
+    let opening = Log::open(device.clone(), region, IDENTITY);
+    assert_send(&opening);
+    let (log, mut replay) = block_on(opening).unwrap();
+    assert_send(&log.append(&[]));
+    assert_send(&replay.next_record());
+    assert_send(&Log::format(device, region, IDENTITY));
+}
