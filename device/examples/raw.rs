@@ -1,9 +1,9 @@
 //! How fast a device is through this crate, for comparison with other programs.
 //!
-//! `cargo run --release -p siltstone-device --example raw -- FILE [--threads] [--buffered]`
+//! `cargo run --release -p siltstone-device --example raw -- FILE [--threads] [--buffered] [--only=PART]`
 //!
-//! FILE is created with 1 GiB if it does not exist, filled once, and overwritten. Each line runs
-//! for a second. "Chained" requests are submitted by the completion of the one before, as an
+//! FILE is created with 1 GiB if it does not exist, filled, and overwritten. Each line runs for a
+//! second; `--only` chooses lines whose name contains PART, and does not fill the file. "Chained" requests are submitted by the completion of the one before, as an
 //! engine does; "waiting" ones by a caller that blocks on each.
 
 use std::{
@@ -136,7 +136,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
     let path = arguments.iter().find(|argument| !argument.starts_with("--"));
-    let path = Path::new(path.ok_or("usage: raw FILE [--threads] [--buffered]")?);
+    let path = Path::new(path.ok_or("usage: raw FILE [--threads] [--buffered] [--only=PART]")?);
     let access = match path.exists() {
         true => Access::Open,
         false => Access::Create { size_bytes: FILE_BYTES },
@@ -147,6 +147,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = file::open(path, &options)?;
     println!("{} {} direct: {}", path.display(), device.engine_name(), device.is_direct());
     let device: Arc<dyn Device> = device;
+    let only = arguments.iter().find_map(|argument| argument.strip_prefix("--only="));
+    if let Some(part) = only {
+        for load in LOADS.into_iter().filter(|load| load.name.contains(part)) {
+            measure(&device, load)?;
+        }
+        return Ok(());
+    }
     let mut buffer = AlignedBuffer::zeroed(1 << 20);
     SeededRandom::new(3).fill(&mut buffer);
     for offset in (0..FILE_BYTES).step_by(1 << 20) {

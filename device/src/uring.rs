@@ -43,6 +43,11 @@ const MAX_DEPTH: u32 = 4096;
 const MAX_TRANSFER_BYTES: usize = 1 << 30;
 /// How often the kernel may ask for a request to be tried again before that is an error.
 const MAX_RETRIES: u32 = 10_000;
+/// Completions that are told before what they submitted goes to the kernel. A device that is given
+/// all its work at once and reports all of it at once is idle while the completions run. Random
+/// reads at depth 32 on a virtio disk, median of five: rounds of 2, 4, 8, 16 and without limit
+/// give 58, 55, 48, 42 and 45 thousand a second; 4 needs half the system calls of 2.
+const COMPLETIONS_A_ROUND: usize = 4;
 /// Marks the completion of the eventfd's read; slots are numbered from 0.
 const WAKE: u64 = u64::MAX;
 /// The only registered file.
@@ -238,9 +243,13 @@ impl RingThread {
         pushed.expect("the ring has an entry for every slot and one for the wake-up");
     }
 
-    /// Gives the kernel what was pushed, and waits until something has completed.
-    fn submit_and_wait(&self) {
-        match self.ring.submit_and_wait(1) {
+    /// Gives the kernel what was pushed, and waits until there is a completion to reap.
+    fn submit_and_wait(&mut self) {
+        let has_completions = !self.ring.completion().is_empty();
+        if has_completions && self.ring.submission().is_empty() {
+            return;
+        }
+        match self.ring.submit_and_wait(usize::from(!has_completions)) {
             Ok(_) => {}
             // Busy: completions must be reaped first; again: the kernel is short of memory.
             // Either way nothing was lost, and the next round tries again.
@@ -253,7 +262,7 @@ impl RingThread {
     }
 
     fn reap(&mut self) {
-        for entry in self.ring.completion() {
+        for entry in self.ring.completion().take(COMPLETIONS_A_ROUND) {
             if entry.user_data() == WAKE {
                 self.wake_armed = false;
                 continue;

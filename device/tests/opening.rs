@@ -9,7 +9,7 @@ use siltstone_device::{
     AlignedBuffer, ByteOffset, Device, DeviceError, Durability,
     file::{self, Access, FileDevice, FileOptions, IoEngine},
     mapped,
-    request::{read, write},
+    request::{discard, flush, read, write},
 };
 
 fn directory() -> tempfile::TempDir {
@@ -126,5 +126,36 @@ fn the_engine_is_what_was_asked_for() {
             assert_eq!(device.engine_name(), name);
             assert!(direct || !device.is_direct());
         }
+    }
+}
+
+/// Needs a block device whose contents may be destroyed, so it runs only when told of one:
+/// `SILTSTONE_TEST_BLOCK_DEVICE=/dev/loop0 cargo test -p siltstone-device -- --ignored block_device`
+#[test]
+#[ignore = "needs a block device"]
+fn a_block_device_is_taken_whole_or_in_part() {
+    let path = std::env::var_os("SILTSTONE_TEST_BLOCK_DEVICE").unwrap();
+    let path = Path::new(&path);
+    let whole_bytes = open(path, Access::Create { size_bytes: 0 }).unwrap().size_bytes();
+    assert!(whole_bytes >= 1 << 20);
+    let error = open(path, Access::Create { size_bytes: whole_bytes + 4096 }).unwrap_err();
+    assert!(matches!(error, DeviceError::TooSmall { .. }), "{error}");
+    for engine in [IoEngine::Uring, IoEngine::Threads] {
+        let access = Access::Create { size_bytes: 1 << 20 };
+        let options = FileOptions { access, engine, ..FileOptions::default() };
+        let device = file::open(path, &options).unwrap();
+        assert!(device.is_block_device() && device.is_direct());
+        assert_eq!(device.size_bytes(), 1 << 20);
+        assert!(matches!(device.set_size(2 << 20).unwrap_err(), DeviceError::TooSmall { .. }));
+        let second = open(path, Access::Open).unwrap_err();
+        assert!(matches!(second, DeviceError::Locked { .. }), "{second}");
+        let data = AlignedBuffer::from_bytes(&[7; 8192]);
+        block_on(write(&*device, ByteOffset(0), data, Durability::Immediate)).unwrap();
+        block_on(discard(&*device, ByteOffset(4096), 4096)).unwrap();
+        block_on(flush(&*device)).unwrap();
+        let buffer = AlignedBuffer::zeroed(8192);
+        let data = block_on(read(&*device, ByteOffset(0), buffer)).unwrap();
+        assert_eq!(data[..4096], [7; 4096]);
+        assert!(data[4096..] == [7; 4096] || data[4096..] == [0; 4096]);
     }
 }
