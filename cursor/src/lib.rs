@@ -1,1 +1,62 @@
-//! Placeholder.
+//! The map: (layer, address) -> place of a block, as a log-structured merge of immutable patches.
+//!
+//! Changes go to a memtable ([`Map::publish`]). A checkpoint freezes it ([`Map::freeze`]) and
+//! writes it as a patch ([`Map::write_frozen`]): sorted 24-byte entries in checksummed pages with
+//! a fence index, appended to metadata segments. In the background, patches are merged
+//! ([`Map::merge_step`], one bounded step at a time) into levels, each several times the one
+//! above; superseded entries are dropped there. What there is to remember of all this is the
+//! [`Manifest`], which the engine stores in its checkpoints; what became of segments is told by
+//! [`Edit`]s.
+//!
+//! A lookup ([`Map::lookup`]) asks memtables and patches from newest to oldest, for a layer and
+//! then its ancestors. A cursor ([`Map::cursor`]) merges them all in order, reading ahead within
+//! a memory budget.
+//!
+//! From the bottom up:
+//! - [`extent`]: what the map says about runs of blocks; `entry`: the same on disk.
+//! - `page`: 4 KiB of entries; `page_cache`, `page_store`: reading pages, verified once.
+//! - `patch`: an immutable sorted run; `patch_writer`: how one is written.
+//! - `prefetch`: reads a sequence of patches ahead of its reader.
+//! - `merge`: many sorted inputs become one in which the newest wins.
+//! - `memtable`, `lookup`, [`cursor`]: the readers' side.
+//! - [`policy`]: which patches to merge next, pure; `maintain`: doing it.
+//! - [`manifest`], [`space`]: what the checkpoint stores, and who owns which segment.
+//! - [`verify`]: everything checked, for the engine's `check`.
+//!
+//! Every page says what and where it is, and its parent vouches for its checksum: damaged,
+//! misdirected, lost and stale pages are errors that name patch and address ([`MapError`]).
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod cursor;
+mod entry;
+pub mod error;
+pub mod extent;
+mod lookup;
+mod maintain;
+pub mod manifest;
+pub mod map;
+mod memtable;
+mod merge;
+mod page;
+mod page_cache;
+mod page_store;
+mod patch;
+mod patch_writer;
+pub mod policy;
+mod prefetch;
+pub mod space;
+pub mod stats;
+pub mod verify;
+
+pub use cursor::{Cursor, ExtentCursor};
+pub use error::{MapError, PageError};
+pub use extent::{Extent, Key, MAX_BLOCKS, Run, Target};
+pub use manifest::{Manifest, ManifestError};
+pub use map::{Map, MapConfig, SequenceRun};
+pub use patch::PageExtent;
+pub use policy::Limits;
+pub use space::{Edit, LayerState, SegmentGeometry, SegmentSource};
+pub use stats::MapStats;
+pub use verify::VerifyReport;

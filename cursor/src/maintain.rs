@@ -1,0 +1,280 @@
+//! What the checkpointer does to the map: memtables become patches, patches are merged.
+//!
+//! Both are one kind of work: merge sorted inputs, leave out what nothing can read any more,
+//! write the rest as patches, and exchange the version. Until that exchange nothing has changed;
+//! an operation that fails is abandoned and can be tried again.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use parking_lot::RwLock;
+use siltstone_device::LayerId;
+
+use crate::{
+    error::MapError,
+    extent::{Coalescer, Extent, Key, Target},
+    lookup::Snapshot,
+    map::{Map, Shared},
+    memtable::Memtable,
+    merge::{Input, MemtableReader, Merge},
+    patch::{Patch, Version},
+    patch_writer::{PatchWriter, Written},
+    policy::{self, Decision, Job},
+    prefetch::PatchReader,
+    space::{Edit, LayerState, SegmentSource},
+};
+
+/// Leaf pages that a merge reads ahead in each input.
+const READ_AHEAD_PAGES: usize = 128;
+
+/// Held by the one thread that changes patches.
+struct Maintenance<'a> {
+    shared: &'a Shared,
+}
+
+impl<'a> Maintenance<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        let taken = shared.maintained.swap(true, Ordering::Acquire);
+        assert!(!taken, "one thread at a time freezes, writes and merges");
+        Self { shared }
+    }
+}
+
+impl Drop for Maintenance<'_> {
+    fn drop(&mut self) {
+        self.shared.maintained.store(false, Ordering::Release);
+    }
+}
+
+/// Where the outcome of a merge goes, and what may be left out of it.
+struct Outcome<'a> {
+    level: u8,
+    /// Stop after about so many pages read or written.
+    max_pages: u64,
+    version: &'a Version,
+    layers: &'a dyn Fn(LayerId) -> LayerState,
+}
+
+/// What a merge wrote, and how far it came: everything before `cut`, or everything.
+struct Merged {
+    written: Written,
+    cut: Option<Key>,
+}
+
+impl Map {
+    /// Makes the active memtable the frozen one, which stays visible, and begins a new one.
+    /// False if the active memtable is empty.
+    ///
+    /// # Panics
+    /// If there is a frozen memtable already: [`write_frozen`](Self::write_frozen) comes first.
+    pub fn freeze(&self) -> bool {
+        let _maintenance = Maintenance::begin(&self.shared);
+        let mut current = self.shared.current.write();
+        if current.active.read().len() == 0 {
+            return false;
+        }
+        assert!(current.frozen.is_none(), "one memtable at a time is frozen");
+        *current = Arc::new(Snapshot {
+            active: Arc::default(),
+            frozen: Some(current.active.clone()),
+            version: current.version.clone(),
+        });
+        true
+    }
+
+    /// Whether there is a frozen memtable that waits to be written.
+    #[must_use]
+    pub fn has_frozen(&self) -> bool {
+        self.shared.current.read().frozen.is_some()
+    }
+
+    /// Writes the frozen memtable as patches, which take its place. Without one, does nothing.
+    ///
+    /// # Errors
+    /// [`MapError::NoSpace`], or a device failure: the frozen memtable is then still there.
+    pub async fn write_frozen(
+        &self,
+        source: &mut dyn SegmentSource,
+        layers: &dyn Fn(LayerId) -> LayerState,
+    ) -> Result<Edit, MapError> {
+        let _maintenance = Maintenance::begin(&self.shared);
+        let snapshot = self.shared.snapshot();
+        let Some(frozen) = &snapshot.frozen else { return Ok(Edit::default()) };
+        let mut edit = Edit::default();
+        let merge = merge_of_memtable(frozen);
+        let outcome = Outcome { level: 0, max_pages: u64::MAX, version: &snapshot.version, layers };
+        let merged = self.shared.rewrite(merge, &[false], &outcome, source, &mut edit).await?;
+        let outputs = merged.written.patches.iter().cloned().map(Arc::new);
+        let patches = snapshot.version.patches().cloned().chain(outputs);
+        let version = Version::new(snapshot.version.number + 1, patches);
+        Ok(self.shared.install(&snapshot.version, version, Some(merged.written), true, edit))
+    }
+
+    /// Does one bounded piece of the merging that the policy wants, reading or writing about
+    /// `max_pages` pages; `None` if it wants none. Steps of some thousand pages keep patches
+    /// large; smaller ones are correct, but leave more and smaller patches.
+    ///
+    /// # Errors
+    /// [`MapError::NoSpace`], a device failure, or a damaged page: nothing has changed then.
+    pub async fn merge_step(
+        &self,
+        source: &mut dyn SegmentSource,
+        layers: &dyn Fn(LayerId) -> LayerState,
+        max_pages: usize,
+    ) -> Result<Option<Edit>, MapError> {
+        let _maintenance = Maintenance::begin(&self.shared);
+        let snapshot = self.shared.snapshot();
+        let old = &snapshot.version;
+        let is_dead = |layer| layers(layer) == LayerState::Dead;
+        let Some(decision) = policy::decide(old, &self.shared.limits, &is_dead) else {
+            return Ok(None);
+        };
+        let mut edit = Edit::default();
+        let job = match decision {
+            Decision::Move(patch) => {
+                self.shared.counters.moves.fetch_add(1, Ordering::Relaxed);
+                let version = old.with_moved(&patch);
+                return Ok(Some(self.shared.install(old, version, None, false, edit)));
+            }
+            Decision::Merge(job) => job,
+        };
+        self.shared.counters.merges.fetch_add(1, Ordering::Relaxed);
+        let merge = merge_of_job(&self.shared, &job);
+        let outcome =
+            Outcome { level: job.output_level, max_pages: max_pages as u64, version: old, layers };
+        let counted = vec![true; job.sources.len() + 1];
+        let merged = self.shared.rewrite(merge, &counted, &outcome, source, &mut edit).await?;
+        let version = policy::apply(old, &job, merged.cut, merged.written.patches.clone());
+        Ok(Some(self.shared.install(old, version, Some(merged.written), false, edit)))
+    }
+}
+
+fn merge_of_memtable(frozen: &Arc<RwLock<Memtable>>) -> Merge {
+    let reader = MemtableReader::new(frozen.clone(), Key::MIN, Key::MAX);
+    Merge::new(vec![Input::Memtable(reader)], false)
+}
+
+/// Each source is an input of its own, since they may overlap; the targets together are the last.
+fn merge_of_job(shared: &Shared, job: &Job) -> Merge {
+    let reader = |patches: &[Arc<Patch>]| {
+        let (store, patches) = (shared.store.clone(), patches.to_vec().into_iter());
+        let reader = PatchReader::new(store, patches, Key::MIN, Key::MAX, READ_AHEAD_PAGES);
+        Input::Patches(Box::new(reader))
+    };
+    let sources = job.sources.iter().map(|patch| reader(std::slice::from_ref(patch)));
+    Merge::new(sources.chain([reader(&job.targets)]).collect(), false)
+}
+
+impl Shared {
+    /// Merges, filters and writes. `counted` says which inputs are patches, whose entries count
+    /// as references until they are consumed.
+    async fn rewrite(
+        &self,
+        mut merge: Merge,
+        counted: &[bool],
+        outcome: &Outcome<'_>,
+        source: &mut dyn SegmentSource,
+        edit: &mut Edit,
+    ) -> Result<Merged, MapError> {
+        let at = self.append.lock().clone();
+        let patch_pages = self.limits.patch_pages;
+        let mut writer = PatchWriter::new(&self.store, source, at, outcome.level, patch_pages);
+        match write_merged(&mut merge, counted, outcome, &mut writer, edit).await {
+            Ok(cut) => Ok(Merged { written: writer.finish(), cut }),
+            Err(error) => {
+                *self.append.lock() = writer.abandon().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Exchanges the version that readers see, and completes the edit.
+    fn install(
+        &self,
+        old: &Version,
+        new: Version,
+        written: Option<Written>,
+        frozen_is_written: bool,
+        mut edit: Edit,
+    ) -> Edit {
+        for (version, sign) in [(old, -1), (&new, 1)] {
+            for patch in version.patches() {
+                edit.count_pages(&patch.pages, sign);
+                edit.entries += sign * patch.entries as i64;
+            }
+        }
+        if let Some(written) = written {
+            let mut append = self.append.lock();
+            edit.move_open(append.tail.segment, written.at.tail.segment);
+            edit.pages_written = written.pages;
+            self.counters.pages_written.fetch_add(written.pages, Ordering::Relaxed);
+            *append = written.at;
+        }
+        let mut current = self.current.write();
+        *current = Arc::new(Snapshot {
+            active: current.active.clone(),
+            frozen: if frozen_is_written { None } else { current.frozen.clone() },
+            version: Arc::new(new),
+        });
+        edit.settle()
+    }
+}
+
+/// Writes what `merge` yields and `outcome` keeps; returns where it stopped, if before the end.
+async fn write_merged(
+    merge: &mut Merge,
+    counted: &[bool],
+    outcome: &Outcome<'_>,
+    writer: &mut PatchWriter<'_>,
+    edit: &mut Edit,
+) -> Result<Option<Key>, MapError> {
+    let mut joined = Coalescer::default();
+    let mut layer_state = None;
+    let cut = loop {
+        let next = merge.next(|input, piece| {
+            if counted[input] {
+                edit.count_blocks(piece, -1);
+            }
+        });
+        let Some(extent) = next.await? else { break None };
+        let end = extent.end();
+        let state = match layer_state {
+            Some((layer, state)) if layer == extent.layer => state,
+            _ => (outcome.layers)(extent.layer),
+        };
+        layer_state = Some((extent.layer, state));
+        if outcome.keeps(&extent, state)
+            && let Some(extent) = joined.push(extent)
+        {
+            edit.count_blocks(&extent, 1);
+            writer.push(extent).await?;
+        }
+        if merge.pages_consumed().max(writer.pages_written()) >= outcome.max_pages.max(1) {
+            break Some(end);
+        }
+    };
+    if let Some(extent) = joined.finish() {
+        edit.count_blocks(&extent, 1);
+        writer.push(extent).await?;
+    }
+    writer.complete().await?;
+    Ok(cut)
+}
+
+impl Outcome<'_> {
+    /// Whether anybody can miss the extent.
+    fn keeps(&self, extent: &Extent, state: LayerState) -> bool {
+        match (state, extent.target) {
+            (LayerState::Dead, _) => false,
+            (LayerState::Child, _) | (LayerState::Root, Target::Stored(_)) => true,
+            // A hole over nothing says nothing.
+            (LayerState::Root, Target::Hole) => {
+                let (start, end) = (extent.start(), extent.end());
+                let from_memtable = self.level == 0;
+                let version = self.version;
+                version.overlaps_below(usize::from(self.level), start, end)
+                    || from_memtable
+                        && version.newest().iter().any(|patch| patch.overlaps(start, end))
+            }
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Pages of patches: 4 KiB of sorted entries under the common header.
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 0..40 | [`header`](siltstone_device::header): leaf or fence, pool, own address; sequence = patch |
+//! | 40..42 | number of entries |
+//! | 42 | height: 0 in a leaf, one more than its children's in a fence page |
+//! | 43..48 | zero |
+//! | 48.. | entries, 24 bytes each; then zeros |
+//!
+//! A fence page names each child by its first key, address and checksum, so that the root's
+//! checksum in the manifest vouches for the whole patch, against lost writes as well.
+
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, ByteOffset,
+    header::{self, HEADER_BYTES, Identity, Kind},
+};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U16, U32},
+};
+
+use crate::{
+    entry::{ENTRY_BYTES, FenceEntry, LeafEntry},
+    error::PageError,
+    extent::{Key, MAX_BLOCKS},
+};
+
+/// Bytes of a page.
+pub(crate) const PAGE_BYTES: usize = BLOCK_BYTES;
+/// The layout's version.
+const VERSION: u16 = 1;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct PageHead {
+    count: U16,
+    height: u8,
+    reserved: [u8; 5],
+}
+
+const ENTRIES_START: usize = HEADER_BYTES + size_of::<PageHead>();
+const _: () = assert!(ENTRIES_START == 48);
+/// Entries that fit in a page.
+pub(crate) const ENTRIES_PER_PAGE: usize = (PAGE_BYTES - ENTRIES_START) / ENTRY_BYTES;
+const _: () = assert!(ENTRIES_PER_PAGE == 168);
+const CHECKSUM_FIELD: std::ops::Range<usize> = 8..12;
+
+/// A page and all that is known about it before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageRef {
+    /// Where it is.
+    pub(crate) address: ByteOffset,
+    /// The patch it belongs to.
+    pub(crate) patch: u64,
+    /// The checksum in its header.
+    pub(crate) checksum: u32,
+    /// 0 for a leaf.
+    pub(crate) height: u8,
+}
+
+fn kind(height: u8) -> Kind {
+    if height == 0 { Kind::PatchLeaf } else { Kind::PatchFence }
+}
+
+/// Fills `bytes` with a page of `count` encoded entries; returns its checksum.
+fn build(bytes: &mut [u8], entries: &[u8], count: usize, pool: u64, page: PageRef) -> u32 {
+    assert!(bytes.len() == PAGE_BYTES && (1..=ENTRIES_PER_PAGE).contains(&count));
+    let head = PageHead { count: U16::new(count as u16), height: page.height, reserved: [0; 5] };
+    bytes[HEADER_BYTES..ENTRIES_START].copy_from_slice(head.as_bytes());
+    bytes[ENTRIES_START..][..entries.len()].copy_from_slice(entries);
+    bytes[ENTRIES_START + entries.len()..].fill(0);
+    let identity =
+        Identity { kind: kind(page.height), version: VERSION, pool, address_bytes: page.address.0 };
+    header::seal(bytes, &identity, page.patch);
+    checksum(bytes)
+}
+
+/// Fills `bytes` with a leaf page; returns its checksum (`page.checksum` is not looked at).
+pub(crate) fn build_leaf(bytes: &mut [u8], entries: &[LeafEntry], pool: u64, page: PageRef) -> u32 {
+    build(bytes, entries.as_bytes(), entries.len(), pool, page)
+}
+
+/// Fills `bytes` with a fence page; returns its checksum (`page.checksum` is not looked at).
+pub(crate) fn build_fence(
+    bytes: &mut [u8],
+    entries: &[FenceEntry],
+    pool: u64,
+    page: PageRef,
+) -> u32 {
+    build(bytes, entries.as_bytes(), entries.len(), pool, page)
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    U32::read_from_bytes(&bytes[CHECKSUM_FIELD]).expect("four bytes").get()
+}
+
+/// Checks that `bytes` are the page that `page` names, whole and well formed; returns the number
+/// of its entries.
+pub(crate) fn verify(bytes: &[u8], page: &PageRef, pool: u64) -> Result<usize, PageError> {
+    assert_eq!(bytes.len(), PAGE_BYTES);
+    let identity =
+        Identity { kind: kind(page.height), version: VERSION, pool, address_bytes: page.address.0 };
+    let header = header::verify(bytes, &identity)?;
+    if header.sequence.get() != page.patch {
+        return Err(PageError::WrongPatch { found: header.sequence.get() });
+    }
+    let found = header.checksum.get();
+    if found != page.checksum {
+        return Err(PageError::Stale { expected: page.checksum, found });
+    }
+    let (head, _) = PageHead::read_from_prefix(&bytes[HEADER_BYTES..]).expect("pages are longer");
+    let (count, length_bytes) = (head.count.get(), header.length_bytes.get());
+    if length_bytes as usize != PAGE_BYTES
+        || head.height != page.height
+        || !(1..=ENTRIES_PER_PAGE).contains(&usize::from(count))
+    {
+        return Err(PageError::Head { height: head.height, count, length_bytes });
+    }
+    let count = usize::from(count);
+    let bad = if page.height == 0 {
+        first_bad_leaf_entry(leaf_entries(bytes, count))
+    } else {
+        first_bad_fence_entry(fence_entries(bytes, count))
+    };
+    bad.map_or(Ok(count), |index| Err(PageError::Entry { index }))
+}
+
+fn first_bad_leaf_entry(entries: &[LeafEntry]) -> Option<usize> {
+    let mut end = Key::MIN;
+    entries.iter().position(|entry| {
+        let bad = !entry.is_valid() || entry.key() < end;
+        end = if bad { end } else { entry.extent().end() };
+        bad
+    })
+}
+
+fn first_bad_fence_entry(entries: &[FenceEntry]) -> Option<usize> {
+    let mut last = None;
+    entries.iter().position(|entry| {
+        let key = entry.key();
+        let bad = last.is_some_and(|last| key <= last)
+            || key.address.0 >= MAX_BLOCKS
+            || !entry.page().0.is_multiple_of(PAGE_BYTES as u64);
+        last = Some(key);
+        bad
+    })
+}
+
+/// The entries of a verified leaf page.
+#[inline]
+pub(crate) fn leaf_entries(bytes: &[u8], count: usize) -> &[LeafEntry] {
+    <[LeafEntry]>::ref_from_bytes(&bytes[ENTRIES_START..][..count * ENTRY_BYTES])
+        .expect("a whole number of unaligned entries")
+}
+
+/// The entries of a verified fence page.
+#[inline]
+pub(crate) fn fence_entries(bytes: &[u8], count: usize) -> &[FenceEntry] {
+    <[FenceEntry]>::ref_from_bytes(&bytes[ENTRIES_START..][..count * ENTRY_BYTES])
+        .expect("a whole number of unaligned entries")
+}
+
+/// A verified page in memory.
+pub(crate) struct Page {
+    reference: PageRef,
+    count: usize,
+    bytes: AlignedBuffer,
+}
+
+impl Page {
+    /// The page in `bytes`, if it is the one expected.
+    pub(crate) fn new(bytes: AlignedBuffer, page: PageRef, pool: u64) -> Result<Self, PageError> {
+        let count = verify(&bytes, &page, pool)?;
+        Ok(Self { reference: page, count, bytes })
+    }
+
+    pub(crate) fn reference(&self) -> &PageRef {
+        &self.reference
+    }
+
+    /// The entries of a leaf page.
+    #[inline]
+    pub(crate) fn leaf(&self) -> &[LeafEntry] {
+        assert_eq!(self.reference.height, 0);
+        leaf_entries(&self.bytes, self.count)
+    }
+
+    /// The entries of a fence page.
+    #[inline]
+    pub(crate) fn fence(&self) -> &[FenceEntry] {
+        assert_ne!(self.reference.height, 0);
+        fence_entries(&self.bytes, self.count)
+    }
+
+    /// A fence page's child.
+    #[inline]
+    pub(crate) fn child(&self, index: usize) -> PageRef {
+        let entry = &self.fence()[index];
+        PageRef {
+            address: entry.page(),
+            patch: self.reference.patch,
+            checksum: entry.checksum(),
+            height: self.reference.height - 1,
+        }
+    }
+
+    /// The position of the child that covers `key`: the last that starts at or before it, or
+    /// the first if `key` lies before all.
+    #[inline]
+    pub(crate) fn child_index(&self, key: Key) -> usize {
+        self.fence().partition_point(|entry| entry.key() <= key).saturating_sub(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extent::{Extent, Target};
+    use siltstone_device::{BlockAddress, LayerId, Place, SegmentId};
+
+    const POOL: u64 = 5;
+
+    fn entries(count: usize) -> Vec<LeafEntry> {
+        (0..count as u64)
+            .map(|i| {
+                LeafEntry::encode(&Extent {
+                    layer: LayerId(1),
+                    address: BlockAddress(i * 4),
+                    len_blocks: 3,
+                    target: Target::Stored(Place::new(SegmentId(2), 4096, i as u8 % 60)),
+                })
+            })
+            .collect()
+    }
+
+    fn page_ref(height: u8) -> PageRef {
+        PageRef { address: ByteOffset(8192), patch: 9, checksum: 0, height }
+    }
+
+    fn leaf() -> (Vec<u8>, PageRef) {
+        let mut bytes = vec![0xee; PAGE_BYTES];
+        let checksum = build_leaf(&mut bytes, &entries(100), POOL, page_ref(0));
+        (bytes, PageRef { checksum, ..page_ref(0) })
+    }
+
+    fn fence() -> (Vec<u8>, PageRef) {
+        let children: Vec<_> = (0..168)
+            .map(|i| FenceEntry::new(Key::new(LayerId(i / 50), u64::from(i)), ByteOffset(4096), i))
+            .collect();
+        let mut bytes = vec![0xee; PAGE_BYTES];
+        let checksum = build_fence(&mut bytes, &children, POOL, page_ref(1));
+        (bytes, PageRef { checksum, ..page_ref(1) })
+    }
+
+    #[test]
+    fn a_page_survives_encoding() {
+        let (bytes, page) = leaf();
+        assert_eq!(verify(&bytes, &page, POOL), Ok(100));
+        assert_eq!(leaf_entries(&bytes, 100).as_bytes(), entries(100).as_bytes());
+        let (bytes, page) = fence();
+        assert_eq!(verify(&bytes, &page, POOL), Ok(168));
+        assert_eq!(fence_entries(&bytes, 168)[167].key(), Key::new(LayerId(3), 167));
+    }
+
+    #[test]
+    fn every_flipped_byte_is_an_error() {
+        for (bytes, page) in [leaf(), fence()] {
+            for index in 0..bytes.len() {
+                let mut bytes = bytes.clone();
+                bytes[index] ^= 0x10;
+                assert!(verify(&bytes, &page, POOL).is_err(), "byte {index}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_patch_or_generation_is_refused() {
+        let (bytes, page) = leaf();
+        let other = PageRef { patch: 10, ..page };
+        assert_eq!(verify(&bytes, &other, POOL), Err(PageError::WrongPatch { found: 9 }));
+        let other = PageRef { checksum: 1, ..page };
+        assert!(matches!(verify(&bytes, &other, POOL), Err(PageError::Stale { .. })));
+        let other = PageRef { height: 1, ..page };
+        assert!(matches!(verify(&bytes, &other, POOL), Err(PageError::Header(_))));
+        let other = PageRef { address: ByteOffset(4096), ..page };
+        assert!(matches!(verify(&bytes, &other, POOL), Err(PageError::Header(_))));
+    }
+
+    #[test]
+    fn entries_out_of_order_are_refused_even_under_a_good_checksum() {
+        let mut swapped = entries(100);
+        swapped.swap(40, 41);
+        let mut bytes = vec![0; PAGE_BYTES];
+        let checksum = build_leaf(&mut bytes, &swapped, POOL, page_ref(0));
+        let page = PageRef { checksum, ..page_ref(0) };
+        assert_eq!(verify(&bytes, &page, POOL), Err(PageError::Entry { index: 41 }));
+    }
+}

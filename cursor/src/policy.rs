@@ -1,0 +1,196 @@
+//! Which patches to merge next: pure arithmetic on sizes and key ranges.
+//!
+//! The shape is the leveled, partitioned log-structured merge that LevelDB and RocksDB made
+//! common (O'Neil et al., "The log-structured merge-tree", 1996; Dong et al., "Optimizing space
+//! amplification in RocksDB", CIDR 2017). Level 0 takes memtables as they were written, so its
+//! patches overlap. Each deeper level is one sorted sequence of patches that do not overlap, and
+//! is `fanout` times as large as the one above it.
+//!
+//! - A lookup asks at most `level0_patches` + levels patches, and all levels but the last are
+//!   together 1 / (`fanout` - 1) of it, so they stay cached and about one page is cold.
+//! - An entry is rewritten about `fanout` / 2 to `fanout` + 1 times a level. A B-tree with 4 KiB
+//!   pages writes 4,096 bytes for a random 24-byte change, 170 times its size; three levels of
+//!   fanout 8 stay below 30.
+//! - Every merge can stop anywhere: what it has consumed of its inputs is cut off ("drained"),
+//!   so steps are bounded however large the levels are. A merge that was begun is finished before
+//!   another begins, since drained pages take space until the whole patch is gone.
+//! - A patch that overlaps nothing below moves down as it is. Small patches (frequent checkpoints
+//!   write them) are merged with their neighbours instead, so that patches do not grow in number.
+
+use std::sync::Arc;
+
+use siltstone_device::LayerId;
+
+use crate::{
+    extent::Key,
+    patch::{MAX_LEVELS, Patch, Version},
+};
+
+/// The sizes that the policy aims at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Level 0 is merged down when it has this many patches.
+    pub level0_patches: usize,
+    /// Level 1 is merged down when it has more pages than this.
+    pub level1_pages: u64,
+    /// How many times larger each level is than the one above.
+    pub fanout: u64,
+    /// The most leaf pages that a patch has.
+    pub patch_pages: u32,
+    /// A patch with fewer pages than this is merged with its neighbours.
+    pub small_patch_pages: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            level0_patches: 4,
+            level1_pages: 8192,
+            fanout: 8,
+            patch_pages: 2048,
+            small_patch_pages: 64,
+        }
+    }
+}
+
+/// What to do next.
+#[derive(Clone, Debug)]
+pub(crate) enum Decision {
+    /// A patch overlaps nothing below it: it becomes part of the next level as it is.
+    Move(Arc<Patch>),
+    /// Merge.
+    Merge(Job),
+}
+
+/// A merge: patches of one level into those that they overlap in another.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    /// What is merged away, newest first where it overlaps.
+    pub(crate) sources: Vec<Arc<Patch>>,
+    /// What it is merged into, in key order: older than the sources.
+    pub(crate) targets: Vec<Arc<Patch>>,
+    /// Where the outcome goes.
+    pub(crate) output_level: u8,
+}
+
+/// The most urgent thing to do, or `None` if the levels are in shape and hold nothing dead.
+pub(crate) fn decide(
+    version: &Version,
+    limits: &Limits,
+    is_dead: &dyn Fn(LayerId) -> bool,
+) -> Option<Decision> {
+    let begun = version.patches().find(|patch| patch.draining).map(|patch| patch.level);
+    if let Some(level) = begun {
+        return Some(merge_down(version, limits, usize::from(level)));
+    }
+    if let Some(level) = fullest(version, limits) {
+        return Some(merge_down(version, limits, level));
+    }
+    let has_dead = |patch: &&Arc<Patch>| patch.layers.iter().any(|layer| is_dead(*layer));
+    if version.newest().iter().any(|patch| has_dead(&patch)) {
+        return Some(merge_down(version, limits, 0));
+    }
+    let dead = version.sorted().iter().flatten().find(has_dead)?;
+    Some(Decision::Merge(Job {
+        sources: vec![dead.clone()],
+        targets: Vec::new(),
+        output_level: dead.level,
+    }))
+}
+
+/// The level that exceeds its limit by the largest factor, if one does.
+fn fullest(version: &Version, limits: &Limits) -> Option<usize> {
+    // Factors in thousandths; 1000 or more is over the limit.
+    let level0 = version.newest().len() as u64 * 1000 / limits.level0_patches.max(1) as u64;
+    let mut target = limits.level1_pages;
+    let mut fullest = (level0, 0);
+    for (index, level) in version.sorted().iter().enumerate().take(MAX_LEVELS - 2) {
+        let pages: u64 = level.iter().map(|patch| patch.page_count()).sum();
+        let fill = if pages > target { pages.saturating_mul(1000) / target.max(1) } else { 0 };
+        if fill > fullest.0 {
+            fullest = (fill, index + 1);
+        }
+        target = target.saturating_mul(limits.fanout);
+    }
+    (fullest.0 >= 1000).then_some(fullest.1)
+}
+
+fn merge_down(version: &Version, limits: &Limits, level: usize) -> Decision {
+    let sources = if level == 0 { level0_sources(version) } else { vec![cheapest(version, level)] };
+    let first = sources.iter().map(|patch| patch.first).min().expect("a merge has sources");
+    let end = sources.iter().map(|patch| patch.end()).max().expect("a merge has sources");
+    let below = version.levels().get(level + 1).map_or(&[][..], Vec::as_slice);
+    let overlapping = Version::overlapping(below, first, end);
+    let small = |patch: &Arc<Patch>| patch.page_count() < limits.small_patch_pages;
+    if let [source] = sources.as_slice()
+        && overlapping.is_empty()
+        && source.holes == 0
+        && !small(source)
+        && !source.draining
+    {
+        return Decision::Move(source.clone());
+    }
+    let start = below.partition_point(|patch| patch.last < first);
+    let mut range = start..start + overlapping.len();
+    if range.start > 0 && small(&below[range.start - 1]) {
+        range.start -= 1;
+    }
+    if range.end < below.len() && small(&below[range.end]) {
+        range.end += 1;
+    }
+    Decision::Merge(Job { sources, targets: below[range].to_vec(), output_level: level as u8 + 1 })
+}
+
+/// The patches of level 0 whose merge was begun, or else all of them. Those begun are the oldest:
+/// newer ones came later and have to wait, or they would be overtaken.
+fn level0_sources(version: &Version) -> Vec<Arc<Patch>> {
+    let level0 = version.newest();
+    let begun: Vec<_> = level0.iter().filter(|patch| patch.draining).cloned().collect();
+    assert!(
+        level0.iter().rev().take(begun.len()).all(|patch| patch.draining),
+        "a patch of level 0 was overtaken by a newer one"
+    );
+    if begun.is_empty() { level0.to_vec() } else { begun }
+}
+
+/// The patch that is being drained, or else the one that overlaps the least below for its size.
+fn cheapest(version: &Version, level: usize) -> Arc<Patch> {
+    let patches = &version.levels()[level];
+    let below = version.levels().get(level + 1).map_or(&[][..], Vec::as_slice);
+    let cost = |patch: &&Arc<Patch>| {
+        let overlapping = Version::overlapping(below, patch.first, patch.end());
+        let pages: u64 = overlapping.iter().map(|patch| patch.page_count()).sum();
+        (!patch.draining, pages.saturating_mul(1000) / patch.page_count().max(1), patch.first)
+    };
+    let cheapest: Option<&Arc<Patch>> = patches.iter().min_by_key(cost);
+    cheapest.expect("a level over its limit has patches").clone()
+}
+
+/// The version after `job` has consumed all input before `cut` (all of it, if `None`) and written
+/// `outputs`.
+pub(crate) fn apply(
+    version: &Version,
+    job: &Job,
+    cut: Option<Key>,
+    outputs: Vec<Patch>,
+) -> Version {
+    let rest = |patch: &Arc<Patch>, draining: bool| {
+        let mut rest = patch.drained_to(cut?)?;
+        rest.draining |= draining;
+        Some(Arc::new(rest))
+    };
+    let is_input = |patch: &Arc<Patch>| {
+        job.sources.iter().chain(&job.targets).any(|input| input.id == patch.id)
+    };
+    let kept = version.patches().filter(|patch| !is_input(patch)).cloned();
+    // A patch that is rewritten in its own level stays there, whole or not.
+    let draining = |patch: &Patch| patch.level != job.output_level;
+    let sources = job.sources.iter().filter_map(|patch| rest(patch, draining(patch)));
+    let targets = job.targets.iter().filter_map(|patch| rest(patch, false));
+    let outputs = outputs.into_iter().map(Arc::new);
+    Version::new(version.number + 1, kept.chain(sources).chain(targets).chain(outputs))
+}
+
+#[cfg(test)]
+#[path = "policy/tests.rs"]
+mod tests;

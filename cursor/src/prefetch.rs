@@ -1,0 +1,267 @@
+//! Reads a sequence of patches in key order, ahead of the reader, within a memory limit.
+//!
+//! Leaf pages that the fence pages name one after another are usually adjacent on the device, so
+//! they are read together. The window of pages held or under way starts small and doubles up to
+//! its limit, so that a short scan reads little more than it returns.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use siltstone_device::{AlignedBuffer, request::Pending};
+
+use crate::{
+    error::MapError,
+    extent::{Extent, Key},
+    page::{self, PAGE_BYTES, Page, PageRef},
+    page_store::PageStore,
+    patch::Patch,
+};
+
+/// The most pages in one device read.
+const MAX_READ_PAGES: usize = 64;
+/// The window at the start of a scan.
+const FIRST_WINDOW_PAGES: usize = 2;
+
+/// The extents of `patches` (in key order, not overlapping) in a range of keys.
+pub(crate) struct PatchReader {
+    store: Arc<PageStore>,
+    patches: VecDeque<Arc<Patch>>,
+    from: Key,
+    to: Key,
+    window_pages: usize,
+    max_window_pages: usize,
+    /// The way from the root of the patch being read to the next leaf: fence pages, each with the
+    /// position of the next child.
+    path: Vec<(Arc<Page>, usize)>,
+    /// The range of the patch being read.
+    clip: (Key, Key),
+    /// A leaf that was found but did not fit into the last read.
+    next_leaf: Option<Leaf>,
+    queue: VecDeque<Batch>,
+    queued_pages: usize,
+    current: Option<Current>,
+    pages_consumed: u64,
+}
+
+/// A leaf to read, and the range in which its entries count.
+#[derive(Clone, Copy)]
+struct Leaf {
+    page: PageRef,
+    clip: (Key, Key),
+}
+
+enum Batch {
+    Cached(Arc<Page>, Leaf),
+    Reading(Pending<AlignedBuffer>, Vec<Leaf>),
+}
+
+impl Batch {
+    fn pages(&self) -> usize {
+        match self {
+            Self::Cached(..) => 1,
+            Self::Reading(_, leaves) => leaves.len(),
+        }
+    }
+}
+
+/// The batch whose entries are being returned.
+struct Current {
+    bytes: Bytes,
+    leaves: Vec<Leaf>,
+    /// The leaf being returned, once it has been verified.
+    leaf: usize,
+    /// Its number of entries, and the next one.
+    count: usize,
+    next: usize,
+}
+
+enum Bytes {
+    Cached(Arc<Page>),
+    Read(AlignedBuffer),
+}
+
+impl PatchReader {
+    /// A reader of `[from, to)` that holds at most `window_pages` leaf pages (at least one).
+    pub(crate) fn new(
+        store: Arc<PageStore>,
+        patches: impl Iterator<Item = Arc<Patch>>,
+        from: Key,
+        to: Key,
+        window_pages: usize,
+    ) -> Self {
+        let max_window_pages = window_pages.max(1);
+        Self {
+            store,
+            patches: patches.collect(),
+            from,
+            to,
+            window_pages: max_window_pages.min(FIRST_WINDOW_PAGES),
+            max_window_pages,
+            path: Vec::new(),
+            clip: (from, to),
+            next_leaf: None,
+            queue: VecDeque::new(),
+            queued_pages: 0,
+            current: None,
+            pages_consumed: 0,
+        }
+    }
+
+    /// Leaf pages whose entries have all been returned. The current one does not count: a merge
+    /// that stops at a number of pages must get past one of them, however many inputs it has.
+    pub(crate) fn pages_consumed(&self) -> u64 {
+        self.pages_consumed
+    }
+
+    /// Bytes of pages held or being read.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let current = self.current.as_ref().map_or(0, |current| current.leaves.len());
+        (current + self.queued_pages + self.path.len()) * PAGE_BYTES
+    }
+
+    /// The next extent if it is in memory; otherwise [`refill`](Self::refill), then ask again.
+    #[inline]
+    pub(crate) fn buffered(&mut self) -> Option<Extent> {
+        let current = self.current.as_mut()?;
+        let (from, to) = current.leaves[current.leaf].clip;
+        while current.next < current.count {
+            let extent = current.entries()[current.next].extent();
+            current.next += 1;
+            if extent.start() >= to {
+                current.next = current.count;
+            } else if let Some(extent) = extent.clip(from, to) {
+                return Some(extent);
+            }
+        }
+        None
+    }
+
+    /// Gets the next leaf into memory; false if there is none.
+    pub(crate) async fn refill(&mut self) -> Result<bool, MapError> {
+        if let Some(current) = &mut self.current {
+            assert_eq!(current.next, current.count, "the current leaf is used up");
+            self.pages_consumed += 1;
+            if current.leaf + 1 < current.leaves.len() {
+                current.leaf += 1;
+                self.verify_current()?;
+                return Ok(true);
+            }
+        }
+        self.current = None;
+        self.read_ahead().await?;
+        let Some(batch) = self.queue.pop_front() else { return Ok(false) };
+        self.queued_pages -= batch.pages();
+        let (bytes, leaves) = match batch {
+            Batch::Cached(page, leaf) => (Bytes::Cached(page), vec![leaf]),
+            Batch::Reading(read, leaves) => {
+                let PageRef { patch, address, .. } = leaves[0].page;
+                let bytes =
+                    read.await.map_err(|source| MapError::Read { patch, address, source })?;
+                (Bytes::Read(bytes), leaves)
+            }
+        };
+        self.current = Some(Current { bytes, leaves, leaf: 0, count: 0, next: 0 });
+        self.verify_current()?;
+        Ok(true)
+    }
+
+    /// Checks the leaf that comes next in the current batch and finds its first entry in range.
+    fn verify_current(&mut self) -> Result<(), MapError> {
+        let current = self.current.as_mut().expect("called with a current batch");
+        let Leaf { page, clip } = current.leaves[current.leaf];
+        current.count =
+            match &current.bytes {
+                Bytes::Cached(page) => page.leaf().len(),
+                Bytes::Read(bytes) => {
+                    let bytes = &bytes[current.leaf * PAGE_BYTES..][..PAGE_BYTES];
+                    page::verify(bytes, &page, self.store.pool).map_err(|source| {
+                        MapError::Page { patch: page.patch, address: page.address, source }
+                    })?
+                }
+            };
+        current.next = current.entries().partition_point(|entry| entry.extent().end() <= clip.0);
+        Ok(())
+    }
+
+    /// Starts reads until the window is full.
+    async fn read_ahead(&mut self) -> Result<(), MapError> {
+        let read_pages = (self.window_pages / 2).clamp(1, MAX_READ_PAGES);
+        while self.queued_pages < self.window_pages {
+            let Some(first) = self.next_leaf().await? else { return Ok(()) };
+            if let Some(page) = self.store.cache.get(&first.page) {
+                self.queued_pages += 1;
+                self.queue.push_back(Batch::Cached(page, first));
+                continue;
+            }
+            let mut leaves = vec![first];
+            let limit = read_pages.min(self.window_pages - self.queued_pages);
+            while leaves.len() < limit {
+                let Some(leaf) = self.next_leaf().await? else { break };
+                let adjacent = first.page.address.plus((leaves.len() * PAGE_BYTES) as u64);
+                if leaf.page.address != adjacent {
+                    self.next_leaf = Some(leaf);
+                    break;
+                }
+                leaves.push(leaf);
+            }
+            self.queued_pages += leaves.len();
+            let read = self.store.start_read(first.page.address, leaves.len());
+            self.queue.push_back(Batch::Reading(read, leaves));
+        }
+        self.window_pages = (self.window_pages * 2).min(self.max_window_pages);
+        Ok(())
+    }
+
+    /// Finds the next leaf in range.
+    async fn next_leaf(&mut self) -> Result<Option<Leaf>, MapError> {
+        if let Some(leaf) = self.next_leaf.take() {
+            return Ok(Some(leaf));
+        }
+        loop {
+            let Some((fence, next)) = self.path.last_mut() else {
+                let Some(patch) = self.patches.pop_front() else { return Ok(None) };
+                self.clip = (self.from.max(patch.first), self.to.min(patch.end()));
+                if self.clip.0 < self.clip.1
+                    && let Some(leaf) = self.descend(patch.root()).await?
+                {
+                    return Ok(Some(leaf));
+                }
+                continue;
+            };
+            let entries = fence.fence();
+            if *next >= entries.len() {
+                self.path.pop();
+            } else if entries[*next].key() >= self.clip.1 {
+                self.path.clear();
+            } else {
+                let child = fence.child(*next);
+                *next += 1;
+                if let Some(leaf) = self.descend(child).await? {
+                    return Ok(Some(leaf));
+                }
+            }
+        }
+    }
+
+    /// Goes down to a page: a leaf is returned, a fence page becomes the end of the path.
+    async fn descend(&mut self, page: PageRef) -> Result<Option<Leaf>, MapError> {
+        if page.height == 0 {
+            return Ok(Some(Leaf { page, clip: self.clip }));
+        }
+        let fence = self.store.read_once(page).await?;
+        let first = fence.child_index(self.clip.0);
+        self.path.push((fence, first));
+        Ok(None)
+    }
+}
+
+impl Current {
+    #[inline]
+    fn entries(&self) -> &[crate::entry::LeafEntry] {
+        match &self.bytes {
+            Bytes::Cached(page) => page.leaf(),
+            Bytes::Read(bytes) => {
+                page::leaf_entries(&bytes[self.leaf * PAGE_BYTES..][..PAGE_BYTES], self.count)
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Where patches lie on the device, and what changes hands with the owner of the segments.
+
+use std::collections::BTreeMap;
+
+use siltstone_device::{BLOCK_BYTES, ByteOffset, SegmentId};
+
+use crate::{
+    extent::{Extent, Target},
+    patch::PageExtent,
+};
+
+/// How segments lie on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentGeometry {
+    /// Where segment 0 starts.
+    pub data_start: ByteOffset,
+    /// A segment's length: a multiple of [`BLOCK_BYTES`].
+    pub segment_bytes: u64,
+}
+
+impl SegmentGeometry {
+    /// Where a segment starts. Saturates for segments that no device can hold, so that a hostile
+    /// number leads to a read past the device's end, which is an error.
+    #[must_use]
+    pub fn segment_start(&self, segment: SegmentId) -> ByteOffset {
+        let start = u64::from(segment.0).saturating_mul(self.segment_bytes);
+        ByteOffset(start.saturating_add(self.data_start.0))
+    }
+
+    /// Pages that fit in a segment.
+    #[must_use]
+    pub fn pages_per_segment(&self) -> u32 {
+        u32::try_from(self.segment_bytes / BLOCK_BYTES as u64).unwrap_or(u32::MAX)
+    }
+
+    /// Where a segment's page lies.
+    #[must_use]
+    pub fn page(&self, segment: SegmentId, page: u32) -> ByteOffset {
+        let offset = u64::from(page) * BLOCK_BYTES as u64;
+        ByteOffset(self.segment_start(segment).0.saturating_add(offset))
+    }
+}
+
+/// Who hands out segments for patches.
+pub trait SegmentSource {
+    /// A free segment, from now on the map's until an [`Edit`] gives it back; `None` if the pool
+    /// has none to spare.
+    fn allocate(&mut self) -> Option<SegmentId>;
+}
+
+/// What a layer is at the moment of a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerState {
+    /// Nothing can read it any more: its entries are dropped.
+    Dead,
+    /// It has no parent: a hole over nothing need not be kept.
+    Root,
+    /// It has a parent, which its holes hide: they are kept.
+    Child,
+}
+
+/// What one change of the patches did to segments. Summed over all edits since the pool was
+/// created, both counts are exact.
+///
+/// A segment may be freed when both its sums are zero and a checkpoint with the manifest that
+/// says so is durable. The open segment (where the next patch goes) counts one page more than it
+/// holds, so that its sum is not zero while the map still writes there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Edit {
+    /// By data segment: the change in the number of blocks that entries in patches refer to.
+    pub data_references: BTreeMap<SegmentId, i64>,
+    /// By metadata segment: the change in the number of its pages that belong to patches.
+    pub pages: BTreeMap<SegmentId, i64>,
+    /// The change in the number of entries in patches.
+    pub entries: i64,
+    /// Pages written.
+    pub pages_written: u64,
+}
+
+impl Edit {
+    /// Counts an extent's blocks for (`sign` 1) or against (-1) their segment.
+    pub(crate) fn count_blocks(&mut self, extent: &Extent, sign: i64) {
+        if let Target::Stored(place) = extent.target {
+            *self.data_references.entry(place.segment()).or_default() +=
+                sign * i64::from(extent.len_blocks);
+        }
+    }
+
+    /// Counts a patch's pages for or against their segments.
+    pub(crate) fn count_pages(&mut self, extents: &[PageExtent], sign: i64) {
+        for extent in extents {
+            *self.pages.entry(extent.segment).or_default() += sign * i64::from(extent.count);
+        }
+    }
+
+    /// Counts the extra page of the open segment.
+    pub(crate) fn move_open(&mut self, from: Option<SegmentId>, to: Option<SegmentId>) {
+        if from != to {
+            for (segment, sign) in [(from, -1), (to, 1)] {
+                if let Some(segment) = segment {
+                    *self.pages.entry(segment).or_default() += sign;
+                }
+            }
+        }
+    }
+
+    /// Leaves out what came to nothing.
+    pub(crate) fn settle(mut self) -> Self {
+        self.data_references.retain(|_, change| *change != 0);
+        self.pages.retain(|_, change| *change != 0);
+        self
+    }
+}

@@ -1,0 +1,119 @@
+//! What the tests share: a pool of segments and a plain model of the map.
+#![allow(dead_code)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use siltstone_cursor::{
+    Edit, Extent, Key, LayerState, Limits, Manifest, Map, MapConfig, SegmentGeometry,
+    SegmentSource, Target,
+};
+use siltstone_device::{
+    BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, sim::SimDevice,
+};
+
+pub const POOL: u64 = 0x0051_1757_04e0;
+
+pub fn geometry(pages: u64) -> SegmentGeometry {
+    SegmentGeometry { data_start: ByteOffset(1 << 20), segment_bytes: pages * BLOCK_BYTES as u64 }
+}
+
+/// Limits so small that a few hundred entries make several levels.
+pub fn tiny_limits() -> Limits {
+    Limits { level0_patches: 2, level1_pages: 3, fanout: 2, patch_pages: 2, small_patch_pages: 2 }
+}
+
+pub fn extent(layer: u32, address: u64, len_blocks: u32, target: Target) -> Extent {
+    Extent { layer: LayerId(layer), address: BlockAddress(address), len_blocks, target }
+}
+
+pub fn stored(segment: u32, frame: u32, index: u8) -> Target {
+    Target::Stored(Place::new(SegmentId(segment), frame * 4096, index))
+}
+
+/// Segments as the engine would hand them out, and the sums of all edits.
+#[derive(Default)]
+pub struct Segments {
+    next: u32,
+    free: BTreeSet<SegmentId>,
+    pub limit: Option<usize>,
+    pub used: BTreeSet<SegmentId>,
+    pub data_references: BTreeMap<SegmentId, i64>,
+    pub pages: BTreeMap<SegmentId, i64>,
+    pub entries: i64,
+    pub pages_written: u64,
+}
+
+impl SegmentSource for Segments {
+    fn allocate(&mut self) -> Option<SegmentId> {
+        if self.limit.is_some_and(|limit| self.used.len() >= limit) {
+            return None;
+        }
+        let segment = self.free.pop_first().unwrap_or_else(|| {
+            self.next += 1;
+            SegmentId(self.next)
+        });
+        assert!(self.used.insert(segment), "{segment} is handed out twice");
+        Some(segment)
+    }
+}
+
+impl Segments {
+    /// Adds an edit up, and frees metadata segments that have no pages left.
+    pub fn apply(&mut self, edit: &Edit) {
+        for (segment, change) in &edit.data_references {
+            *self.data_references.entry(*segment).or_default() += change;
+        }
+        for (segment, change) in &edit.pages {
+            let pages = self.pages.entry(*segment).or_default();
+            *pages += change;
+            assert!(*pages >= 0);
+            if *pages == 0 {
+                self.pages.remove(segment);
+                assert!(self.used.remove(segment), "{segment} was not in use");
+                self.free.insert(*segment);
+            }
+        }
+        self.data_references.retain(|_, count| *count != 0);
+        self.entries += edit.entries;
+        self.pages_written += edit.pages_written;
+    }
+}
+
+/// A device larger than any test needs.
+pub fn device() -> Arc<SimDevice> {
+    SimDevice::new(1 << 40)
+}
+
+pub fn open(device: &Arc<SimDevice>, pages: u64, limits: Limits, manifest: Manifest) -> Map {
+    let mut config = MapConfig::new(POOL, geometry(pages), 64 * 4300);
+    config.limits = limits;
+    Map::open(device.clone(), config, manifest)
+}
+
+pub fn all_roots(_: LayerId) -> LayerState {
+    LayerState::Root
+}
+
+/// What every block holds, block by block.
+#[derive(Clone, Default)]
+pub struct Model {
+    pub blocks: BTreeMap<Key, Target>,
+}
+
+impl Model {
+    pub fn publish(&mut self, extent: &Extent) {
+        for i in 0..u64::from(extent.len_blocks) {
+            let key = Key::new(extent.layer, extent.address.0 + i);
+            self.blocks.insert(key, extent.target.advanced(i));
+        }
+    }
+
+    pub fn lookup(&self, chain: &[LayerId], address: u64) -> Target {
+        let found =
+            chain.iter().find_map(|layer| self.blocks.get(&Key::new(*layer, address)).copied());
+        found.unwrap_or(Target::Hole)
+    }
+}
