@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{decode::fixed_parts, *};
 
 const IDENTITY: LogIdentity = LogIdentity { first: 0x1234_5678_9abc_def0, second: 42 };
 
