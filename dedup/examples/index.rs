@@ -1,16 +1,19 @@
 //! Measures the index: nanoseconds for each fingerprint looked up and inserted, in a table at 80 %
-//! load, in batches of a write unit.
+//! load, in batches of a write unit. And those looked up in a neighbourhood of 1024 units.
 //!
 //! `cargo run --release -p siltstone-dedup --example index [budget in MiB]`
 
 use std::time::Instant;
 
-use siltstone_dedup::{Index, ShortFingerprint, UnitAddress};
+use siltstone_dedup::{Index, Neighbourhood, ShortFingerprint, UnitAddress};
 
 const BATCH_BLOCKS: usize = 256;
 const LOAD_PERCENT: usize = 80;
 /// Lookups and insertions measured, at most.
 const MEASURED: usize = 1 << 20;
+
+/// Units in the neighbourhood.
+const LOADED_UNITS: usize = 1024;
 
 /// Fingerprint number `n`, as random as a hash (splitmix64).
 fn fingerprint(n: u64) -> ShortFingerprint {
@@ -70,6 +73,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     report("insert, moved to another unit", &scattered, |batch| {
         index.insert_batch(batch, unit(0));
     });
+
+    let neighbourhood = Neighbourhood::new(LOADED_UNITS);
+    let loaded = &present[..count.min(LOADED_UNITS * BATCH_BLOCKS)];
+    for (n, summary) in loaded.chunks(BATCH_BLOCKS).enumerate() {
+        neighbourhood.insert(UnitAddress::new(n as u64), summary.into());
+    }
+    let mut candidates = Vec::with_capacity(BATCH_BLOCKS);
+    for (what, fingerprints) in
+        [("neighbourhood, present", loaded), ("neighbourhood, absent", strangers.as_slice())]
+    {
+        report(what, fingerprints, |batch| {
+            candidates.clear();
+            neighbourhood.lookup_batch(batch, &mut candidates);
+        });
+    }
     println!("{hits} hits for {} fingerprints present, {:?}", scattered.len(), index.stats());
     Ok(())
 }

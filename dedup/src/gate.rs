@@ -152,6 +152,19 @@ mod tests {
     }
 
     #[test]
+    fn batches_that_do_not_come_are_passed_over_together() {
+        let gate = OrderGate::new();
+        gate.skip(2);
+        gate.skip(1);
+        gate.skip(4);
+        assert_eq!(gate.next(), 0);
+        drop(gate.enter(0).unwrap());
+        assert_eq!(gate.next(), 3);
+        gate.skip(3);
+        assert_eq!(gate.next(), 5);
+    }
+
+    #[test]
     fn closing_sends_away_who_waits_and_who_comes_later() {
         let gate = OrderGate::new();
         let turn = gate.enter(0).unwrap();

@@ -43,14 +43,16 @@
 //! # RAM for each TiB of distinct blocks
 //! A TiB is 2^28 blocks; an entry is 8 bytes; a shard thins its sample at a load of 15/16.
 //!
-//! | index memory | sample | duplicates found |
-//! |---|---|---|
-//! | 2,185 MiB | exact | all |
-//! | 273 MiB | 1 in 8 | |
-//! | 137 MiB | 1 in 16 or 32 | 98.5 % (89.6 % if every run points somewhere else) |
+//! | index memory | sample | duplicates found | if every run points elsewhere |
+//! |---|---|---|---|
+//! | 2,185 MiB | exact | all | all |
+//! | 546 MiB | 1 in 4 or 8 | 99.9 % | |
+//! | 273 MiB | 1 in 8 or 16 | 99.5 % | |
+//! | 137 MiB | 1 in 16 or 32 | 98.5 % | 89.6 % |
+//! | 68 MiB | 1 in 32 or 64 | 96.1 % | |
 //!
-//! The last line is measured by `tests/sampled_dedup.rs`, on simulated streams with the run lengths
-//! of real server images.
+//! The shares are measured by `tests/sampled_dedup.rs`, on simulated streams with the run lengths
+//! of real server images; it says what it assumes about where runs point.
 //!
 //! # Bounds
 //! [`Index`]: its budget, asserted. [`Neighbourhood`]: a number of units, below 10 KiB each.

@@ -335,6 +335,21 @@ mod tests {
     }
 
     #[test]
+    fn of_two_copies_in_one_unit_the_one_that_continues_wins() {
+        let neighbourhood = Neighbourhood::new(1);
+        let f = Random(4).fingerprints(3);
+        neighbourhood.insert(unit(1), [f[0], f[2], f[1], f[2]].into());
+        let ordinals = |fingerprints: &[ShortFingerprint]| -> Vec<_> {
+            lookup(&neighbourhood, fingerprints)
+                .iter()
+                .map(|found| found.unwrap().ordinal)
+                .collect()
+        };
+        assert_eq!(ordinals(&[f[0], f[2]]), [0, 1]);
+        assert_eq!(ordinals(&[f[1], f[2]]), [2, 3]);
+    }
+
+    #[test]
     fn a_unit_inserted_again_holds_its_new_summary_only() {
         let neighbourhood = Neighbourhood::new(2);
         let f = Random(2).fingerprints(4);

@@ -300,4 +300,63 @@ mod tests {
         assert_eq!(shard.entries(), in_use);
         assert_eq!(shard.dropped(), 100 - in_use);
     }
+
+    #[test]
+    fn moving_entries_fills_a_shard_to_98_percent_before_one_must_give_way() {
+        const BUCKETS: u32 = 2000;
+        const SLOTS: usize = BUCKETS as usize * BUCKET_ENTRIES;
+        let table: Vec<AtomicU64> = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+        let shard = Shard::new(0, BUCKETS);
+        // No load is too much for the thinnest sample.
+        shard.sample_bits.store(MAX_SAMPLE_BITS, Ordering::Relaxed);
+        let mut random = Random(4);
+        let mut positions: Vec<Position> = Vec::new();
+        while shard.dropped() == 0 {
+            let wide = u128::from(random.next()) << 64
+                | u128::from(random.next() >> MAX_SAMPLE_BITS << MAX_SAMPLE_BITS);
+            let position = shard.position(&ShortFingerprint::from_bytes(wide.to_le_bytes()));
+            // Sampled tags have 10 bits left: some would be taken for one that is there.
+            if position.find(&table).is_none() {
+                shard.insert(&table, &position, UnitAddress::new(positions.len() as u64));
+                positions.push(position);
+            }
+        }
+        assert!(positions.len() >= SLOTS * 98 / 100, "full at {} of {SLOTS}", positions.len());
+        let found = (0..).zip(&positions).filter(|(unit, position)| {
+            let tag_and_unit = Entry::new(position.tag, UnitAddress::new(*unit));
+            position.buckets.iter().any(|&bucket| {
+                let bucket = Bucket::at(&table, bucket);
+                (0..BUCKET_ENTRIES).any(|slot| bucket.get(slot) == Some(tag_and_unit))
+            })
+        });
+        assert_eq!(found.count(), positions.len() - 1, "all but the one that gave way");
+    }
+
+    #[test]
+    fn writers_of_one_shard_do_not_disturb_each_other() {
+        const SLOTS: usize = 5000 * BUCKET_ENTRIES;
+        // Threads that insert the same in the same order: who is behind catches up, as it finds
+        // what the other has inserted, and from there on they meet in the same buckets.
+        let fingerprints = Random(5).fingerprints(SLOTS * 9 / 10);
+        for _ in 0..10 {
+            let table: Vec<AtomicU64> = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+            let shard = Shard::new(0, 5000);
+            let start = std::sync::Barrier::new(3);
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        start.wait();
+                        for fingerprint in &fingerprints {
+                            let position = shard.position(fingerprint);
+                            shard.insert(&table, &position, UnitAddress::new(1));
+                        }
+                    });
+                }
+            });
+            let in_use = table.iter().filter(|slot| slot.load(Ordering::Relaxed) != 0).count();
+            // Two fingerprints can share a tag and their buckets, about once in 2^22.
+            assert!((fingerprints.len() - 1..=fingerprints.len()).contains(&in_use));
+            assert_eq!(shard.entries(), in_use as u64);
+        }
+    }
 }

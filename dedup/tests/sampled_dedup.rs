@@ -24,8 +24,6 @@ const FIRST_GENERATION_BLOCKS: u64 = 1 << 20;
 const SECOND_GENERATION_DUPLICATES: u64 = 1 << 19;
 const LOADED_UNITS: usize = 64;
 const THRESHOLD: usize = 2;
-/// Fraction of the memory that an exact index of everything would take.
-const BUDGET_FRACTION: usize = 16;
 
 struct Random(u64);
 
@@ -212,12 +210,13 @@ impl Store {
     }
 }
 
-fn found_share(case: &str, near_in_ten: u64) -> f64 {
+/// The share of duplicates found with one `fraction`th of the memory of an exact index.
+fn found_share(fraction: usize, case: &str, near_in_ten: u64) -> f64 {
     let stream = second_generation(near_in_ten);
     let new = stream.iter().filter(|&&n| n >= FIRST_GENERATION_BLOCKS).count();
     let distinct = FIRST_GENERATION_BLOCKS as usize + new;
     // An exact index thins its sample at 15/16 of its slots of 8 bytes.
-    let budget_bytes = distinct * 8 * 16 / 15 / BUDGET_FRACTION;
+    let budget_bytes = distinct * 8 * 16 / 15 / fraction;
     let mut store = Store::new(budget_bytes);
     (0..FIRST_GENERATION_BLOCKS).for_each(|n| store.store(fingerprint(n)));
 
@@ -226,12 +225,13 @@ fn found_share(case: &str, near_in_ten: u64) -> f64 {
         store.write_batch(batch, &mut outcome);
     }
     let stats = store.index.stats();
-    assert!(stats.bytes <= budget_bytes && stats.sample_bits >= 4, "{stats:?}");
+    assert!(stats.bytes <= budget_bytes, "{stats:?}");
+    assert!(u32::from(stats.sample_bits) >= fraction.ilog2(), "a budget that is no limit");
     let share = outcome.found as f64 / outcome.duplicates as f64;
     let loads = store.summaries_loaded as f64 / (stream.len() / BATCH_BLOCKS) as f64;
     println!(
-        "{case}: {:.2} % of the duplicates found, {:.2} % linked at threshold {THRESHOLD}, \
-         {loads:.2} summaries loaded a batch of 1 MiB, sample bits {}, {} bytes a distinct block",
+        "1/{fraction} of the memory, {case}: {:.2} % of the duplicates found, {:.2} % linked at threshold {THRESHOLD}, \
+         {loads:.2} summaries loaded a batch of 1 MiB, sample bits {}, {:.2} bytes a distinct block",
         100.0 * share,
         100.0 * outcome.linked as f64 / outcome.duplicates as f64,
         stats.sample_bits,
@@ -242,12 +242,23 @@ fn found_share(case: &str, near_in_ten: u64) -> f64 {
 
 #[test]
 fn a_sixteenth_of_the_memory_finds_97_percent_of_the_duplicates() {
-    let share = found_share("near", 9);
+    let share = found_share(16, "near", 9);
     assert!(share >= 0.97, "{share}");
 }
 
 #[test]
 fn a_sixteenth_of_the_memory_finds_most_duplicates_even_if_every_run_points_elsewhere() {
-    let share = found_share("scattered", 0);
+    let share = found_share(16, "scattered", 0);
     assert!(share >= 0.85, "{share}");
+}
+
+#[test]
+fn the_loss_grows_little_by_little_as_the_memory_shrinks() {
+    let mut before = 1.0;
+    for fraction in [1, 2, 4, 8, 16, 32, 64] {
+        let share = found_share(fraction, "near", 9);
+        assert!(share <= before, "{share} with less memory, {before} with more");
+        assert!(share >= before - 0.08, "{share} after {before}");
+        before = share;
+    }
 }
