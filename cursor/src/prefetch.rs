@@ -185,7 +185,8 @@ impl PatchReader {
     /// Starts reads until the window is full.
     async fn read_ahead(&mut self) -> Result<(), MapError> {
         let read_pages = (self.window_pages / 2).clamp(1, MAX_READ_PAGES);
-        while self.queued_pages < self.window_pages {
+        // A read that fits only in part would be a small one: it waits for room.
+        while self.queued_pages == 0 || self.queued_pages + read_pages <= self.window_pages {
             let Some(first) = self.next_leaf().await? else { return Ok(()) };
             if let Some(page) = self.store.cache.get(&first.page) {
                 self.queued_pages += 1;
@@ -193,8 +194,7 @@ impl PatchReader {
                 continue;
             }
             let mut leaves = vec![first];
-            let limit = read_pages.min(self.window_pages - self.queued_pages);
-            while leaves.len() < limit {
+            while leaves.len() < read_pages {
                 let Some(leaf) = self.next_leaf().await? else { break };
                 let adjacent = first.page.address.plus((leaves.len() * PAGE_BYTES) as u64);
                 if leaf.page.address != adjacent {

@@ -1,1 +1,153 @@
+use proptest::prelude::*;
+use siltstone_device::{ByteOffset, SegmentId};
 
+use super::*;
+use crate::patch::PageExtent;
+
+const LIMITS: Limits = Limits {
+    level0_patches: 4,
+    level1_pages: 40,
+    fanout: 4,
+    patch_pages: 10,
+    small_patch_pages: 2,
+};
+
+fn patch(id: u64, level: u8, first: u64, last: u64, pages: u32) -> Patch {
+    Patch {
+        id,
+        level,
+        draining: false,
+        root_address: ByteOffset(0),
+        root_checksum: 0,
+        root_height: 0,
+        first: Key::new(LayerId(1), first),
+        last: Key::new(LayerId(1), last),
+        entries: 1,
+        holes: 0,
+        layers: vec![LayerId(1)],
+        pages: vec![PageExtent { segment: SegmentId(1), first_page: 0, count: pages }],
+    }
+}
+
+fn version(patches: Vec<Patch>) -> Version {
+    Version::new(0, patches.into_iter().map(Arc::new))
+}
+
+fn nothing_is_dead(_: LayerId) -> bool {
+    false
+}
+
+#[test]
+fn a_map_in_shape_is_left_alone() {
+    let calm = version(vec![patch(1, 0, 0, 100, 9), patch(2, 1, 0, 100, 40)]);
+    assert!(decide(&calm, &LIMITS, &nothing_is_dead).is_none());
+}
+
+#[test]
+fn a_full_level_0_is_merged_with_what_it_overlaps() {
+    let full = version(vec![
+        patch(9, 0, 50, 60, 9),
+        patch(8, 0, 0, 20, 9),
+        patch(7, 0, 55, 70, 9),
+        patch(6, 0, 10, 15, 9),
+        patch(3, 1, 0, 9, 9),
+        patch(4, 1, 65, 100, 9),
+        patch(5, 1, 101, 200, 9),
+    ]);
+    let Some(Decision::Merge(job)) = decide(&full, &LIMITS, &nothing_is_dead) else { panic!() };
+    let ids = |patches: &[Arc<Patch>]| patches.iter().map(|patch| patch.id).collect::<Vec<_>>();
+    assert_eq!(ids(&job.sources), [9, 8, 7, 6], "newest first");
+    assert_eq!(ids(&job.targets), [3, 4]);
+    assert_eq!(job.output_level, 1);
+}
+
+#[test]
+fn what_was_begun_is_finished_first_and_newer_patches_wait() {
+    let mut begun = patch(5, 0, 0, 100, 9);
+    begun.draining = true;
+    let state = version(vec![begun, patch(6, 0, 0, 100, 9), patch(3, 1, 0, 100, 400)]);
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &nothing_is_dead) else { panic!() };
+    assert_eq!(job.sources.len(), 1);
+    assert_eq!(job.sources[0].id, 5);
+}
+
+#[test]
+fn patches_of_dead_layers_are_rewritten_where_they_are() {
+    let state = version(vec![patch(3, 2, 0, 100, 9)]);
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &|_| true) else { panic!() };
+    assert_eq!((job.sources[0].id, job.targets.len(), job.output_level), (3, 0, 2));
+}
+
+#[test]
+fn small_neighbours_are_merged_along() {
+    let mut source = patch(9, 1, 50, 60, 50);
+    source.holes = 1;
+    let state = version(vec![
+        source,
+        patch(1, 2, 0, 10, 9),
+        patch(2, 2, 20, 30, 1),
+        patch(3, 2, 70, 80, 1),
+        patch(4, 2, 90, 99, 1),
+    ]);
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &nothing_is_dead) else { panic!() };
+    assert_eq!(job.targets.iter().map(|patch| patch.id).collect::<Vec<_>>(), [2, 3]);
+}
+
+/// Carries a decision out on key ranges alone: everything before the cut becomes patches.
+fn simulate(state: &Version, decision: Decision, next: &mut u64, cut: u64) -> Version {
+    let job = match decision {
+        Decision::Move(patch) => return state.with_moved(&patch),
+        Decision::Merge(job) => job,
+    };
+    let inputs = || job.sources.iter().chain(&job.targets);
+    let first = inputs().map(|patch| patch.first.address.0).min().unwrap();
+    let end = inputs().map(|patch| patch.end().address.0).max().unwrap();
+    let cut = (first + 1 + cut).min(end);
+    let pages: u64 = inputs().map(|patch| patch.page_count()).sum();
+    let written = (pages * (cut - first) / (end - first)).max(1);
+    let count = written.div_ceil(u64::from(LIMITS.patch_pages)).min(cut - first);
+    let outputs = (0..count).map(|i| {
+        *next += 1;
+        let from = first + (cut - first) * i / count;
+        let to = first + (cut - first) * (i + 1) / count;
+        patch(*next, job.output_level, from, to - 1, (written / count).max(1) as u32)
+    });
+    let cut = (cut < end).then(|| Key::new(LayerId(1), cut));
+    apply(state, &job, cut, outputs.collect())
+}
+
+proptest! {
+    /// Wherever merges stop, levels stay free of overlap (which `Version::new` asserts), newer
+    /// patches of level 0 never overtake older ones (which `decide` asserts), and work ends.
+    #[test]
+    fn merging_settles_with_every_level_within_its_limit(
+        writes in prop::collection::vec((0..2000u64, 1..500u64, 1..20u32), 1..40),
+        cuts in prop::collection::vec(20..1000u64, 1..20),
+    ) {
+        let (mut state, mut next, mut cut) = (version(vec![]), 0, cuts.iter().cycle());
+        for (first, len, pages) in writes {
+            next += 1;
+            let new = Arc::new(patch(next, 0, first, first + len, pages));
+            state = Version::new(state.number + 1, state.patches().cloned().chain([new]));
+            // Sometimes merging lags behind.
+            for _ in 0..*cut.next().unwrap() % 5 {
+                let Some(decision) = decide(&state, &LIMITS, &nothing_is_dead) else { break };
+                state = simulate(&state, decision, &mut next, *cut.next().unwrap());
+            }
+        }
+        let mut steps = 0;
+        while let Some(decision) = decide(&state, &LIMITS, &nothing_is_dead) {
+            state = simulate(&state, decision, &mut next, *cut.next().unwrap());
+            steps += 1;
+            prop_assert!(steps < 5000, "merging never settles");
+        }
+        prop_assert!(state.newest().len() < LIMITS.level0_patches);
+        prop_assert!(state.patches().all(|patch| !patch.draining));
+        let mut target = LIMITS.level1_pages;
+        for level in state.sorted().iter().take(MAX_LEVELS - 2) {
+            let pages: u64 = level.iter().map(|patch| patch.page_count()).sum();
+            prop_assert!(pages <= target);
+            target *= LIMITS.fanout;
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! What the tests share: a pool of segments and a plain model of the map.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

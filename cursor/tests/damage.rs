@@ -1,0 +1,140 @@
+//! Promise: damaged, stale and misdirected pages are reported with patch and address; a lookup
+//! never returns anything but the truth or an error.
+
+mod support;
+
+use std::sync::Arc;
+
+use pollster::block_on;
+use siltstone_cursor::{Extent, Limits, Manifest, Map, MapError, PageError, Run, Target};
+use siltstone_device::{BLOCK_BYTES, BlockAddress, LayerId, Sequence, sim::SimDevice};
+use support::{POOL, Segments, all_roots, extent, geometry, open, stored};
+
+const BLOCKS: u64 = 600;
+const LAYER: &[LayerId] = &[LayerId(1)];
+
+fn target(address: u64) -> Target {
+    stored(40, address as u32, (address % 50) as u8)
+}
+
+fn extents() -> Vec<(Extent, Sequence)> {
+    (0..BLOCKS).map(|address| (extent(1, address, 1, target(address)), Sequence(1))).collect()
+}
+
+/// A map of four leaves and a fence page, all in one patch.
+fn written() -> (Arc<SimDevice>, Manifest) {
+    let device = support::device();
+    let map = open(&device, 2048, Limits::default(), Manifest::empty());
+    map.publish(&extents());
+    map.freeze();
+    block_on(map.write_frozen(&mut Segments::default(), &all_roots)).unwrap();
+    (device, map.manifest())
+}
+
+fn pages(manifest: &Manifest) -> u64 {
+    manifest.pages().values().sum::<u64>() - 1
+}
+
+fn page_offset(page: u64) -> u64 {
+    geometry(2048).page(siltstone_device::SegmentId(1), page as u32).0
+}
+
+/// Reads everything, block by block; returns the number of blocks that failed.
+fn failing_blocks(map: &Map) -> u64 {
+    let mut failing = 0;
+    let mut runs = Vec::new();
+    for address in 0..BLOCKS {
+        match block_on(map.lookup(LAYER, BlockAddress(address), 1, &mut runs)) {
+            Ok(()) => {
+                let expected =
+                    Run { address: BlockAddress(address), len_blocks: 1, target: target(address) };
+                assert_eq!(runs, [expected]);
+            }
+            Err(MapError::Page { patch: 0, .. }) => failing += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    failing
+}
+
+#[test]
+fn any_flipped_byte_of_any_page_is_an_error_for_lookups_cursors_and_verification() {
+    let (device, manifest) = written();
+    let pages = pages(&manifest);
+    assert_eq!(pages, 5);
+    for page in 0..pages {
+        // Every byte of head and first entries, then samples, and the padding's end.
+        let offsets = (0..120).chain((120..BLOCK_BYTES as u64).step_by(97)).chain([4095]);
+        for (round, offset) in offsets.enumerate() {
+            let byte = page_offset(page) + offset;
+            let bit = (round % 8) as u8;
+            device.flip_bit(byte, bit);
+            let map = open(&device, 2048, Limits::default(), manifest.clone());
+            let report = block_on(map.verify());
+            assert_eq!(report.errors.len(), 1, "page {page} byte {offset}");
+            assert!(matches!(report.errors[0], MapError::Page { patch: 0, address, .. }
+                if address.0 == page_offset(page)));
+            // The first block of the damaged leaf; any block, if it is the root.
+            let block = if page < 4 { page * 168 } else { 0 };
+            let mut runs = Vec::new();
+            block_on(map.lookup(LAYER, BlockAddress(block), 1, &mut runs)).unwrap_err();
+            let mut cursor = map.cursor_all(1 << 16);
+            let mut next = 0;
+            let error = loop {
+                match block_on(cursor.next()) {
+                    Ok(Some(found)) => {
+                        assert_eq!(found, extent(1, next, 1, target(next)));
+                        next += 1;
+                    }
+                    Ok(None) => panic!("the cursor passed over page {page} byte {offset}"),
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(error, MapError::Page { patch: 0, .. }));
+            if offset == 0 {
+                let expected = [168, 168, 168, 96, BLOCKS];
+                assert_eq!(failing_blocks(&map), expected[page as usize], "the rest is readable");
+            }
+            device.flip_bit(byte, bit);
+        }
+    }
+    let map = open(&device, 2048, Limits::default(), manifest);
+    assert_eq!(failing_blocks(&map), 0);
+}
+
+#[test]
+fn a_lost_write_that_leaves_an_older_page_in_place_is_noticed() {
+    let (device, _) = written();
+    let old = device.peek(page_offset(1), BLOCK_BYTES);
+    // The same pool is written once more from the start, as after a crash before a checkpoint:
+    // same pages, same patch number, other contents; and one write of it is lost.
+    let map = open(&device, 2048, Limits::default(), Manifest::empty());
+    let changed: Vec<_> = (0..BLOCKS)
+        .map(|address| (extent(1, address, 1, stored(41, address as u32, 0)), Sequence(1)))
+        .collect();
+    map.publish(&changed);
+    map.freeze();
+    block_on(map.write_frozen(&mut Segments::default(), &all_roots)).unwrap();
+    device.corrupt(page_offset(1), &old);
+    let map = open(&device, 2048, Limits::default(), map.manifest());
+    let mut runs = Vec::new();
+    let error = block_on(map.lookup(LAYER, BlockAddress(200), 1, &mut runs)).unwrap_err();
+    assert!(matches!(error, MapError::Page { source: PageError::Stale { .. }, .. }), "{error}");
+}
+
+#[test]
+fn a_misdirected_page_is_noticed() {
+    let (device, manifest) = written();
+    let other = device.peek(page_offset(2), BLOCK_BYTES);
+    device.corrupt(page_offset(1), &other);
+    let map = open(&device, 2048, Limits::default(), manifest);
+    assert_eq!(failing_blocks(&map), 168);
+}
+
+#[test]
+fn another_pools_map_is_not_read() {
+    let (device, manifest) = written();
+    let config = siltstone_cursor::MapConfig::new(POOL + 1, geometry(2048), 1 << 20);
+    let map = Map::open(device, config, manifest);
+    assert_eq!(failing_blocks(&map), BLOCKS);
+}
