@@ -1,0 +1,338 @@
+//! The negotiation: fixed newstyle, from the greeting to the choice of an export.
+//!
+//! Works over any byte stream and reads no byte beyond what it answers, so that a stream can be
+//! handed over (to transmission, later to TLS) between any two options. All that a client has
+//! negotiated so far is in [`Negotiated`]; an upgrade to TLS would start over with a new one.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::{
+    config::ServerConfig,
+    error::HandshakeError,
+    export::{Catalog, Export},
+    options::{self, InfoRequest, MetaContextRequest},
+    protocol::{
+        self, BASE_ALLOCATION, BASE_WILDCARD, EXPORT_NAME_PADDING_BYTES, ExportNameReply, Greeting,
+        INIT_PASSWORD, InfoBlockSize, InfoExport, MAX_STRING_BYTES, OPTION_MAGIC,
+        OPTION_REPLY_MAGIC, OptionHeader, OptionReplyHeader, handshake_flag, info, option,
+        option_reply,
+    },
+    session::{HeaderStyle, Rules, Session},
+};
+
+/// Options longer than this are refused: a name and some queries of the longest allowed kind.
+pub(crate) const MAX_OPTION_BYTES: u32 = 64 << 10;
+/// Refused options up to this length are skipped; longer ones end the connection.
+pub(crate) const MAX_SKIPPED_OPTION_BYTES: u32 = 1 << 20;
+/// Options that a client may send; enough to ask about every export of a large server.
+pub(crate) const MAX_OPTIONS: usize = 4096;
+/// Replies are sent when so much of them is waiting.
+const REPLY_BUFFER_BYTES: usize = 64 << 10;
+/// The identifier of `base:allocation` on the wire.
+pub(crate) const BASE_ALLOCATION_ID: u32 = 1;
+
+/// What a client has negotiated so far.
+#[derive(Debug)]
+struct Negotiated {
+    fixed_newstyle: bool,
+    no_zeroes: bool,
+    style: HeaderStyle,
+    /// The export for which `base:allocation` was selected.
+    base_allocation_of: Option<String>,
+}
+
+/// Negotiates until the client has chosen an export, or has left in good order (`None`).
+pub(crate) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    catalog: &dyn Catalog,
+    config: &ServerConfig,
+) -> Result<Option<Session>, HandshakeError> {
+    let timeout_ms = config.handshake_timeout_ms;
+    let handshake = Handshake { stream, catalog, config, replies: Vec::new() };
+    tokio::time::timeout(Duration::from_millis(timeout_ms), handshake.run())
+        .await
+        .unwrap_or(Err(HandshakeError::Timeout { timeout_ms }))
+}
+
+struct Handshake<'a, S> {
+    stream: &'a mut S,
+    catalog: &'a dyn Catalog,
+    config: &'a ServerConfig,
+    replies: Vec<u8>,
+}
+
+/// What an option leads to.
+enum Next {
+    Option,
+    Transmission(Session),
+    End,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
+    async fn run(mut self) -> Result<Option<Session>, HandshakeError> {
+        let mut negotiated = self.greet().await?;
+        for _ in 0..MAX_OPTIONS {
+            let next = self.option(&mut negotiated).await?;
+            self.send_replies().await?;
+            match next {
+                Next::Option => {}
+                Next::Transmission(session) => return Ok(Some(session)),
+                Next::End => return Ok(None),
+            }
+        }
+        Err(HandshakeError::TooManyOptions { limit: MAX_OPTIONS })
+    }
+
+    async fn greet(&mut self) -> Result<Negotiated, HandshakeError> {
+        let offered = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+        let greeting = Greeting {
+            password: INIT_PASSWORD.into(),
+            magic: OPTION_MAGIC.into(),
+            flags: offered.into(),
+        };
+        self.stream.write_all(greeting.as_bytes()).await?;
+        self.stream.flush().await?;
+        let flags = self.stream.read_u32().await?;
+        if flags & !u32::from(offered) != 0 {
+            return Err(HandshakeError::UnknownFlags { flags });
+        }
+        Ok(Negotiated {
+            fixed_newstyle: flags & u32::from(handshake_flag::FIXED_NEWSTYLE) != 0,
+            no_zeroes: flags & u32::from(handshake_flag::NO_ZEROES) != 0,
+            style: HeaderStyle::Simple,
+            base_allocation_of: None,
+        })
+    }
+
+    /// Reads one option and answers it.
+    async fn option(&mut self, negotiated: &mut Negotiated) -> Result<Next, HandshakeError> {
+        let mut header = [0; size_of::<OptionHeader>()];
+        match self.stream.read_exact(&mut header).await {
+            Ok(_) => {}
+            // Leaving without ABORT is common, and harms nobody.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Next::End),
+            Err(error) => return Err(error.into()),
+        }
+        let header = OptionHeader::read_from_bytes(&header).expect("the length is the struct's");
+        let (magic, option, len) = (header.magic.get(), header.option.get(), header.len.get());
+        if magic != OPTION_MAGIC {
+            return Err(HandshakeError::BadMagic { found: magic });
+        }
+        if !negotiated.fixed_newstyle && option != option::EXPORT_NAME {
+            return Err(HandshakeError::NotFixedNewstyle { option });
+        }
+        if len > MAX_SKIPPED_OPTION_BYTES {
+            return Err(HandshakeError::OptionTooLong { option, len_bytes: len });
+        }
+        if len > MAX_OPTION_BYTES {
+            if option == option::EXPORT_NAME {
+                return Err(HandshakeError::OptionTooLong { option, len_bytes: len });
+            }
+            self.skip(len).await?;
+            self.refuse(option, option_reply::ERR_TOO_BIG, "the option is too long");
+            return Ok(Next::Option);
+        }
+        let mut data = vec![0; len as usize];
+        self.stream.read_exact(&mut data).await?;
+
+        match option {
+            option::EXPORT_NAME => return self.export_name(negotiated, &data),
+            option::ABORT => {
+                self.acknowledge(option);
+                return Ok(Next::End);
+            }
+            option::INFO | option::GO => return Ok(self.info_or_go(option, negotiated, &data)),
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                self.meta_context(option, negotiated, &data);
+            }
+            option::LIST
+            | option::STRUCTURED_REPLY
+            | option::EXTENDED_HEADERS
+            | option::STARTTLS
+                if !data.is_empty() =>
+            {
+                self.refuse(option, option_reply::ERR_INVALID, "the option takes no data");
+            }
+            option::LIST => self.list().await?,
+            option::STRUCTURED_REPLY if negotiated.style == HeaderStyle::Extended => {
+                let message = "extended headers are in force";
+                self.refuse(option, option_reply::ERR_EXT_HEADER_REQD, message);
+            }
+            option::STRUCTURED_REPLY => {
+                negotiated.style = HeaderStyle::Structured;
+                self.acknowledge(option);
+            }
+            option::EXTENDED_HEADERS => {
+                negotiated.style = HeaderStyle::Extended;
+                self.acknowledge(option);
+            }
+            option::STARTTLS => {
+                self.refuse(option, option_reply::ERR_UNSUP, "this server does not speak TLS");
+            }
+            _ => self.refuse(option, option_reply::ERR_UNSUP, "the option is unknown"),
+        }
+        Ok(Next::Option)
+    }
+
+    fn export_name(
+        &mut self,
+        negotiated: &Negotiated,
+        name: &[u8],
+    ) -> Result<Next, HandshakeError> {
+        if negotiated.style == HeaderStyle::Extended {
+            return Err(HandshakeError::ExportNameAfterExtendedHeaders);
+        }
+        let Some((name, export)) = options::name(name).and_then(|name| self.open(name)) else {
+            let name = String::from_utf8_lossy(&name[..name.len().min(MAX_STRING_BYTES)]);
+            return Err(HandshakeError::UnknownExport { name: name.into_owned() });
+        };
+        let session = self.session(negotiated, &name, export);
+        let reply = ExportNameReply {
+            size_bytes: session.rules.size_bytes.into(),
+            flags: session.rules.flags().into(),
+        };
+        self.replies.extend_from_slice(reply.as_bytes());
+        if !negotiated.no_zeroes {
+            self.replies.extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
+        }
+        Ok(Next::Transmission(session))
+    }
+
+    fn info_or_go(&mut self, option: u32, negotiated: &Negotiated, data: &[u8]) -> Next {
+        let Some(request) = InfoRequest::parse(data) else {
+            self.refuse(option, option_reply::ERR_INVALID, "the option is malformed");
+            return Next::Option;
+        };
+        let Some((name, export)) = self.open(request.name) else {
+            self.refuse(option, option_reply::ERR_UNKNOWN, "there is no such export");
+            return Next::Option;
+        };
+        let canonical_name = export.name();
+        let description = export.description();
+        let session = self.session(negotiated, &name, export);
+        let rules = &session.rules;
+        let export_info = InfoExport {
+            kind: info::EXPORT.into(),
+            size_bytes: rules.size_bytes.into(),
+            flags: rules.flags().into(),
+        };
+        self.reply(option, option_reply::INFO, &[export_info.as_bytes()]);
+        if request.asks_for(info::NAME) {
+            let kind = info::NAME.to_be_bytes();
+            self.reply(option, option_reply::INFO, &[&kind, canonical_name.as_bytes()]);
+        }
+        if let Some(description) = description.filter(|_| request.asks_for(info::DESCRIPTION)) {
+            let kind = info::DESCRIPTION.to_be_bytes();
+            self.reply(option, option_reply::INFO, &[&kind, description.as_bytes()]);
+        }
+        if request.asks_for(info::BLOCK_SIZE) {
+            let sizes = InfoBlockSize {
+                kind: info::BLOCK_SIZE.into(),
+                minimum: rules.block_sizes.minimum().into(),
+                preferred: rules.block_sizes.preferred().into(),
+                maximum: rules.block_sizes.maximum().into(),
+            };
+            self.reply(option, option_reply::INFO, &[sizes.as_bytes()]);
+        }
+        self.acknowledge(option);
+        if option == option::GO { Next::Transmission(session) } else { Next::Option }
+    }
+
+    fn meta_context(&mut self, option: u32, negotiated: &mut Negotiated, data: &[u8]) {
+        let is_set = option == option::SET_META_CONTEXT;
+        if is_set {
+            // Also when this fails, the last selection is gone.
+            negotiated.base_allocation_of = None;
+        }
+        if negotiated.style == HeaderStyle::Simple {
+            let message = "metadata contexts need structured replies";
+            return self.refuse(option, option_reply::ERR_INVALID, message);
+        }
+        let Some(request) = MetaContextRequest::parse(data) else {
+            return self.refuse(option, option_reply::ERR_INVALID, "the option is malformed");
+        };
+        let Some((name, _)) = self.open(request.export) else {
+            return self.refuse(option, option_reply::ERR_UNKNOWN, "there is no such export");
+        };
+        let found = if is_set {
+            request.queries.contains(&BASE_ALLOCATION)
+        } else {
+            request.queries.is_empty()
+                || request.queries.iter().any(|q| *q == BASE_ALLOCATION || *q == BASE_WILDCARD)
+        };
+        if found {
+            let id = if is_set { BASE_ALLOCATION_ID } else { 0 };
+            let parts = [&id.to_be_bytes()[..], BASE_ALLOCATION.as_bytes()];
+            self.reply(option, option_reply::META_CONTEXT, &parts);
+            if is_set {
+                negotiated.base_allocation_of = Some(name);
+            }
+        }
+        self.acknowledge(option);
+    }
+
+    async fn list(&mut self) -> Result<(), HandshakeError> {
+        for name in self.catalog.list() {
+            // A longer name cannot be put on the wire, nor asked for.
+            if name.len() <= MAX_STRING_BYTES {
+                let len = (name.len() as u32).to_be_bytes();
+                self.reply(option::LIST, option_reply::SERVER, &[&len, name.as_bytes()]);
+            }
+            if self.replies.len() >= REPLY_BUFFER_BYTES {
+                self.send_replies().await?;
+            }
+        }
+        self.acknowledge(option::LIST);
+        Ok(())
+    }
+
+    fn open(&self, name: &str) -> Option<(String, Arc<dyn Export>)> {
+        self.catalog.open(name).map(|export| (name.to_owned(), export))
+    }
+
+    fn session(&self, negotiated: &Negotiated, name: &str, export: Arc<dyn Export>) -> Session {
+        let base_allocation = negotiated.base_allocation_of.as_deref() == Some(name);
+        let rules = Rules::new(&*export, self.config, negotiated.style, base_allocation);
+        Session { name: export.name(), rules, export }
+    }
+
+    async fn skip(&mut self, len: u32) -> io::Result<()> {
+        let mut rest = (&mut *self.stream).take(u64::from(len));
+        if tokio::io::copy(&mut rest, &mut tokio::io::sink()).await? < u64::from(len) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&mut self, option: u32) {
+        self.reply(option, option_reply::ACK, &[]);
+    }
+
+    fn refuse(&mut self, option: u32, error: u32, message: &str) {
+        tracing::debug!(option, error, message, "option refused");
+        self.reply(option, error, &[message.as_bytes()]);
+    }
+
+    fn reply(&mut self, option: u32, reply: u32, parts: &[&[u8]]) {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let header = OptionReplyHeader {
+            magic: OPTION_REPLY_MAGIC.into(),
+            option: option.into(),
+            reply: reply.into(),
+            len: u32::try_from(len).expect("replies are a few strings of bounded length").into(),
+        };
+        self.replies.extend_from_slice(header.as_bytes());
+        parts.iter().for_each(|part| self.replies.extend_from_slice(part));
+    }
+
+    async fn send_replies(&mut self) -> io::Result<()> {
+        self.stream.write_all(&self.replies).await?;
+        self.replies.clear();
+        self.stream.flush().await
+    }
+}
+
+const _: () = assert!(MAX_OPTION_BYTES as usize >= 2 * protocol::MAX_STRING_BYTES);
