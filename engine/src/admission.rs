@@ -1,0 +1,278 @@
+//! Admission: where a change gets its sequence number and becomes visible, and where reducers
+//! fetch their batches.
+//!
+//! # The queue
+//! `pending` holds every change that is not yet published, in sequence order:
+//! ```text
+//! front | taken by reducers, not yet published | waiting to be taken | back
+//! ```
+//! Batches are cut from it in order and published in order, so the published changes are always a
+//! prefix: one sequence number says it all.
+//!
+//! # Lock order
+//! The queue's lock comes before any overlay's. It is held for a few instructions, never across a
+//! copy or a wait.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use event_listener::Event;
+use parking_lot::{Condvar, Mutex};
+use siltstone_device::{BlockAddress, Sequence};
+
+use crate::{
+    overlay::{Change, ChangeBody, Merge},
+    volume_core::VolumeCore,
+};
+
+/// Most changes in a batch, whatever their size.
+pub(crate) const MAX_BATCH_CHANGES: usize = 1024;
+
+/// A change that has its memory and space and only lacks a sequence number.
+pub(crate) struct Admittable {
+    pub(crate) volume: Arc<VolumeCore>,
+    pub(crate) address: BlockAddress,
+    pub(crate) len_blocks: u32,
+    pub(crate) body: ChangeBody,
+    pub(crate) staged_bytes: usize,
+    pub(crate) space_bytes: u64,
+}
+
+/// Changes that are reduced together: consecutive in the total order.
+pub(crate) struct Batch {
+    /// Counts from 0 since the pool was opened, without gaps.
+    pub(crate) number: u64,
+    pub(crate) changes: Vec<Arc<Change>>,
+}
+
+/// What a flush finds unpublished.
+pub(crate) struct Unpublished {
+    /// Every change up to here is in the map.
+    pub(crate) published: Sequence,
+    /// Every change up to here has been admitted.
+    pub(crate) admitted: Sequence,
+    /// The changes between, after the sequence asked about.
+    pub(crate) changes: Vec<Arc<Change>>,
+    pub(crate) data_bytes: usize,
+}
+
+/// See the module's page.
+pub(crate) struct Admission {
+    queue: Mutex<Queue>,
+    /// Something for reducers to look at.
+    work: Condvar,
+    /// The published prefix has grown.
+    published: Event,
+    batch_bytes: usize,
+    linger: Duration,
+}
+
+struct Queue {
+    next_sequence: Sequence,
+    published: Sequence,
+    pending: VecDeque<Arc<Change>>,
+    /// How many of `pending`, from the front, reducers have taken.
+    taken: usize,
+    /// Data bytes of the rest.
+    waiting_bytes: usize,
+    next_batch: u64,
+    /// Changes up to here are not to wait for company.
+    drain_to: Sequence,
+    closed: bool,
+}
+
+impl Admission {
+    /// An empty queue; the next change comes after `last`.
+    pub(crate) fn new(last: Sequence, batch_bytes: usize, linger: Duration) -> Self {
+        let queue = Queue {
+            next_sequence: last.next(),
+            published: last,
+            pending: VecDeque::new(),
+            taken: 0,
+            waiting_bytes: 0,
+            next_batch: 0,
+            drain_to: Sequence(0),
+            closed: false,
+        };
+        Self {
+            queue: Mutex::new(queue),
+            work: Condvar::new(),
+            published: Event::new(),
+            batch_bytes,
+            linger,
+        }
+    }
+
+    /// Admits a change. `at_sequence` is for replaying the log: the change keeps its number, which
+    /// must be later than all admitted ones.
+    ///
+    /// # Errors
+    /// The change itself, if the merge that it completes has been superseded.
+    pub(crate) fn admit(
+        &self,
+        change: Admittable,
+        merge: Option<&Merge<'_>>,
+        at_sequence: Option<Sequence>,
+    ) -> Result<Sequence, Admittable> {
+        let admitted_at = Instant::now();
+        let mut queue = self.queue.lock();
+        if merge.is_some_and(Merge::is_superseded) {
+            return Err(change);
+        }
+        let sequence = at_sequence.unwrap_or(queue.next_sequence);
+        assert!(sequence >= queue.next_sequence, "sequence numbers only grow");
+        queue.next_sequence = sequence.next();
+        let change = Arc::new(Change {
+            volume: change.volume,
+            address: change.address,
+            len_blocks: change.len_blocks,
+            sequence,
+            body: change.body,
+            staged_bytes: change.staged_bytes,
+            space_bytes: change.space_bytes,
+            admitted_at,
+        });
+        change.volume.overlay.insert(&change);
+        queue.waiting_bytes += change.data_bytes();
+        queue.pending.push_back(change);
+        let waiting = queue.pending.len() - queue.taken;
+        let wake =
+            waiting == 1 || queue.waiting_bytes >= self.batch_bytes || waiting >= MAX_BATCH_CHANGES;
+        drop(queue);
+        if wake {
+            self.work.notify_one();
+        }
+        Ok(sequence)
+    }
+
+    /// The newest admitted change.
+    pub(crate) fn admitted(&self) -> Sequence {
+        Sequence(self.queue.lock().next_sequence.0 - 1)
+    }
+
+    /// Every change up to here is in the map.
+    pub(crate) fn published(&self) -> Sequence {
+        self.queue.lock().published
+    }
+
+    /// The newest batch that has been taken, or `None` if none has.
+    pub(crate) fn newest_started(&self) -> Option<u64> {
+        self.queue.lock().next_batch.checked_sub(1)
+    }
+
+    /// Waits for a batch; `None` once the queue is closed and empty.
+    pub(crate) fn take_batch(&self) -> Option<Batch> {
+        let mut queue = self.queue.lock();
+        loop {
+            let taken = queue.taken;
+            match queue.pending.get(taken) {
+                None if queue.closed => return None,
+                None => self.work.wait(&mut queue),
+                Some(oldest) => {
+                    let waiting = queue.pending.len() - taken;
+                    let full =
+                        queue.waiting_bytes >= self.batch_bytes || waiting >= MAX_BATCH_CHANGES;
+                    let due = oldest.admitted_at + self.linger;
+                    let urgent = queue.closed || oldest.sequence <= queue.drain_to;
+                    if full || urgent || Instant::now() >= due {
+                        break;
+                    }
+                    self.work.wait_until(&mut queue, due);
+                }
+            }
+        }
+        let mut changes = Vec::new();
+        let mut bytes = 0;
+        while let Some(change) = queue.pending.get(queue.taken) {
+            let more = change.data_bytes();
+            let room = changes.is_empty()
+                || (bytes + more <= self.batch_bytes && changes.len() < MAX_BATCH_CHANGES);
+            if !room {
+                break;
+            }
+            bytes += more;
+            changes.push(Arc::clone(change));
+            queue.taken += 1;
+        }
+        queue.waiting_bytes -= bytes;
+        let number = queue.next_batch;
+        queue.next_batch += 1;
+        let more = queue.pending.len() > queue.taken;
+        drop(queue);
+        if more {
+            self.work.notify_one();
+        }
+        Some(Batch { number, changes })
+    }
+
+    /// The oldest batch has been published: its changes leave the queue.
+    pub(crate) fn publish(&self, changes: &[Arc<Change>]) {
+        let mut queue = self.queue.lock();
+        for change in changes {
+            let front = queue.pending.pop_front().expect("published changes were pending");
+            assert!(Arc::ptr_eq(&front, change), "batches are published in order");
+        }
+        queue.taken -= changes.len();
+        queue.published = changes.last().expect("a batch has changes").sequence;
+        drop(queue);
+        self.published.notify(usize::MAX);
+    }
+
+    /// What is not published after `after`, all at one moment.
+    pub(crate) fn unpublished_after(&self, after: Sequence) -> Unpublished {
+        let queue = self.queue.lock();
+        let first = queue.pending.partition_point(|change| change.sequence <= after);
+        let changes: Vec<_> = queue.pending.range(first..).cloned().collect();
+        let data_bytes = changes.iter().map(|change| change.data_bytes()).sum();
+        Unpublished {
+            published: queue.published,
+            admitted: Sequence(queue.next_sequence.0 - 1),
+            changes,
+            data_bytes,
+        }
+    }
+
+    /// Sends everything up to `sequence` through the pipeline without waiting for company.
+    pub(crate) fn drain_to(&self, sequence: Sequence) {
+        let mut queue = self.queue.lock();
+        queue.drain_to = queue.drain_to.max(sequence);
+        drop(queue);
+        self.work.notify_all();
+    }
+
+    /// Waits until everything up to `sequence` is published, or `give_up` says that it never will.
+    pub(crate) async fn wait_published<E>(
+        &self,
+        sequence: Sequence,
+        give_up: impl Fn() -> Result<(), E>,
+    ) -> Result<(), E> {
+        loop {
+            let listener = self.published.listen();
+            if self.published() >= sequence {
+                return Ok(());
+            }
+            give_up()?;
+            listener.await;
+        }
+    }
+
+    /// Lets everyone who waits look again; after a failure.
+    pub(crate) fn wake(&self) {
+        self.published.notify(usize::MAX);
+        self.work.notify_all();
+    }
+
+    /// No more changes come: reducers finish what is there and stop.
+    pub(crate) fn close(&self) {
+        self.queue.lock().closed = true;
+        self.work.notify_all();
+    }
+
+    /// Changes admitted and not yet published.
+    pub(crate) fn pending(&self) -> usize {
+        self.queue.lock().pending.len()
+    }
+}

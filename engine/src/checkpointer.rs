@@ -1,0 +1,250 @@
+//! The checkpointer: in the background, makes the state up to some moment a place from which
+//! recovery can start, and frees what that state no longer needs.
+//!
+//! # Order
+//! ```text
+//! 1  freeze the memtable at a unit's end, sequence W (the pipeline goes on with a new one)
+//! 2  write the frozen memtable as a patch; merge patches as the policy wants
+//! 3  settle frontier segments, find segments to free, reserve new frontier segments
+//! 4  write changed pages of the segment table
+//! 5  flush the device: units up to W, patch pages and table pages are durable
+//! 6  store the checkpoint record, durably, in the older of its two slots
+//! 7  discard freed segments, then let them be used; give the sealer its new frontier;
+//!    trim the log to W
+//! ```
+//! A cut before 6 has completed leaves the old record, and everything that it needs: nothing that
+//! it refers to is overwritten before 7. A cut after 6 leaves the new one. Steps 1 and 3 take
+//! short locks; no step stops the pipeline.
+
+use std::{sync::Arc, time::Duration, time::Instant};
+
+use event_listener::Event;
+use parking_lot::{Condvar, Mutex};
+use siltstone_cursor::SegmentSource;
+use siltstone_device::{SegmentId, Sequence, request};
+
+use crate::{
+    core::Core,
+    error::Result,
+    record::CheckpointBody,
+    segment_table::{SegmentState, SegmentTable},
+    stats::{Stage, add},
+};
+
+/// Most pages that one merge step reads.
+const MERGE_PAGES: usize = 8192;
+/// Most merge steps in one checkpoint: the frontier must not wait for all of a backlog.
+const MERGE_STEPS: usize = 4;
+
+/// Requests to the checkpointer, and who waits for them.
+#[derive(Default)]
+pub(crate) struct Checkpointing {
+    state: Mutex<State>,
+    work: Condvar,
+    finished: Event,
+}
+
+#[derive(Default)]
+struct State {
+    /// Checkpoints begun and finished so far.
+    begun: u64,
+    finished: u64,
+    requested: bool,
+    /// Merge everything: space is wanted back.
+    compact: bool,
+    /// When the first change came that no checkpoint has seen.
+    changed_at: Option<Instant>,
+    stopping: bool,
+}
+
+impl Checkpointing {
+    /// Asks for a checkpoint; returns at once.
+    pub(crate) fn request(&self) {
+        let mut state = self.state.lock();
+        state.requested = true;
+        drop(state);
+        self.work.notify_all();
+    }
+
+    /// Something was published: a checkpoint is due some time later.
+    pub(crate) fn note_change(&self) {
+        let mut state = self.state.lock();
+        if state.changed_at.is_none() {
+            state.changed_at = Some(Instant::now());
+            drop(state);
+            self.work.notify_all();
+        }
+    }
+
+    /// Asks for a checkpoint that begins after this call, and waits for it. With `compact`, for
+    /// one that has merged all patches before.
+    pub(crate) async fn run<E>(
+        &self,
+        compact: bool,
+        give_up: impl Fn() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let ticket = {
+            let mut state = self.state.lock();
+            state.requested = true;
+            state.compact |= compact;
+            state.begun + 1
+        };
+        self.work.notify_all();
+        loop {
+            let listener = self.finished.listen();
+            if self.state.lock().finished >= ticket {
+                return Ok(());
+            }
+            give_up()?;
+            listener.await;
+        }
+    }
+
+    /// Lets everyone who waits look at the pool's health.
+    pub(crate) fn wake(&self) {
+        drop(self.state.lock());
+        self.work.notify_all();
+        self.finished.notify(usize::MAX);
+    }
+
+    /// Ends the thread after what is requested.
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopping = true;
+        self.work.notify_all();
+    }
+
+    /// Waits for the next checkpoint to do; `None` to end. Says whether to merge everything.
+    fn next(&self, interval: Duration) -> Option<bool> {
+        let mut state = self.state.lock();
+        loop {
+            let due = state.changed_at.map(|changed_at| changed_at + interval);
+            if state.requested || due.is_some_and(|due| due <= Instant::now()) {
+                state.requested = false;
+                state.changed_at = None;
+                state.begun += 1;
+                return Some(std::mem::take(&mut state.compact));
+            }
+            if state.stopping {
+                return None;
+            }
+            match due {
+                Some(due) => {
+                    self.work.wait_until(&mut state, due);
+                }
+                None => self.work.wait(&mut state),
+            }
+        }
+    }
+
+    fn finish(&self) {
+        let mut state = self.state.lock();
+        state.finished = state.begun;
+        drop(state);
+        self.finished.notify(usize::MAX);
+    }
+}
+
+/// The checkpointer's thread.
+pub(crate) fn run(core: &Arc<Core>) {
+    while let Some(compact) = core.checkpointing.next(core.tuning.checkpoint_interval) {
+        let outcome = core.health.check().and_then(|()| checkpoint(core, compact));
+        let failed = outcome.is_err();
+        core.fail_with(outcome);
+        core.checkpointing.finish();
+        if failed {
+            return;
+        }
+    }
+}
+
+/// Makes one checkpoint. See the module's page for the order and its reasons.
+pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
+    let timer = core.stats.time(Stage::Checkpoint);
+    let started = core.admission.newest_started().map_or(0, |batch| batch + 1);
+    let catalog = core.catalog.lock().clone();
+    let published = {
+        let published = core.publishing.lock();
+        core.map.freeze();
+        *published
+    };
+
+    let layers = |layer| catalog.layer_state(layer);
+    let mut source = MetadataSegments { table: &core.table };
+    pollster::block_on(async {
+        let edit = core.map.write_frozen(&mut source, &layers).await?;
+        core.table.apply(&edit)?;
+        let mut steps = 0;
+        while compact || steps < MERGE_STEPS {
+            let step = core.map.merge_step(&mut source, &layers, MERGE_PAGES).await?;
+            let Some(edit) = step else { break };
+            core.table.apply(&edit)?;
+            steps += 1;
+        }
+        let merges_left = steps == MERGE_STEPS && !compact;
+        if merges_left {
+            core.checkpointing.request();
+        }
+        crate::error::Result::Ok(())
+    })?;
+
+    core.frontier.settle(&core.table, published.sequence);
+    core.table.reclaim(published.batch.map_or(0, |batch| batch + 1), started);
+    let reservation = core.frontier.reserve(&core.table);
+
+    let number = core.checkpoints.newest() + 1;
+    let stored = pollster::block_on(async {
+        let stored = core.table.store_changes(&*core.device, number).await?;
+        request::flush(&*core.device).await?;
+        let body = CheckpointBody {
+            sequence: published.sequence,
+            unit: published.unit,
+            next_generation: core.table.next_generation(),
+            frontier: reservation.segments,
+            catalog,
+            manifest: core.map.manifest(),
+        };
+        let stored_number = core.checkpoints.store(&body.encode()).await?;
+        assert_eq!(stored_number, number, "only the checkpointer stores checkpoints");
+        discard(core, &stored.freeing).await;
+        crate::error::Result::Ok(stored)
+    })?;
+    core.table.stored(stored);
+    core.frontier.extend(reservation.added);
+    core.space.set_frontier_bytes(core.frontier.free_bytes());
+    core.log.trim(published.sequence);
+    if published.sequence > Sequence(0) {
+        core.commit.advance(published.sequence);
+    }
+    add(&core.stats.counters.checkpoints, 1);
+    drop(timer);
+    Ok(())
+}
+
+/// Gives freed segments back to the medium before they are used again. A medium that cannot take
+/// them back loses nothing by it.
+async fn discard(core: &Core, freed: &[SegmentId]) {
+    let layout = &core.superblock.layout;
+    let discards: Vec<_> = freed
+        .iter()
+        .map(|&id| {
+            let start = layout.geometry().segment_start(id);
+            request::discard(&*core.device, start, layout.segment_bytes)
+        })
+        .collect();
+    for discard in discards {
+        if let Err(error) = discard.await {
+            tracing::debug!(%error, "the device does not take discarded space back");
+        }
+    }
+}
+
+/// Free segments for patches.
+struct MetadataSegments<'a> {
+    table: &'a SegmentTable,
+}
+
+impl SegmentSource for MetadataSegments<'_> {
+    fn allocate(&mut self) -> Option<SegmentId> {
+        self.table.take(SegmentState::Metadata).map(|(id, _)| id)
+    }
+}

@@ -1,0 +1,113 @@
+//! Commit: making everything admitted so far durable.
+//!
+//! Concurrent flushes share one round of work. A round looks at one moment of the queue:
+//!
+//! | unpublished and not durable | published and not durable | work |
+//! |---|---|---|
+//! | nothing | nothing | none |
+//! | little | nothing | one NVRAM log record, one device write |
+//! | little | something | log record and device flush, at the same time |
+//! | nothing | something | device flush |
+//! | much, or no room in the log | any | drain the pipeline to here, then device flush |
+//!
+//! "Durable" is a prefix of the total order: in segments under a completed flush, or in the log.
+//! The log keeps a record until a checkpoint covers its changes.
+
+use std::sync::Arc;
+
+use siltstone_device::{Sequence, request};
+use siltstone_nvram::{Change as LogChange, ChangeBody as LogBody, LogError, record_bytes_for};
+
+use crate::{
+    admission::Unpublished,
+    core::Core,
+    error::{EngineError, Result},
+    overlay::ChangeBody,
+    stats::{Stage, add},
+};
+
+impl Core {
+    /// Returns when everything admitted before the call is durable.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let timer = self.stats.time(Stage::Commit);
+        self.health.check()?;
+        let target = self.admission.admitted();
+        self.commit.commit(target, || self.commit_round()).await?;
+        add(&self.stats.counters.flushes, 1);
+        drop(timer);
+        Ok(())
+    }
+
+    async fn commit_round(&self) -> Result<Sequence> {
+        let outcome = self.try_commit_round().await;
+        if let Err(error) = &outcome {
+            self.fail(error.clone());
+        }
+        outcome
+    }
+
+    async fn try_commit_round(&self) -> Result<Sequence> {
+        self.health.check()?;
+        let durable = self.commit.durable();
+        let unpublished = self.admission.unpublished_after(durable);
+        let target = unpublished.admitted;
+        let flush_needed = unpublished.published > durable;
+        let count = unpublished.changes.len();
+        let record_bytes = record_bytes_for(count, unpublished.data_bytes as u64);
+        let by_log = unpublished.data_bytes <= self.tuning.log_commit_bytes
+            && record_bytes <= self.log.max_record_bytes();
+        if count == 0 || by_log {
+            // Started before the record is written, awaited after.
+            let flush = flush_needed.then(|| request::flush(&*self.device));
+            let logged = self.append(&unpublished).await;
+            if let Some(flush) = flush {
+                flush.await?;
+            }
+            match logged {
+                Ok(()) => return Ok(target),
+                // Nothing was written. A checkpoint makes room; this round goes on without.
+                Err(LogError::Full { .. }) => self.checkpointing.request(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.admission.drain_to(target);
+        self.admission.wait_published(target, || self.health.check()).await?;
+        request::flush(&*self.device).await?;
+        Ok(target)
+    }
+
+    async fn append(&self, unpublished: &Unpublished) -> std::result::Result<(), LogError> {
+        if unpublished.changes.is_empty() {
+            return Ok(());
+        }
+        let changes: Vec<LogChange<'_>> = unpublished
+            .changes
+            .iter()
+            .map(|change| LogChange {
+                layer: change.layer(),
+                address: change.address,
+                len_blocks: change.len_blocks,
+                sequence: change.sequence,
+                body: match &change.body {
+                    ChangeBody::Data(data) => LogBody::Data(data),
+                    ChangeBody::Zero => LogBody::Zero,
+                },
+            })
+            .collect();
+        self.log.append(&changes).await?;
+        add(&self.stats.counters.log_commits, 1);
+        add(&self.stats.counters.log_data_bytes, unpublished.data_bytes as u64);
+        if self.log.used_bytes() > self.log.capacity_bytes() / 2 {
+            self.checkpointing.request();
+        }
+        Ok(())
+    }
+
+    /// Makes a failure of the checkpointer or of background work final.
+    pub(crate) fn fail_with(self: &Arc<Self>, outcome: Result<()>) {
+        match outcome {
+            Ok(()) | Err(EngineError::Failed { .. } | EngineError::Closing) => {}
+            Err(error) => self.fail(error),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What a pool is made with (fixed in its superblock) and what a process opens it with.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::error::EngineError;
+
+/// Blocks in a full frame: 32 KiB.
+pub const FRAME_BLOCKS: usize = 8;
+
+/// Smallest pool, in bytes.
+pub const MIN_POOL_BYTES: u64 = 64 << 20;
+
+/// Largest volume, in bytes: 48-bit block addresses would allow more, clients do not.
+pub const MAX_VOLUME_BYTES: u64 = 1 << 60;
+
+/// Longest volume name, in bytes.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// How a pool is made. Everything here is fixed at creation and kept in the superblock.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// The pool's size in bytes; `None` takes all of a block device.
+    pub size_bytes: Option<u64>,
+    /// A file or device of its own for the NVRAM log, or `None` for a region of the pool.
+    pub nvram: Option<PathBuf>,
+    /// Bytes of the NVRAM log's ring; `None` chooses by the pool's size.
+    pub nvram_bytes: Option<u64>,
+    /// Bytes of a segment, a power of two; `None` chooses by the pool's size.
+    pub segment_bytes: Option<u64>,
+    /// RAM that the dedup index may take, in bytes.
+    pub index_memory_bytes: u64,
+    /// The shortest run of duplicate blocks that is stored as a link.
+    pub threshold: u32,
+    /// Commit every write before it is acknowledged.
+    pub sync_always: bool,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self {
+            size_bytes: None,
+            nvram: None,
+            nvram_bytes: None,
+            segment_bytes: None,
+            index_memory_bytes: 64 << 20,
+            threshold: 1,
+            sync_always: false,
+        }
+    }
+}
+
+/// How a process uses a pool. Nothing here changes what is on disk.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Recover in memory and refuse every change: what `stat` and `check` use.
+    pub read_only: bool,
+    /// Budgets and sizes of the pipeline.
+    pub tuning: Tuning,
+}
+
+/// Memory budgets and batch sizes. The defaults suit a machine of any size.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Bytes of admitted data that may wait for the device; beyond it, admission waits.
+    pub staging_bytes: usize,
+    /// Bytes of plain data that are reduced together.
+    pub batch_bytes: usize,
+    /// Bytes of decoded frames kept for reads.
+    pub frame_cache_bytes: usize,
+    /// Bytes of map pages kept for lookups.
+    pub page_cache_bytes: usize,
+    /// Reducer threads; 0 = one per core.
+    pub reducers: usize,
+    /// How long an incomplete batch waits for company.
+    pub linger: Duration,
+    /// Memtable entries that start a checkpoint.
+    pub memtable_entries: usize,
+    /// Longest time between a change and its checkpoint.
+    pub checkpoint_interval: Duration,
+    /// Most staged bytes that a flush puts into the NVRAM log; more goes through the pipeline.
+    pub log_commit_bytes: usize,
+    /// Fill the index from summaries in the background after opening.
+    pub warm_index: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            staging_bytes: 64 << 20,
+            batch_bytes: 1 << 20,
+            frame_cache_bytes: 64 << 20,
+            page_cache_bytes: 16 << 20,
+            reducers: 0,
+            linger: Duration::from_millis(20),
+            memtable_entries: 1 << 16,
+            checkpoint_interval: Duration::from_secs(10),
+            log_commit_bytes: 256 << 10,
+            warm_index: true,
+        }
+    }
+}
+
+/// How a volume is made.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeOptions {
+    /// Size in bytes, a multiple of 512.
+    pub size_bytes: u64,
+    /// zstd level for its frames, -7..=19; 1 by default.
+    pub level: i8,
+}
+
+impl VolumeOptions {
+    /// A volume of `size_bytes` with everything else at its default.
+    #[must_use]
+    pub fn new(size_bytes: u64) -> Self {
+        Self { size_bytes, level: 1 }
+    }
+
+    /// The same with another compression level.
+    #[must_use]
+    pub fn with_level(self, level: i8) -> Self {
+        Self { level, ..self }
+    }
+
+    /// Checks size and level.
+    ///
+    /// # Errors
+    /// [`EngineError::InvalidSize`] or [`EngineError::InvalidLevel`].
+    pub(crate) fn validate(&self, name: &str) -> Result<(), EngineError> {
+        validate_volume_size(name, self.size_bytes)?;
+        if !(-7..=19).contains(&self.level) {
+            return Err(EngineError::InvalidLevel { level: self.level });
+        }
+        Ok(())
+    }
+}
+
+/// Checks a volume's size.
+///
+/// # Errors
+/// [`EngineError::InvalidSize`].
+pub(crate) fn validate_volume_size(name: &str, size_bytes: u64) -> Result<(), EngineError> {
+    if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES || !size_bytes.is_multiple_of(512) {
+        return Err(EngineError::InvalidSize { volume: name.into(), size_bytes });
+    }
+    Ok(())
+}
+
+/// Checks a volume's name: 1 to 255 bytes, no control characters, no '/' or '@' (snapshots).
+///
+/// # Errors
+/// [`EngineError::InvalidName`].
+pub(crate) fn validate_name(name: &str) -> Result<(), EngineError> {
+    let bad = |c: char| c.is_control() || c == '/' || c == '@';
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(bad) {
+        return Err(EngineError::InvalidName { name: name.into() });
+    }
+    Ok(())
+}

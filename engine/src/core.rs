@@ -1,0 +1,92 @@
+//! What the parts of an open pool share. Wiring only: each field's type has its own page.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use parking_lot::{Mutex, RwLock};
+use siltstone_cursor::Map;
+use siltstone_dedup::{InFlight, Index};
+use siltstone_device::{BufferPool, Device, Sequence};
+use siltstone_nvram::{CheckpointStore, GroupCommit, Log};
+
+use crate::{
+    admission::Admission, budget::Budget, catalog::Catalog, checkpointer::Checkpointing,
+    config::Tuning, error::EngineError, frame_cache::FrameCache, frontier::Frontier,
+    health::Health, segment_table::SegmentTable, space::Space, stats::Stats,
+    summaries::SummaryCache, superblock::Superblock, volume_core::VolumeCore,
+};
+
+/// An open pool's parts.
+///
+/// # Lock order
+/// `catalog` -> `publishing` -> admission's queue -> an overlay; `space` -> the segment table.
+/// All others are leaves. None is held across a device wait, but `catalog`, which only changes of
+/// volumes take.
+pub(crate) struct Core {
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) superblock: Superblock,
+    pub(crate) tuning: Tuning,
+    pub(crate) read_only: bool,
+    pub(crate) threshold: u32,
+    pub(crate) buffers: BufferPool,
+    pub(crate) health: Health,
+    pub(crate) stats: Stats,
+
+    pub(crate) catalog: Mutex<Catalog>,
+    pub(crate) volumes: RwLock<BTreeMap<String, Arc<VolumeCore>>>,
+
+    pub(crate) staging: Budget,
+    pub(crate) admission: Admission,
+    pub(crate) commit: GroupCommit<EngineError>,
+    pub(crate) log: Log,
+
+    pub(crate) index: Index,
+    pub(crate) summaries: SummaryCache,
+    pub(crate) in_flight: InFlight,
+
+    pub(crate) table: SegmentTable,
+    pub(crate) space: Space,
+    pub(crate) frontier: Frontier,
+    pub(crate) map: Map,
+    /// Held while a unit is published and while a memtable is frozen, so that what is frozen ends
+    /// at a unit's end.
+    pub(crate) publishing: Mutex<Published>,
+
+    pub(crate) checkpoints: CheckpointStore,
+    pub(crate) checkpointing: Checkpointing,
+    pub(crate) frame_cache: Arc<FrameCache>,
+    /// Tells background work that is not part of the pipeline to stop.
+    pub(crate) stopping: AtomicBool,
+}
+
+/// How far publishing has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Published {
+    pub(crate) sequence: Sequence,
+    /// The last published unit's number.
+    pub(crate) unit: u64,
+    /// The last published batch, counted from this opening; `None` before the first.
+    pub(crate) batch: Option<u64>,
+}
+
+impl Core {
+    /// Makes a failure final and wakes everyone who waits for what will not come.
+    pub(crate) fn fail(&self, error: EngineError) {
+        self.health.fail(error);
+        let cause = self.health.failure().expect("it has just been set");
+        self.commit.fail(EngineError::Failed { cause });
+        self.in_flight.gate().close();
+        self.admission.close();
+        self.wake_all();
+    }
+
+    /// Lets everyone who waits look at the pool's health again.
+    pub(crate) fn wake_all(&self) {
+        self.staging.wake();
+        self.admission.wake();
+        self.frontier.wake();
+        self.checkpointing.wake();
+    }
+}

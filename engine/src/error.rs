@@ -1,0 +1,297 @@
+//! What the engine can fail with, in sentences that an operator can act on.
+
+use std::sync::Arc;
+
+use siltstone_cursor::MapError;
+use siltstone_dedup::IndexError;
+use siltstone_device::{BlockAddress, DeviceError, Place, Sequence, header::HeaderError};
+use siltstone_nvram::{CheckpointError, LogError, OpenError};
+
+/// An engine operation's failure. Cheap to clone: one failure may concern many waiters.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The device refused an operation.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The map could not answer.
+    #[error("the map: {0}")]
+    Map(#[from] MapError),
+    /// The NVRAM log could not be read or written.
+    #[error("the NVRAM log: {0}")]
+    Log(#[from] LogError),
+    /// The checkpoint record could not be read or written.
+    #[error("the checkpoint record: {0}")]
+    CheckpointRecord(#[from] CheckpointError),
+
+    /// The NVRAM log could not be opened.
+    #[error(transparent)]
+    OpenLog(#[from] OpenError),
+    /// The dedup index could not be made.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+
+    /// A pool is there already.
+    #[error("the device holds a siltstone pool already; wipe its first megabyte to make another")]
+    PoolExists,
+    /// No superblock is there.
+    #[error("this is not a siltstone pool: neither superblock is valid ({first}; {second})")]
+    NotAPool {
+        /// What is wrong with the first copy.
+        first: Arc<HeaderError>,
+        /// What is wrong with the second copy.
+        second: Arc<HeaderError>,
+    },
+    /// The pool needs a newer program.
+    #[error("the pool needs a newer siltstone: {what}")]
+    NewerVersion {
+        /// What this program does not know.
+        what: NewerFeature,
+    },
+    /// The device is smaller than the pool on it.
+    #[error(
+        "the pool is truncated: it is {expected_bytes} bytes long but its device has only \
+         {actual_bytes}; restore the missing part before opening it"
+    )]
+    Truncated {
+        /// What the superblock says.
+        expected_bytes: u64,
+        /// What the device has.
+        actual_bytes: u64,
+    },
+    /// A metadata structure is damaged beyond its redundancy.
+    #[error("metadata is damaged: {0}")]
+    Metadata(#[from] MetadataError),
+    /// The device is too small for a pool.
+    #[error("a pool needs at least {needed_bytes} bytes, not {size_bytes}; choose a larger size")]
+    TooSmall {
+        /// What was asked.
+        size_bytes: u64,
+        /// The least that works.
+        needed_bytes: u64,
+    },
+    /// A creation option is outside its range.
+    #[error("{option} of {value} is not possible: it must be {allowed}")]
+    InvalidOption {
+        /// Which option.
+        option: &'static str,
+        /// The value given.
+        value: u64,
+        /// What it must be.
+        allowed: &'static str,
+    },
+
+    /// No volume has that name.
+    #[error("there is no volume named '{volume}' in this pool; 'siltstone volume list' shows them")]
+    NoSuchVolume {
+        /// The name asked for.
+        volume: String,
+    },
+    /// A volume has that name already.
+    #[error("a volume named '{volume}' exists already; choose another name or delete it first")]
+    VolumeExists {
+        /// The name.
+        volume: String,
+    },
+    /// The name cannot be used.
+    #[error(
+        "'{name}' cannot name a volume: use 1 to 255 bytes without control characters, '/' or '@'"
+    )]
+    InvalidName {
+        /// The name.
+        name: String,
+    },
+    /// The size cannot be used.
+    #[error(
+        "volume '{volume}' cannot have {size_bytes} bytes: the size must be a multiple of 512, \
+         at least 512 and at most 1 EiB"
+    )]
+    InvalidSize {
+        /// The volume.
+        volume: String,
+        /// The size.
+        size_bytes: u64,
+    },
+    /// The compression level cannot be used.
+    #[error("compression level {level} is not possible: it must be from -7 to 19")]
+    InvalidLevel {
+        /// The level.
+        level: i8,
+    },
+    /// The catalog of volumes is full.
+    #[error("the pool's catalog is full at {volumes} volumes; delete some first")]
+    CatalogFull {
+        /// How many there are.
+        volumes: usize,
+    },
+    /// The volume is in use by somebody else.
+    #[error("volume '{volume}' was deleted")]
+    VolumeDeleted {
+        /// The volume.
+        volume: String,
+    },
+    /// A range passes the end of its volume.
+    #[error(
+        "{len_bytes} bytes at byte {offset_bytes} pass the end of volume '{volume}' \
+         ({size_bytes} bytes)"
+    )]
+    OutOfRange {
+        /// The volume.
+        volume: String,
+        /// Where the range starts.
+        offset_bytes: u64,
+        /// Its length.
+        len_bytes: u64,
+        /// The volume's size.
+        size_bytes: u64,
+    },
+
+    /// The pool has no room for a write.
+    #[error(
+        "the pool is full: {needed_bytes} bytes were to be written and {free_bytes} are free; \
+         trim or delete volumes, or use a larger pool"
+    )]
+    NoSpace {
+        /// What was needed.
+        needed_bytes: u64,
+        /// What there was.
+        free_bytes: u64,
+    },
+    /// The pool was opened for reading only.
+    #[error("the pool is open for reading only")]
+    ReadOnly,
+    /// The pool has stopped accepting changes after a failure.
+    #[error("the pool accepts no more changes since an earlier failure: {cause}")]
+    Failed {
+        /// The first failure.
+        cause: Arc<EngineError>,
+    },
+    /// The pool is shutting down.
+    #[error("the pool is closing")]
+    Closing,
+
+    /// A block's stored data is damaged.
+    #[error("volume '{volume}', {address}: {source}")]
+    BlockDamaged {
+        /// The volume.
+        volume: String,
+        /// The block.
+        address: BlockAddress,
+        /// What is wrong where.
+        source: FrameError,
+    },
+}
+
+/// Something in a pool that this program is too old for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NewerFeature {
+    /// The superblock's layout.
+    #[error("its superblock has version {found}, and this program knows up to {known}")]
+    Superblock {
+        /// The version found.
+        found: u16,
+        /// The newest version known.
+        known: u16,
+    },
+    /// Feature bits without which it must not be read.
+    #[error("it uses features {0:#x} that this program does not know")]
+    Incompatible(u64),
+    /// Feature bits without which it must not be written.
+    #[error("it uses features {0:#x} with which this program can only read it")]
+    ReadCompatible(u64),
+}
+
+/// A metadata structure that is damaged beyond its redundancy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    /// A structure's header is wrong.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// A structure is whole but says something impossible.
+    #[error("the {structure} is inconsistent: {field} is {value}")]
+    Inconsistent {
+        /// Which structure.
+        structure: &'static str,
+        /// Which field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// No checkpoint record was found in a pool that must have one.
+    #[error("no checkpoint record exists")]
+    NoCheckpoint,
+    /// The log says that changes were durable in segments that recovery does not find there.
+    #[error(
+        "acknowledged data is missing: the NVRAM log was trimmed up to {trimmed}, but write units \
+         were found only up to {recovered}"
+    )]
+    MissingUnits {
+        /// What was found.
+        recovered: Sequence,
+        /// What must be there.
+        trimmed: Sequence,
+    },
+    /// The manifest of patches cannot be read.
+    #[error("the patch manifest cannot be decoded: {0}")]
+    Manifest(#[from] siltstone_cursor::ManifestError),
+}
+
+/// Why a frame could not give a block.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The device failed.
+    #[error("{place}: {source}")]
+    Device {
+        /// The block's place.
+        place: Place,
+        /// The failure.
+        source: DeviceError,
+    },
+    /// The frame's header or contents do not match their checksums.
+    #[error("{place}: checksum mismatch")]
+    Checksum {
+        /// The block's place.
+        place: Place,
+    },
+    /// A whole frame, but not the one that belongs there: a misdirected, lost or stale write.
+    #[error(
+        "{place}: the frame there belongs to segment {found_segment} at {found_offset_bytes}, \
+         generation {found_generation} (expected {expected_generation})"
+    )]
+    Identity {
+        /// The block's place.
+        place: Place,
+        /// The segment that the frame names.
+        found_segment: u32,
+        /// The offset that it names.
+        found_offset_bytes: u32,
+        /// The generation that it names.
+        found_generation: u64,
+        /// The generation expected.
+        expected_generation: u64,
+    },
+    /// The header is whole but impossible, or uses something unknown.
+    #[error("{place}: unreadable frame header ({field} is {value})")]
+    Header {
+        /// The block's place.
+        place: Place,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The contents cannot be decompressed.
+    #[error("{place}: the frame's contents cannot be decompressed")]
+    Codec {
+        /// The block's place.
+        place: Place,
+    },
+    /// The place lies outside the pool.
+    #[error("{place}: outside the pool")]
+    OutOfPool {
+        /// The block's place.
+        place: Place,
+    },
+}
+
+/// The engine's results.
+pub type Result<T> = std::result::Result<T, EngineError>;

@@ -1,0 +1,148 @@
+//! The frontier: segments that are reserved for the sealer, named in the last checkpoint record.
+//!
+//! The sealer takes them from the front, one at a time; the checkpointer adds to the back, before
+//! the sealer runs out, and only segments whose reservation a stored record has made durable are
+//! handed out: recovery looks nowhere else.
+
+use std::collections::VecDeque;
+
+use parking_lot::{Condvar, Mutex};
+use siltstone_device::{SegmentId, Sequence};
+
+use crate::{
+    health::Health,
+    segment_table::{FrontierSegment, SegmentState, SegmentTable},
+};
+
+/// See the module's page. The lock is a leaf but for the segment table's.
+pub(crate) struct Frontier {
+    inner: Mutex<Inner>,
+    extended: Condvar,
+    target: usize,
+    segment_bytes: u64,
+}
+
+struct Inner {
+    /// Written or being written, oldest first; the last may be open.
+    begun: VecDeque<FrontierSegment>,
+    /// In the last stored record and not begun.
+    ready: VecDeque<(SegmentId, u64)>,
+    /// Bytes left in the open segment.
+    open_bytes: u64,
+}
+
+impl Frontier {
+    pub(crate) fn new(segment_count: u32, segment_bytes: u64) -> Self {
+        // A quarter gigabyte, so that a checkpoint has time to finish, but no more than the
+        // pool can spare.
+        let target = ((256 << 20) / segment_bytes).min(u64::from(segment_count) / 8).max(3);
+        let inner = Inner { begun: VecDeque::new(), ready: VecDeque::new(), open_bytes: 0 };
+        Self {
+            inner: Mutex::new(inner),
+            extended: Condvar::new(),
+            target: target as usize,
+            segment_bytes,
+        }
+    }
+
+    /// Recovery only: segments with units that patches do not cover yet, oldest first.
+    pub(crate) fn recover(&self, begun: Vec<FrontierSegment>) {
+        self.inner.lock().begun = begun.into();
+    }
+
+    /// The next segment for the sealer; waits for a checkpoint if there is none. `on_wait` is
+    /// called before waiting, to ask for one. `None` if the pool has failed.
+    pub(crate) fn next(&self, health: &Health, on_wait: impl Fn()) -> Option<(SegmentId, u64)> {
+        let mut inner = self.inner.lock();
+        loop {
+            if let Some((id, generation)) = inner.ready.pop_front() {
+                let last_sequence = Sequence(0);
+                let full = false;
+                inner.begun.push_back(FrontierSegment { id, generation, last_sequence, full });
+                inner.open_bytes = self.segment_bytes;
+                return Some((id, generation));
+            }
+            if health.check().is_err() {
+                return None;
+            }
+            on_wait();
+            self.extended.wait(&mut inner);
+        }
+    }
+
+    /// The sealer has placed a unit in the open segment.
+    pub(crate) fn placed(&self, last_sequence: Sequence, left_bytes: u64) {
+        let mut inner = self.inner.lock();
+        let open = inner.begun.back_mut().expect("a unit is placed in a begun segment");
+        open.last_sequence = last_sequence;
+        inner.open_bytes = left_bytes;
+    }
+
+    /// The sealer will place nothing more in the open segment.
+    pub(crate) fn close_open(&self) {
+        let mut inner = self.inner.lock();
+        if let Some(open) = inner.begun.back_mut() {
+            open.full = true;
+        }
+        inner.open_bytes = 0;
+    }
+
+    /// Bytes that the sealer can place without a checkpoint.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        let inner = self.inner.lock();
+        inner.ready.len() as u64 * self.segment_bytes + inner.open_bytes
+    }
+
+    /// Whether less than half of the frontier is left.
+    pub(crate) fn is_low(&self) -> bool {
+        self.inner.lock().ready.len() < self.target.div_ceil(2)
+    }
+
+    /// Checkpoint: begun segments that are full and whose changes all lie in patches become data.
+    pub(crate) fn settle(&self, table: &SegmentTable, sequence: Sequence) {
+        let mut inner = self.inner.lock();
+        while let Some(&oldest) = inner.begun.front() {
+            if !oldest.full || oldest.last_sequence > sequence {
+                break;
+            }
+            table.settle(oldest.id);
+            inner.begun.pop_front();
+        }
+    }
+
+    /// Checkpoint: reserves segments up to the target, as far as the pool has any. Returns what
+    /// the record must name, and how many of those are new.
+    pub(crate) fn reserve(&self, table: &SegmentTable) -> Reservation {
+        let inner = self.inner.lock();
+        let mut segments: Vec<_> = inner.begun.iter().map(|s| (s.id, s.generation)).collect();
+        segments.extend(inner.ready.iter().copied());
+        let mut added = Vec::new();
+        while inner.ready.len() + added.len() < self.target {
+            match table.take(SegmentState::Frontier) {
+                Some(segment) => added.push(segment),
+                None => break,
+            }
+        }
+        segments.extend(added.iter().copied());
+        Reservation { segments, added }
+    }
+
+    /// Checkpoint: the record is stored; the sealer may use what it names.
+    pub(crate) fn extend(&self, added: Vec<(SegmentId, u64)>) {
+        self.inner.lock().ready.extend(added);
+        self.extended.notify_all();
+    }
+
+    /// Lets the sealer look at the pool's health.
+    pub(crate) fn wake(&self) {
+        // Taken so that a sealer between its check and its wait is not missed.
+        drop(self.inner.lock());
+        self.extended.notify_all();
+    }
+}
+
+/// The frontier as a checkpoint record names it.
+pub(crate) struct Reservation {
+    pub(crate) segments: Vec<(SegmentId, u64)>,
+    pub(crate) added: Vec<(SegmentId, u64)>,
+}

@@ -1,0 +1,65 @@
+//! Whether the pool still accepts changes.
+//!
+//! The first failure of a write, a flush or a checkpoint is final: from then on every change and
+//! every flush fails with it (after a failed flush nothing that it covered may ever be reported as
+//! durable), while reads of good data go on.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
+
+use event_listener::Event;
+
+use crate::error::{EngineError, Result};
+
+/// See the module's page. Thread-safe.
+#[derive(Default)]
+pub(crate) struct Health {
+    failure: OnceLock<Arc<EngineError>>,
+    closing: AtomicBool,
+    /// Notified when either changes.
+    changed: Event,
+}
+
+impl Health {
+    /// Remembers the first failure.
+    pub(crate) fn fail(&self, error: EngineError) {
+        let cause = match error {
+            EngineError::Failed { cause } => cause,
+            error => Arc::new(error),
+        };
+        if self.failure.set(Arc::clone(&cause)).is_ok() {
+            tracing::error!(error = %cause, "the pool accepts no more changes");
+        }
+        self.changed.notify(usize::MAX);
+    }
+
+    /// The first failure, if there was one.
+    pub(crate) fn failure(&self) -> Option<Arc<EngineError>> {
+        self.failure.get().cloned()
+    }
+
+    /// Refuses new changes because the pool is being closed.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Whether the pipeline still works.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.failure() {
+            Some(cause) => Err(EngineError::Failed { cause }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether clients may still change anything.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.check()?;
+        if self.closing.load(Ordering::Acquire) {
+            return Err(EngineError::Closing);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! Where things are on the pool's device.
+//!
+//! ```text
+//! 0          superblock A (4 KiB)
+//! 512 KiB    superblock B (4 KiB)
+//! 1 MiB      checkpoint slots A, B
+//!            NVRAM ring (unless it has a device of its own)
+//!            segment table (two slots a page)
+//! data_start segment 0, segment 1, ...   (aligned to the segment size)
+//! ```
+
+use siltstone_cursor::SegmentGeometry;
+use siltstone_device::{BLOCK_BYTES, ByteOffset, units::MAX_SEGMENT_BYTES};
+
+use crate::{
+    config::{CreateOptions, MIN_POOL_BYTES},
+    error::{EngineError, Result},
+    segment_table::{ENTRIES_PER_PAGE, SLOTS_PER_PAGE},
+};
+
+/// Where the first superblock is.
+pub(crate) const SUPERBLOCK_A: ByteOffset = ByteOffset(0);
+/// Where the second superblock is.
+pub(crate) const SUPERBLOCK_B: ByteOffset = ByteOffset(512 << 10);
+const CHECKPOINTS: ByteOffset = ByteOffset(1 << 20);
+
+/// A pool may grow to this many times its size at creation before the segment table is full.
+const GROWTH: u64 = 16;
+
+/// The fewest segments with which a pool works: frontier, patches and reserve need some each.
+const MIN_SEGMENTS: u64 = 16;
+
+/// The regions of a pool. Fixed at creation, kept in the superblock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) size_bytes: u64,
+    pub(crate) segment_bytes: u64,
+    pub(crate) checkpoint_slot_bytes: u64,
+    pub(crate) nvram_offset: ByteOffset,
+    pub(crate) nvram_bytes: u64,
+    pub(crate) nvram_internal: bool,
+    pub(crate) segment_table_offset: ByteOffset,
+    pub(crate) segment_table_pages: u64,
+    pub(crate) data_start: ByteOffset,
+}
+
+impl Layout {
+    /// Lays a new pool out on a device of `size_bytes`.
+    pub(crate) fn new(size_bytes: u64, options: &CreateOptions) -> Result<Self> {
+        let size_bytes = size_bytes - size_bytes % BLOCK_BYTES as u64;
+        if size_bytes < MIN_POOL_BYTES {
+            return Err(EngineError::TooSmall { size_bytes, needed_bytes: MIN_POOL_BYTES });
+        }
+        let small = size_bytes < 2 << 30;
+        let segment_bytes = options.segment_bytes.unwrap_or(if small { 2 << 20 } else { 8 << 20 });
+        if !segment_bytes.is_power_of_two()
+            || !(256 << 10..=MAX_SEGMENT_BYTES).contains(&segment_bytes)
+        {
+            return Err(EngineError::InvalidOption {
+                option: "a segment size",
+                value: segment_bytes,
+                allowed: "a power of two from 256 KiB to 16 MiB",
+            });
+        }
+        let nvram_bytes = match options.nvram_bytes {
+            Some(bytes) => bytes,
+            None => (size_bytes / 64).clamp(4 << 20, 64 << 20),
+        };
+        let nvram_bytes = nvram_bytes - nvram_bytes % BLOCK_BYTES as u64;
+        if !(1 << 20..=4 << 30).contains(&nvram_bytes) {
+            return Err(EngineError::InvalidOption {
+                option: "an NVRAM log size",
+                value: nvram_bytes,
+                allowed: "from 1 MiB to 4 GiB",
+            });
+        }
+        let checkpoint_slot_bytes = (size_bytes / 4096).clamp(1 << 20, 16 << 20);
+        let checkpoint_slot_bytes = checkpoint_slot_bytes - checkpoint_slot_bytes % (1 << 20);
+        let nvram_internal = options.nvram.is_none();
+        let nvram_offset = CHECKPOINTS.plus(2 * checkpoint_slot_bytes);
+        let table_offset = nvram_offset.plus(if nvram_internal { nvram_bytes } else { 0 });
+        let table_entries = GROWTH * (size_bytes / segment_bytes);
+        let table_pages = table_entries.div_ceil(ENTRIES_PER_PAGE as u64);
+        let table_bytes = table_pages * SLOTS_PER_PAGE * BLOCK_BYTES as u64;
+        let data_start = (table_offset.0 + table_bytes).next_multiple_of(segment_bytes);
+        let layout = Self {
+            size_bytes,
+            segment_bytes,
+            checkpoint_slot_bytes,
+            nvram_offset: if nvram_internal { nvram_offset } else { ByteOffset(0) },
+            nvram_bytes,
+            nvram_internal,
+            segment_table_offset: table_offset,
+            segment_table_pages: table_pages,
+            data_start: ByteOffset(data_start),
+        };
+        if u64::from(layout.segment_count()) < MIN_SEGMENTS {
+            let needed_bytes = data_start + MIN_SEGMENTS * segment_bytes;
+            return Err(EngineError::TooSmall { size_bytes, needed_bytes });
+        }
+        Ok(layout)
+    }
+
+    /// How many whole segments the pool has.
+    pub(crate) fn segment_count(&self) -> u32 {
+        let segments = self.size_bytes.saturating_sub(self.data_start.0) / self.segment_bytes;
+        u32::try_from(segments).unwrap_or(u32::MAX)
+    }
+
+    /// Where each checkpoint slot is.
+    pub(crate) fn checkpoint_slots(&self) -> [ByteOffset; 2] {
+        [CHECKPOINTS, CHECKPOINTS.plus(self.checkpoint_slot_bytes)]
+    }
+
+    /// Segment arithmetic.
+    pub(crate) fn geometry(&self) -> SegmentGeometry {
+        SegmentGeometry { data_start: self.data_start, segment_bytes: self.segment_bytes }
+    }
+
+    /// Whether the numbers fit together; for a layout read from a superblock.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let block = BLOCK_BYTES as u64;
+        let end = |start: u64, len: u64| start.saturating_add(len);
+        let table_bytes = self.segment_table_pages.saturating_mul(SLOTS_PER_PAGE * block);
+        let nvram_end =
+            if self.nvram_internal { end(self.nvram_offset.0, self.nvram_bytes) } else { 0 };
+        let slots_end = end(CHECKPOINTS.0, self.checkpoint_slot_bytes.saturating_mul(2));
+        self.segment_bytes.is_power_of_two()
+            && (256 << 10..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes)
+            && self.checkpoint_slot_bytes.is_multiple_of(block)
+            && self.checkpoint_slot_bytes <= 64 << 20
+            && self.nvram_bytes.is_multiple_of(block)
+            && (1 << 20..=4 << 30).contains(&self.nvram_bytes)
+            && self.nvram_offset.0.is_multiple_of(block)
+            && (!self.nvram_internal || self.nvram_offset.0 >= slots_end)
+            && self.segment_table_offset.0 >= nvram_end.max(slots_end)
+            && self.segment_table_offset.0.is_multiple_of(block)
+            && end(self.segment_table_offset.0, table_bytes) <= self.data_start.0
+            && self.data_start.0.is_multiple_of(block)
+            && self.data_start.0 < self.size_bytes
+            && u64::from(self.segment_count()) <= self.segment_table_pages * ENTRIES_PER_PAGE as u64
+            && u64::from(self.segment_count()) >= MIN_SEGMENTS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_of_all_sizes_are_consistent() {
+        for size_bytes in [64 << 20, 1 << 30, (20 << 30) + 12345, 10 << 40, 100 << 40] {
+            let layout = Layout::new(size_bytes, &CreateOptions::default()).unwrap();
+            assert!(layout.is_consistent(), "{layout:?}");
+        }
+    }
+
+    #[test]
+    fn a_pool_that_is_too_small_is_refused() {
+        assert!(matches!(
+            Layout::new(1 << 20, &CreateOptions::default()),
+            Err(EngineError::TooSmall { .. })
+        ));
+    }
+}

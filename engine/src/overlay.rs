@@ -1,0 +1,234 @@
+//! The overlay: a volume's admitted changes that are not yet in the map, so that reads see writes
+//! at once.
+//!
+//! # Thread safety
+//! One reader-writer lock a volume; writers hold it for a few tree operations, inside the admission
+//! lock (admission -> overlay is the only order). Readers take it alone.
+//!
+//! # Invariants
+//! - Runs do not overlap; a run belongs to the newest change admitted for its blocks.
+//! - A change leaves the overlay only after its entries are in the map, so a reader that asks the
+//!   overlay first and the map second misses nothing.
+//! - A *merge* (a write of part of a block) reads the block and admits the whole; if another change
+//!   of that block is admitted in between, the merge is superseded and starts again.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use event_listener::Event;
+use parking_lot::{Mutex, RwLock};
+use siltstone_device::{AlignedBuffer, BLOCK_BYTES, BlockAddress, LayerId, Sequence};
+
+use crate::volume_core::VolumeCore;
+
+/// What a change does to its range.
+#[derive(Debug)]
+pub(crate) enum ChangeBody {
+    /// Whole blocks: `len_blocks` of them.
+    Data(AlignedBuffer),
+    /// The range becomes a hole.
+    Zero,
+}
+
+/// An admitted change: a run of blocks of one volume.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) volume: Arc<VolumeCore>,
+    pub(crate) address: BlockAddress,
+    pub(crate) len_blocks: u32,
+    pub(crate) sequence: Sequence,
+    pub(crate) body: ChangeBody,
+    /// What it holds of the staging budget.
+    pub(crate) staged_bytes: usize,
+    /// What it holds of the pool's free space.
+    pub(crate) space_bytes: u64,
+    pub(crate) admitted_at: std::time::Instant,
+}
+
+impl Change {
+    pub(crate) fn layer(&self) -> LayerId {
+        self.volume.layer
+    }
+
+    /// Bytes of data; 0 for a hole.
+    pub(crate) fn data_bytes(&self) -> usize {
+        match &self.body {
+            ChangeBody::Data(data) => data.len(),
+            ChangeBody::Zero => 0,
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.address.0 + u64::from(self.len_blocks)
+    }
+}
+
+/// Part of a change that a read sees.
+#[derive(Clone, Debug)]
+pub(crate) struct OverlayRun {
+    pub(crate) address: BlockAddress,
+    pub(crate) len_blocks: u32,
+    pub(crate) change: Arc<Change>,
+}
+
+impl OverlayRun {
+    /// The run's bytes, or `None` for a hole.
+    pub(crate) fn data(&self) -> Option<&[u8]> {
+        let skip = (self.address.0 - self.change.address.0) as usize * BLOCK_BYTES;
+        match &self.change.body {
+            ChangeBody::Data(data) => Some(&data[skip..][..self.len_blocks as usize * BLOCK_BYTES]),
+            ChangeBody::Zero => None,
+        }
+    }
+}
+
+/// See the module's page.
+#[derive(Debug, Default)]
+pub(crate) struct Overlay {
+    runs: RwLock<BTreeMap<u64, OverlayRun>>,
+    /// How many runs there are, for readers that need not lock when there is none.
+    count: AtomicUsize,
+    /// Blocks being merged, and whether the merge is superseded.
+    merges: Mutex<BTreeMap<u64, bool>>,
+    merge_count: AtomicUsize,
+    merged: Event,
+}
+
+impl Overlay {
+    /// Adds a change on top of what is there. The caller holds the admission lock.
+    pub(crate) fn insert(&self, change: &Arc<Change>) {
+        if self.merge_count.load(Ordering::Acquire) != 0 {
+            let mut merges = self.merges.lock();
+            for (_, superseded) in merges.range_mut(change.address.0..change.end()) {
+                *superseded = true;
+            }
+        }
+        let mut runs = self.runs.write();
+        carve(&mut runs, change.address.0, change.end());
+        let run = OverlayRun {
+            address: change.address,
+            len_blocks: change.len_blocks,
+            change: Arc::clone(change),
+        };
+        runs.insert(change.address.0, run);
+        self.count.store(runs.len(), Ordering::Release);
+    }
+
+    /// Removes what is left of a change whose entries are in the map.
+    pub(crate) fn remove(&self, change: &Arc<Change>) {
+        let mut runs = self.runs.write();
+        let mine = runs
+            .range(change.address.0..change.end())
+            .filter(|(_, run)| Arc::ptr_eq(&run.change, change))
+            .map(|(&address, _)| address)
+            .collect::<Vec<_>>();
+        for address in mine {
+            runs.remove(&address);
+        }
+        self.count.store(runs.len(), Ordering::Release);
+    }
+
+    /// Appends to `out` the runs that lie in the range, clipped to it, in order.
+    pub(crate) fn read(&self, address: BlockAddress, len_blocks: u64, out: &mut Vec<OverlayRun>) {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let end = address.0 + len_blocks;
+        let runs = self.runs.read();
+        let before = runs.range(..address.0).next_back();
+        let within = runs.range(address.0..end);
+        for (&start, run) in before.into_iter().chain(within) {
+            let first = start.max(address.0);
+            let last = (start + u64::from(run.len_blocks)).min(end);
+            if first < last {
+                out.push(OverlayRun {
+                    address: BlockAddress(first),
+                    len_blocks: (last - first) as u32,
+                    change: Arc::clone(&run.change),
+                });
+            }
+        }
+    }
+
+    /// Announces a merge of one block; waits while another merge of it is under way.
+    pub(crate) async fn begin_merge(&self, address: BlockAddress) -> Merge<'_> {
+        loop {
+            let listener = self.merged.listen();
+            {
+                let mut merges = self.merges.lock();
+                if let std::collections::btree_map::Entry::Vacant(entry) = merges.entry(address.0) {
+                    entry.insert(false);
+                    self.merge_count.store(merges.len(), Ordering::Release);
+                    return Merge { overlay: self, address };
+                }
+            }
+            listener.await;
+        }
+    }
+}
+
+/// A write of part of a block, under way.
+pub(crate) struct Merge<'a> {
+    overlay: &'a Overlay,
+    address: BlockAddress,
+}
+
+impl Merge<'_> {
+    /// Whether the block has changed since the merge began or was last restarted; asked under the
+    /// admission lock.
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.overlay.merges.lock()[&self.address.0]
+    }
+
+    /// Starts again: the caller will read the block anew.
+    pub(crate) fn restart(&self) {
+        self.overlay.merges.lock().insert(self.address.0, false);
+    }
+}
+
+impl Drop for Merge<'_> {
+    fn drop(&mut self) {
+        let mut merges = self.overlay.merges.lock();
+        merges.remove(&self.address.0);
+        self.overlay.merge_count.store(merges.len(), Ordering::Release);
+        drop(merges);
+        self.overlay.merged.notify(usize::MAX);
+    }
+}
+
+/// Makes room for a run from `start` to `end`: what overlaps is cut back, split or removed.
+fn carve(runs: &mut BTreeMap<u64, OverlayRun>, start: u64, end: u64) {
+    let clip = |run: &OverlayRun, from: u64, to: u64| OverlayRun {
+        address: BlockAddress(from),
+        len_blocks: (to - from) as u32,
+        change: Arc::clone(&run.change),
+    };
+    if let Some((&before, run)) = runs.range(..start).next_back() {
+        let run_end = before + u64::from(run.len_blocks);
+        if run_end > start {
+            let head = clip(run, before, start);
+            let tail = (run_end > end).then(|| clip(run, end, run_end));
+            runs.insert(before, head);
+            if let Some(tail) = tail {
+                runs.insert(end, tail);
+            }
+        }
+    }
+    let inside: Vec<u64> = runs.range(start..end).map(|(&address, _)| address).collect();
+    for address in inside {
+        let run = runs.remove(&address).expect("the address was just found");
+        let run_end = address + u64::from(run.len_blocks);
+        if run_end > end {
+            runs.insert(end, clip(&run, end, run_end));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "overlay/tests.rs"]
+mod tests;

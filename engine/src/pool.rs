@@ -1,0 +1,538 @@
+//! A pool: creating, opening, closing, and its volumes.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use parking_lot::{Mutex, RwLock};
+use siltstone_cursor::{Manifest, Map, MapConfig};
+use siltstone_dedup::{InFlight, Index};
+use siltstone_device::{
+    BufferPool, Device, Entropy, Sequence, SystemEntropy,
+    file::{self, Access, FileOptions},
+    request,
+};
+use siltstone_nvram::{CheckpointStore, GroupCommit, Log, LogIdentity, Region};
+
+use crate::{
+    admission::{Admission, Admittable},
+    budget::Budget,
+    catalog::{Catalog, VolumeRecord},
+    checkpointer::{self, Checkpointing},
+    config::{self, CreateOptions, OpenOptions, Tuning, VolumeOptions},
+    core::{Core, Published},
+    error::{EngineError, MetadataError, Result},
+    frame_cache::FrameCache,
+    frontier::Frontier,
+    health::Health,
+    layout::Layout,
+    overlay::ChangeBody,
+    pipeline::{self, Pipeline},
+    record::CheckpointBody,
+    recovery,
+    segment_table::SegmentTable,
+    space::Space,
+    stats::Stats,
+    summaries::SummaryCache,
+    superblock::{MAX_PATH_BYTES, Superblock},
+    volume::Volume,
+    volume_core::VolumeCore,
+};
+
+/// Idle buffer memory that is kept for reuse.
+const IDLE_BUFFER_BYTES: usize = 32 << 20;
+
+/// Smallest index, in bytes.
+const MIN_INDEX_BYTES: u64 = 64 << 10;
+
+/// An open pool. Dropping it closes it; [`close`](Self::close) also says whether that went well.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("pool");
+/// use siltstone_engine::{CreateOptions, OpenOptions, Pool, VolumeOptions};
+///
+/// let options = CreateOptions { size_bytes: Some(256 << 20), ..CreateOptions::default() };
+/// Pool::create(&path, &options)?;
+/// let pool = Pool::open(&path, &OpenOptions::default())?;
+/// let disk = pool.create_volume("disk", &VolumeOptions::new(1 << 30))?;
+/// disk.write_at(8192, b"hello")?;
+/// disk.flush()?;
+/// let mut back = [0; 5];
+/// disk.read_at(8192, &mut back)?;
+/// assert_eq!(&back, b"hello");
+/// pool.close()?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Pool {
+    core: Arc<Core>,
+    /// `None` when open for reading only, or closed.
+    pipeline: Mutex<Option<Pipeline>>,
+    /// Held while the catalog is changed and the change made durable.
+    changing: Mutex<()>,
+}
+
+/// A volume's properties.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its compression level.
+    pub level: i8,
+}
+
+impl Pool {
+    /// Makes a new pool in a new file, or on a block device that holds none.
+    ///
+    /// # Errors
+    /// If the file exists, the device holds a pool, an option is out of range, or the device fails.
+    pub fn create(path: &Path, options: &CreateOptions) -> Result<()> {
+        let access = Access::Create { size_bytes: options.size_bytes.unwrap_or(0) };
+        let device = file::open(path, &FileOptions { access, ..FileOptions::default() })?;
+        let nvram = match &options.nvram {
+            Some(path) => {
+                let layout = Layout::new(device.size_bytes(), options)?;
+                Some(create_nvram(path, layout.nvram_bytes)?)
+            }
+            None => None,
+        };
+        Self::create_on(device, nvram, options)
+    }
+
+    /// Makes a new pool on a device; the log goes to `nvram` if there is one.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_on(
+        device: Arc<dyn Device>,
+        nvram: Option<Arc<dyn Device>>,
+        options: &CreateOptions,
+    ) -> Result<()> {
+        pollster::block_on(create_on(device, nvram, options))
+    }
+
+    /// Opens a pool in a file or on a block device, and recovers it if it was not closed.
+    ///
+    /// # Errors
+    /// If there is no pool, another process has it open, it needs a newer program, it is damaged
+    /// beyond its redundancy, or the device fails.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let device = file::open(path, &FileOptions::default())?;
+        let superblock = pollster::block_on(Superblock::load(&*device))?;
+        let nvram = if superblock.layout.nvram_internal {
+            None
+        } else {
+            Some(open_nvram(&PathBuf::from(OsStr::from_bytes(&superblock.nvram_path)))?)
+        };
+        Self::open_on(device, nvram, options)
+    }
+
+    /// Opens a pool on a device; `nvram` is the one it was made with.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(
+        device: Arc<dyn Device>,
+        nvram: Option<Arc<dyn Device>>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let core = Arc::new(pollster::block_on(open_on(device, nvram, options))?);
+        let pipeline = if options.read_only {
+            None
+        } else {
+            // What recovery ignored must never count: see the recovery module.
+            checkpointer::checkpoint(&core, false)?;
+            Some(Pipeline::start(&core).map_err(|source| siltstone_device::DeviceError::Open {
+                path: "a thread".into(),
+                source: Arc::new(source),
+            })?)
+        };
+        Ok(Self { core, pipeline: Mutex::new(pipeline), changing: Mutex::new(()) })
+    }
+
+    /// A handle to a volume.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchVolume`].
+    pub fn volume(&self, name: &str) -> Result<Volume> {
+        let volumes = self.core.volumes.read();
+        let missing = || EngineError::NoSuchVolume { volume: name.into() };
+        let shared = volumes.get(name).cloned().ok_or_else(missing)?;
+        Ok(Volume { core: Arc::clone(&self.core), shared })
+    }
+
+    /// All volumes, by name.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        let volumes = self.core.volumes.read();
+        let info = |volume: &Arc<VolumeCore>| VolumeInfo {
+            name: volume.name.clone(),
+            size_bytes: volume.size_bytes(),
+            level: volume.level,
+        };
+        volumes.values().map(info).collect()
+    }
+
+    /// Creates an empty volume. It is durable when this returns.
+    ///
+    /// # Errors
+    /// If the name is taken or impossible, the size or level is, or the pool accepts no changes.
+    pub fn create_volume(&self, name: &str, options: &VolumeOptions) -> Result<Volume> {
+        self.core.check_writable()?;
+        let _changing = self.changing.lock();
+        let (record, chain) = {
+            let mut catalog = self.core.catalog.lock();
+            let record = catalog.create(name, options)?;
+            let chain = catalog.chain(record.layer);
+            (record, chain)
+        };
+        self.store_catalog()?;
+        let shared = Arc::new(VolumeCore::new(name, &record, chain));
+        self.core.volumes.write().insert(name.into(), Arc::clone(&shared));
+        Ok(Volume { core: Arc::clone(&self.core), shared })
+    }
+
+    /// Deletes a volume and everything in it. It is gone for good when this returns; handles to
+    /// it fail from then on, and its space is freed in the background.
+    ///
+    /// # Errors
+    /// If there is no such volume, or the pool accepts no changes.
+    pub fn delete_volume(&self, name: &str) -> Result<()> {
+        self.core.check_writable()?;
+        let _changing = self.changing.lock();
+        let shared = self.core.volumes.write().remove(name);
+        let missing = || EngineError::NoSuchVolume { volume: name.into() };
+        let shared = shared.ok_or_else(missing)?;
+        shared.mark_deleted();
+        // What was admitted before goes through first, so that nothing of the layer follows.
+        self.drain()?;
+        self.core.catalog.lock().delete(name)?;
+        self.store_catalog()
+    }
+
+    /// Changes a volume's size. What lies past a smaller size is discarded and reads as zeros if
+    /// the volume grows again.
+    ///
+    /// # Errors
+    /// If there is no such volume, the size is impossible, or the pool accepts no changes.
+    pub fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<()> {
+        self.core.check_writable()?;
+        config::validate_volume_size(name, size_bytes)?;
+        let _changing = self.changing.lock();
+        let volume = self.volume(name)?;
+        let old_bytes = volume.size_bytes();
+        if size_bytes < old_bytes {
+            volume.write_zeroes(size_bytes, old_bytes - size_bytes)?;
+            volume.shared.set_size_bytes(size_bytes);
+            volume.flush()?;
+        }
+        self.core.catalog.lock().volume_mut(name)?.size_bytes = size_bytes;
+        self.store_catalog()?;
+        volume.shared.set_size_bytes(size_bytes);
+        Ok(())
+    }
+
+    /// Makes everything durable that was written before this call, to any volume.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn flush(&self) -> Result<()> {
+        if self.core.read_only {
+            return Ok(());
+        }
+        pollster::block_on(self.core.flush())
+    }
+
+    /// Sends everything through the pipeline and makes a checkpoint.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.core.check_writable()?;
+        self.drain()?;
+        self.store_catalog()
+    }
+
+    /// Finishes what was written, makes it durable and closes the pool. Handles that still exist
+    /// refuse further changes.
+    ///
+    /// # Errors
+    /// The failure after which the pool accepted no more changes, if there was one.
+    pub fn close(self) -> Result<()> {
+        self.stop()
+    }
+
+    fn stop(&self) -> Result<()> {
+        let pipeline = self.pipeline.lock().take();
+        pipeline.map_or(Ok(()), |pipeline| pipeline.stop(&self.core))
+    }
+
+    fn drain(&self) -> Result<()> {
+        let core = &self.core;
+        let target = core.admission.admitted();
+        core.admission.drain_to(target);
+        pollster::block_on(core.admission.wait_published(target, || core.health.check()))
+    }
+
+    fn store_catalog(&self) -> Result<()> {
+        let core = &self.core;
+        pollster::block_on(core.checkpointing.run(false, || core.health.check()))
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            tracing::error!(%error, "the pool could not be closed in order; it recovers when opened");
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({:016x})", self.core.superblock.pool)
+    }
+}
+
+fn create_nvram(path: &Path, bytes: u64) -> Result<Arc<dyn Device>> {
+    let access = Access::Create { size_bytes: bytes };
+    let device = file::open(path, &FileOptions { access, ..FileOptions::default() })?;
+    Ok(device)
+}
+
+fn open_nvram(path: &Path) -> Result<Arc<dyn Device>> {
+    let device = file::open(path, &FileOptions::default())?;
+    Ok(device)
+}
+
+async fn create_on(
+    device: Arc<dyn Device>,
+    nvram: Option<Arc<dyn Device>>,
+    options: &CreateOptions,
+) -> Result<()> {
+    let size_bytes = options.size_bytes.unwrap_or(u64::MAX).min(device.size_bytes());
+    let mut layout = Layout::new(size_bytes, options)?;
+    layout.nvram_internal = nvram.is_none();
+    validate(options)?;
+    let entropy = SystemEntropy;
+    let mut uuid = [0; 16];
+    entropy.fill(&mut uuid);
+    // No path: the caller gave a device, and gives it again at open.
+    let nvram_path = match &options.nvram {
+        Some(path) => std::path::absolute(path).unwrap_or_else(|_| path.clone()),
+        None => PathBuf::new(),
+    };
+    let nvram_path = nvram_path.as_os_str().as_bytes().to_vec();
+    if nvram_path.len() > MAX_PATH_BYTES {
+        return Err(EngineError::InvalidOption {
+            option: "an NVRAM path length",
+            value: nvram_path.len() as u64,
+            allowed: "at most 1024 bytes",
+        });
+    }
+    if Superblock::load(&*device).await.is_ok() {
+        return Err(EngineError::PoolExists);
+    }
+    let superblock = Superblock {
+        sequence: 1,
+        pool: entropy.next_u64() | 1,
+        uuid,
+        nvram_nonce: [entropy.next_u64(), entropy.next_u64()],
+        layout,
+        index_memory_bytes: options.index_memory_bytes,
+        threshold: options.threshold,
+        sync_always: options.sync_always,
+        nvram_path,
+        unknown_read_compatible: 0,
+    };
+    let pool = superblock.pool;
+    let log_device = nvram.unwrap_or_else(|| Arc::clone(&device));
+    let identity = log_identity(&superblock);
+    Log::format(log_device, log_region(&layout), identity).await?;
+    let slots = checkpoint_slots(&layout);
+    CheckpointStore::format(Arc::clone(&device), slots).await?;
+    let (checkpoints, _) = CheckpointStore::open(Arc::clone(&device), slots, pool).await?;
+    let table = SegmentTable::new(pool, layout);
+    let stored = table.store_changes(&*device, 1).await?;
+    request::flush(&*device).await?;
+    let body = CheckpointBody {
+        sequence: Sequence(0),
+        unit: 0,
+        next_generation: table.next_generation(),
+        frontier: Vec::new(),
+        catalog: Catalog::new(),
+        manifest: Manifest::empty(),
+    };
+    checkpoints.store(&body.encode()).await?;
+    table.stored(stored);
+    // Last: until this is durable there is no pool.
+    superblock.store(&*device).await
+}
+
+fn validate(options: &CreateOptions) -> Result<()> {
+    let wrong = |option, value, allowed| EngineError::InvalidOption { option, value, allowed };
+    if options.threshold == 0 || options.threshold > 1024 {
+        return Err(wrong("a threshold", options.threshold.into(), "from 1 to 1024 blocks"));
+    }
+    let memory = options.index_memory_bytes;
+    if !(MIN_INDEX_BYTES..=1 << 40).contains(&memory) {
+        return Err(wrong("an index memory", memory, "from 64 KiB to 1 TiB"));
+    }
+    Ok(())
+}
+
+fn log_identity(superblock: &Superblock) -> LogIdentity {
+    let [first, second] = superblock.nvram_nonce;
+    LogIdentity { first, second }
+}
+
+fn log_region(layout: &Layout) -> Region {
+    Region { offset: layout.nvram_offset, len_bytes: layout.nvram_bytes }
+}
+
+fn checkpoint_slots(layout: &Layout) -> [Region; 2] {
+    layout
+        .checkpoint_slots()
+        .map(|offset| Region { offset, len_bytes: layout.checkpoint_slot_bytes })
+}
+
+async fn open_on(
+    device: Arc<dyn Device>,
+    nvram: Option<Arc<dyn Device>>,
+    options: &OpenOptions,
+) -> Result<Core> {
+    let superblock = Superblock::load(&*device).await?;
+    if superblock.unknown_read_compatible != 0 && !options.read_only {
+        let what = crate::error::NewerFeature::ReadCompatible(superblock.unknown_read_compatible);
+        return Err(EngineError::NewerVersion { what });
+    }
+    let (pool, layout) = (superblock.pool, superblock.layout);
+    let (expected_bytes, actual_bytes) = (layout.size_bytes, device.size_bytes());
+    if actual_bytes < expected_bytes {
+        return Err(EngineError::Truncated { expected_bytes, actual_bytes });
+    }
+    let slots = checkpoint_slots(&layout);
+    let (checkpoints, newest) = CheckpointStore::open(Arc::clone(&device), slots, pool).await?;
+    let (number, body) = newest.ok_or(MetadataError::NoCheckpoint)?;
+    let body = CheckpointBody::decode(&body, layout.segment_count())?;
+    let table = SegmentTable::load(&*device, pool, layout, number, body.next_generation).await?;
+    let tuning = fitted(&options.tuning, &layout);
+    let buffers = BufferPool::new(IDLE_BUFFER_BYTES);
+    let (recovered, begun) =
+        recovery::scan_frontier(&device, &buffers, pool, &layout, &body, &table).await?;
+    let map_config = MapConfig::new(pool, layout.geometry(), tuning.page_cache_bytes);
+    let map = Map::open(Arc::clone(&device), map_config, body.manifest);
+    let log_device = nvram.unwrap_or_else(|| Arc::clone(&device));
+    let (log, mut replay) =
+        Log::open(log_device, log_region(&layout), log_identity(&superblock)).await?;
+    if replay.trimmed_up_to() > recovered.sequence {
+        return Err(MetadataError::MissingUnits {
+            recovered: recovered.sequence,
+            trimmed: replay.trimmed_up_to(),
+        }
+        .into());
+    }
+
+    let frontier = Frontier::new(layout.segment_count(), layout.segment_bytes);
+    frontier.recover(begun);
+    let core = Core {
+        threshold: superblock.threshold,
+        read_only: options.read_only,
+        health: Health::default(),
+        stats: Stats::default(),
+        volumes: RwLock::new(volumes(&body.catalog)),
+        catalog: Mutex::new(body.catalog),
+        staging: Budget::new(tuning.staging_bytes),
+        admission: Admission::new(recovered.sequence, tuning.batch_bytes, tuning.linger),
+        commit: GroupCommit::new(recovered.sequence),
+        log,
+        index: Index::new(superblock.index_memory_bytes as usize)?,
+        summaries: SummaryCache::new(Arc::clone(&device), buffers.clone(), pool, layout),
+        in_flight: InFlight::new(),
+        space: Space::new(layout.segment_count(), layout.segment_bytes),
+        table,
+        frontier,
+        map,
+        publishing: Mutex::new(Published {
+            sequence: recovered.sequence,
+            unit: recovered.unit,
+            batch: None,
+        }),
+        checkpoints,
+        checkpointing: Checkpointing::default(),
+        frame_cache: Arc::new(FrameCache::new(tuning.frame_cache_bytes)),
+        stopping: AtomicBool::new(false),
+        device,
+        superblock,
+        tuning,
+        buffers,
+    };
+    pipeline::apply_units(&core, recovered.units);
+    replay_log(&core, &mut replay).await?;
+    Ok(core)
+}
+
+/// Admits again what the log holds and no unit does.
+async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result<()> {
+    let by_layer: BTreeMap<_, _> =
+        core.volumes.read().values().map(|volume| (volume.layer, Arc::clone(volume))).collect();
+    while let Some(record) = replay.next_record().await? {
+        for change in record.changes() {
+            // An append that was tried again leaves a change in two records.
+            if change.sequence <= core.admission.admitted() {
+                continue;
+            }
+            let Some(volume) = by_layer.get(&change.layer) else { continue };
+            let body = match change.body {
+                siltstone_nvram::ChangeBody::Data(data) => {
+                    let mut memory = core.buffers.take(data.len());
+                    memory.copy_from_slice(data);
+                    ChangeBody::Data(memory)
+                }
+                siltstone_nvram::ChangeBody::Zero => ChangeBody::Zero,
+            };
+            let change_again = Admittable {
+                volume: Arc::clone(volume),
+                address: change.address,
+                len_blocks: change.len_blocks,
+                body,
+                // Bounded by the ring; waiting here would be for threads that do not run yet.
+                staged_bytes: 0,
+                space_bytes: 0,
+            };
+            let admitted = core.admission.admit(change_again, None, Some(change.sequence));
+            assert!(admitted.is_ok(), "only a merge can be superseded");
+        }
+    }
+    core.commit.advance(core.admission.admitted());
+    Ok(())
+}
+
+fn volumes(catalog: &Catalog) -> BTreeMap<String, Arc<VolumeCore>> {
+    let volume = |(name, record): (&String, &VolumeRecord)| {
+        let core = VolumeCore::new(name, record, catalog.chain(record.layer));
+        (name.clone(), Arc::new(core))
+    };
+    catalog.volumes.iter().map(volume).collect()
+}
+
+/// The tuning as far as the pool's shape allows it: the tail of a segment that a unit does not
+/// fit into is wasted, so units stay well below a segment.
+fn fitted(tuning: &Tuning, layout: &Layout) -> Tuning {
+    let most = (layout.segment_bytes / 8) as usize;
+    let batch_bytes = tuning.batch_bytes.min(most).clamp(32 << 10, 8 << 20);
+    let batch_bytes = batch_bytes - batch_bytes % siltstone_device::BLOCK_BYTES;
+    Tuning { batch_bytes, ..tuning.clone() }
+}

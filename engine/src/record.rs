@@ -1,0 +1,129 @@
+//! The body of the checkpoint record: from where recovery starts.
+//!
+//! ```text
+//! head | frontier segments | catalog | patch manifest
+//! ```
+
+use siltstone_cursor::Manifest;
+use siltstone_device::{SegmentId, Sequence};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U32, U64},
+};
+
+use crate::{catalog::Catalog, error::MetadataError};
+
+const VERSION: u32 = 1;
+
+/// 64 bytes.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct DiskHead {
+    version: U32,
+    frontier_count: U32,
+    /// Every change up to here is in the patches.
+    sequence: U64,
+    /// The write unit that ends there.
+    unit: U64,
+    next_generation: U64,
+    catalog_bytes: U32,
+    manifest_bytes: U32,
+    reserved: [u8; 24],
+}
+const _: () = assert!(size_of::<DiskHead>() == 64);
+
+/// 16 bytes.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct DiskFrontier {
+    id: U32,
+    reserved: U32,
+    generation: U64,
+}
+const _: () = assert!(size_of::<DiskFrontier>() == 16);
+
+/// What a checkpoint record says.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct CheckpointBody {
+    /// Every change up to here is in the patches; later ones are in frontier segments or the log.
+    pub(crate) sequence: Sequence,
+    /// The number of the write unit that ends there; 0 = none yet.
+    pub(crate) unit: u64,
+    pub(crate) next_generation: u64,
+    /// The segments that later units may be in, with the generation that counts.
+    pub(crate) frontier: Vec<(SegmentId, u64)>,
+    pub(crate) catalog: Catalog,
+    pub(crate) manifest: Manifest,
+}
+
+impl CheckpointBody {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut catalog = Vec::new();
+        self.catalog.encode(&mut catalog);
+        let manifest = self.manifest.encode();
+        let head = DiskHead {
+            version: U32::new(VERSION),
+            frontier_count: U32::new(self.frontier.len() as u32),
+            sequence: U64::new(self.sequence.0),
+            unit: U64::new(self.unit),
+            next_generation: U64::new(self.next_generation),
+            catalog_bytes: U32::new(catalog.len() as u32),
+            manifest_bytes: U32::new(manifest.len() as u32),
+            reserved: [0; 24],
+        };
+        let mut out = head.as_bytes().to_vec();
+        for &(id, generation) in &self.frontier {
+            let segment = DiskFrontier {
+                id: U32::new(id.0),
+                reserved: U32::ZERO,
+                generation: U64::new(generation),
+            };
+            out.extend_from_slice(segment.as_bytes());
+        }
+        out.extend_from_slice(&catalog);
+        out.extend_from_slice(&manifest);
+        out
+    }
+
+    /// Reads a body back; `segment_count` bounds the frontier.
+    ///
+    /// # Errors
+    /// [`MetadataError`] for whatever cannot be a record.
+    pub(crate) fn decode(bytes: &[u8], segment_count: u32) -> Result<Self, MetadataError> {
+        let wrong = |field, value: u64| MetadataError::Inconsistent {
+            structure: "checkpoint record",
+            field,
+            value,
+        };
+        let short = || wrong("length", bytes.len() as u64);
+        let (head, mut rest) = DiskHead::ref_from_prefix(bytes).map_err(|_| short())?;
+        if head.version.get() != VERSION {
+            return Err(wrong("version", head.version.get().into()));
+        }
+        if head.frontier_count.get() > segment_count {
+            return Err(wrong("frontier length", head.frontier_count.get().into()));
+        }
+        let mut frontier = Vec::with_capacity(head.frontier_count.get() as usize);
+        for _ in 0..head.frontier_count.get() {
+            let (segment, after) = DiskFrontier::ref_from_prefix(rest).map_err(|_| short())?;
+            rest = after;
+            let id = SegmentId(segment.id.get());
+            let twice = frontier.iter().any(|&(other, _)| other == id);
+            if id.0 >= segment_count || twice {
+                return Err(wrong("frontier segment", id.0.into()));
+            }
+            frontier.push((id, segment.generation.get()));
+        }
+        let catalog_bytes = head.catalog_bytes.get() as usize;
+        let (catalog, rest) = rest.split_at_checked(catalog_bytes).ok_or_else(short)?;
+        let manifest = rest.get(..head.manifest_bytes.get() as usize).ok_or_else(short)?;
+        Ok(Self {
+            sequence: Sequence(head.sequence.get()),
+            unit: head.unit.get(),
+            next_generation: head.next_generation.get(),
+            frontier,
+            catalog: Catalog::decode(catalog)?,
+            manifest: Manifest::decode(manifest)?,
+        })
+    }
+}

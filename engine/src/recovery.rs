@@ -1,0 +1,189 @@
+//! Recovery: from the checkpoint record, the frontier and the NVRAM log to the state at the last
+//! acknowledged flush, or a little later.
+//!
+//! # What is found, and what is done
+//! | found | verdict |
+//! |---|---|
+//! | unit with number <= the record's | in patches already: counted, not applied |
+//! | whole unit, all units before it whole | applied |
+//! | whole unit after a missing or torn one | never acknowledged but through the log: ignored, for it may link into the missing one |
+//! | torn unit, or one of an older use of the segment | the end of what counts in that segment |
+//! | log change up to the last applied unit | applied already: skipped |
+//! | later log change | admitted again under its own sequence number |
+//! | log change of a layer that is gone | skipped: its volume was deleted |
+//! | log trimmed beyond the last applied unit | acknowledged data is missing: refused |
+//!
+//! Opening for writing then stores a checkpoint before anything else is written: what was ignored
+//! once can never count later.
+//!
+//! The time is bounded by the frontier and the ring, whatever the pool's size.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use siltstone_device::{BLOCK_BYTES, BufferPool, ByteOffset, Device, SegmentId, Sequence, request};
+
+use crate::{
+    error::{MetadataError, Result},
+    frame::{self, FrameIdentity},
+    layout::Layout,
+    record::CheckpointBody,
+    segment_table::{FrontierSegment, SegmentTable},
+    write_unit::Summary,
+};
+
+/// Device reads under way at a time when a segment is scanned.
+const SCAN_READ_BYTES: u64 = 1 << 20;
+
+/// A whole write unit found on the device.
+pub(crate) struct FoundUnit {
+    pub(crate) address: ByteOffset,
+    pub(crate) summary: Summary,
+}
+
+/// What the frontier held.
+pub(crate) struct RecoveredUnits {
+    /// Units to apply, oldest first: consecutive numbers after the record's.
+    pub(crate) units: Vec<FoundUnit>,
+    /// The last unit's number and last change, or the record's.
+    pub(crate) unit: u64,
+    pub(crate) sequence: Sequence,
+}
+
+/// Scans one segment for whole units of its present use, front to back.
+pub(crate) async fn scan_segment(
+    device: &dyn Device,
+    buffers: &BufferPool,
+    pool: u64,
+    layout: &Layout,
+    id: SegmentId,
+    generation: u64,
+) -> Result<Vec<FoundUnit>> {
+    let start = layout.geometry().segment_start(id);
+    let first = request::read(device, start, buffers.take(BLOCK_BYTES)).await?;
+    if Summary::peek_bytes(&first).is_none() {
+        return Ok(Vec::new());
+    }
+    let segment = read_segment(device, buffers, start, layout.segment_bytes).await?;
+    Ok(parse_segment(&segment, pool, start, id, generation))
+}
+
+/// Reads a whole segment.
+pub(crate) async fn read_segment(
+    device: &dyn Device,
+    buffers: &BufferPool,
+    start: ByteOffset,
+    segment_bytes: u64,
+) -> Result<Vec<u8>> {
+    let reads: Vec<_> = (0..segment_bytes)
+        .step_by(SCAN_READ_BYTES as usize)
+        .map(|at| {
+            let len = SCAN_READ_BYTES.min(segment_bytes - at) as usize;
+            request::read(device, start.plus(at), buffers.take(len))
+        })
+        .collect();
+    let mut segment = Vec::with_capacity(segment_bytes as usize);
+    for read in reads {
+        segment.extend_from_slice(&read.await?);
+    }
+    Ok(segment)
+}
+
+/// Finds the whole units at the front of a segment's bytes.
+fn parse_segment(
+    segment: &[u8],
+    pool: u64,
+    start: ByteOffset,
+    id: SegmentId,
+    generation: u64,
+) -> Vec<FoundUnit> {
+    let mut units = Vec::new();
+    let mut at = 0;
+    while at + BLOCK_BYTES <= segment.len() {
+        let address = start.plus(at as u64);
+        let Ok(summary) = Summary::decode(&segment[at..], pool, address) else { break };
+        let end = at + summary.unit_bytes as usize;
+        let belongs = summary.generation == generation && summary.segment == id;
+        if !belongs || end > segment.len() || !frames_are_whole(&segment[..end], at, &summary, pool)
+        {
+            break;
+        }
+        units.push(FoundUnit { address, summary });
+        at = end;
+    }
+    units
+}
+
+/// Whether every frame of the unit at `at` is there and whole.
+fn frames_are_whole(segment: &[u8], at: usize, summary: &Summary, pool: u64) -> bool {
+    summary.frames.iter().all(|unit_frame| {
+        let offset = at + unit_frame.offset_bytes as usize;
+        let stored = unit_frame.stored_bytes as usize;
+        let place = frame::place_of(summary.segment, offset, stored);
+        let identity = FrameIdentity { pool, place, generation: summary.generation };
+        let Some(bytes) = segment.get(offset..) else { return false };
+        frame::verify(bytes, &identity)
+            .is_ok_and(|frame| frame.block_count == usize::from(unit_frame.block_count))
+    })
+}
+
+/// Scans the frontier and corrects what the table says of it. Returns the units to apply, and the
+/// frontier segments that hold any, for the next checkpoint to settle.
+pub(crate) async fn scan_frontier(
+    device: &Arc<dyn Device>,
+    buffers: &BufferPool,
+    pool: u64,
+    layout: &Layout,
+    body: &CheckpointBody,
+    table: &SegmentTable,
+) -> Result<(RecoveredUnits, Vec<FrontierSegment>)> {
+    let mut found: BTreeMap<u64, FoundUnit> = BTreeMap::new();
+    for &(id, generation) in &body.frontier {
+        if table.generation(id) != Some((generation, true)) {
+            return Err(MetadataError::Inconsistent {
+                structure: "segment table",
+                field: "generation of a frontier segment",
+                value: id.0.into(),
+            }
+            .into());
+        }
+        let units = scan_segment(&**device, buffers, pool, layout, id, generation).await?;
+        found.extend(units.into_iter().map(|unit| (unit.summary.number, unit)));
+    }
+
+    let mut held: BTreeMap<SegmentId, FrontierSegment> = BTreeMap::new();
+    let mut sizes: BTreeMap<SegmentId, (u32, u32)> = BTreeMap::new();
+    let mut recovered =
+        RecoveredUnits { units: Vec::new(), unit: body.unit, sequence: body.sequence };
+    for (number, unit) in found {
+        let summary = &unit.summary;
+        let is_old = number <= body.unit;
+        let is_next = number == recovered.unit + 1 && summary.first_sequence > recovered.sequence;
+        if !is_old && !is_next {
+            break;
+        }
+        let (blocks, bytes) = sizes.entry(summary.segment).or_default();
+        *blocks += summary.fingerprints.len() as u32;
+        *bytes += summary.unit_bytes;
+        let segment = FrontierSegment {
+            id: summary.segment,
+            generation: summary.generation,
+            last_sequence: summary.last_sequence,
+            full: true,
+        };
+        held.insert(summary.segment, segment);
+        if is_next {
+            recovered.unit = number;
+            recovered.sequence = summary.last_sequence;
+            recovered.units.push(unit);
+        }
+    }
+    for &(id, _) in &body.frontier {
+        match sizes.get(&id) {
+            Some(&(blocks, bytes)) => table.recover_contents(id, blocks, bytes),
+            None => table.recover_unused(id),
+        }
+    }
+    let mut begun: Vec<_> = held.into_values().collect();
+    begun.sort_by_key(|segment| segment.last_sequence);
+    Ok((recovered, begun))
+}

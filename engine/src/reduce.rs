@@ -1,0 +1,492 @@
+//! Reduction: a batch of admitted changes becomes the contents of a write unit.
+//!
+//! Everything is done for the whole batch at once, in passes: find zeros, fingerprint in one
+//! multi-lane pass, ask neighbourhood and index, pass the gate that orders batches, plan runs by
+//! the threshold, then frame and compress what remains, straight into the buffer that goes to the
+//! device. One `Reducer` a thread; it keeps its scratch memory between batches.
+
+use std::{collections::HashMap, sync::Arc};
+
+use siltstone_dedup::{
+    Candidate, Fingerprint, GateClosed, Kind, Registration, Run, ShortFingerprint, Target,
+    UnitAddress, fingerprint_blocks, is_zero,
+};
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, BlockAddress, LayerId, Place, Sequence, units::PLACE_GRAIN_BYTES,
+};
+
+use crate::{
+    admission::Batch,
+    compress::Compressor,
+    config::FRAME_BLOCKS,
+    core::Core,
+    frame::{Codec, FRAME_HEADER_BYTES, FrameBody},
+    overlay::{Change, ChangeBody},
+    stats::Stage,
+    summaries::UnitFrames,
+    write_unit::{frames_start, summary_bytes},
+};
+
+/// Where a planned entry's blocks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PlannedTarget {
+    Hole,
+    /// In a frame of this unit.
+    Own {
+        frame: u32,
+        index: u8,
+    },
+    /// In a published unit.
+    Stored(Place),
+    /// Wherever `batch` put the block that it registered at `position`.
+    InFlight {
+        batch: u64,
+        position: u32,
+    },
+}
+
+/// A map entry whose place is not known before the unit is placed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlannedEntry {
+    pub(crate) layer: LayerId,
+    pub(crate) address: BlockAddress,
+    pub(crate) len_blocks: u32,
+    pub(crate) sequence: Sequence,
+    pub(crate) target: PlannedTarget,
+}
+
+impl PlannedEntry {
+    /// Takes `next` in, if it continues this entry: the same change, address and frame.
+    pub(crate) fn absorb(&mut self, next: &Self) -> bool {
+        let len = u64::from(self.len_blocks);
+        let continues = match (self.target, next.target) {
+            (PlannedTarget::Hole, PlannedTarget::Hole) => true,
+            (
+                PlannedTarget::Own { frame, index },
+                PlannedTarget::Own { frame: next_frame, index: next_index },
+            ) => frame == next_frame && u64::from(index) + len == u64::from(next_index),
+            (PlannedTarget::Stored(place), PlannedTarget::Stored(next_place)) => {
+                place.advanced(len) == Some(next_place)
+            }
+            _ => false,
+        };
+        let absorbs = continues
+            && self.layer == next.layer
+            && self.sequence == next.sequence
+            && self.address.plus(len) == next.address;
+        if absorbs {
+            self.len_blocks += next.len_blocks;
+        }
+        absorbs
+    }
+}
+
+/// A frame that stands in the unit's buffer, its header still missing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlannedFrame {
+    /// From the start of the unit.
+    pub(crate) offset_bytes: u32,
+    pub(crate) body: FrameBody,
+}
+
+/// A reduced batch: everything of a write unit but its place.
+pub(crate) struct ReducedBatch {
+    pub(crate) number: u64,
+    pub(crate) changes: Vec<Arc<Change>>,
+    /// The unit, with room for the summary at its start.
+    pub(crate) buffer: AlignedBuffer,
+    /// Where the last frame ends.
+    pub(crate) end_bytes: usize,
+    pub(crate) entries: Vec<PlannedEntry>,
+    pub(crate) frames: Vec<PlannedFrame>,
+    pub(crate) fingerprints: Vec<ShortFingerprint>,
+    /// For each block that was registered as in flight, where it stands if it is stored here.
+    pub(crate) registered: Vec<Option<(u32, u8)>>,
+}
+
+/// A block of the batch with data in it.
+#[derive(Clone, Copy)]
+struct Block {
+    change: u32,
+    /// In blocks from the change's start.
+    index: u32,
+}
+
+/// Reduces batches; one a thread.
+pub(crate) struct Reducer {
+    compressor: Compressor,
+    gather: Vec<u8>,
+    blocks: Vec<Block>,
+    contiguous: Vec<bool>,
+    fingerprints: Vec<Fingerprint>,
+    shorts: Vec<ShortFingerprint>,
+    candidates: Vec<Option<Candidate>>,
+    targets: Vec<Option<Target>>,
+    runs: Vec<Run>,
+}
+
+impl Reducer {
+    pub(crate) fn new() -> Self {
+        Self {
+            compressor: Compressor::new(),
+            gather: vec![0; FRAME_BLOCKS * BLOCK_BYTES],
+            blocks: Vec::new(),
+            contiguous: Vec::new(),
+            fingerprints: Vec::new(),
+            shorts: Vec::new(),
+            candidates: Vec::new(),
+            targets: Vec::new(),
+            runs: Vec::new(),
+        }
+    }
+
+    /// Reduces one batch.
+    ///
+    /// # Errors
+    /// [`GateClosed`] if the pipeline was stopped after a failure.
+    pub(crate) fn reduce(&mut self, core: &Core, batch: Batch) -> Result<ReducedBatch, GateClosed> {
+        let Batch { number, changes } = batch;
+        let mut entries = Vec::new();
+        let timer = core.stats.time(Stage::Fingerprint);
+        self.classify(&changes, &mut entries);
+        self.fingerprint(&changes);
+        drop(timer);
+
+        let timer = core.stats.time(Stage::Index);
+        let units = self.find_stored(core);
+        drop(timer);
+        let registered_at = self.register(core, number)?;
+        self.runs.clear();
+        let threshold = core.threshold as usize;
+        siltstone_dedup::run::plan(&self.targets, &self.contiguous, threshold, &mut self.runs);
+
+        let timer = core.stats.time(Stage::Compress);
+        let stored = self.plan_entries(&changes, &units, &mut entries);
+        let frames = group_into_frames(&stored, &self.blocks, &changes);
+        let registered = place_registered(&registered_at, &frames);
+        place_own(&mut entries, &frames);
+        entries.dedup_by(|next, entry| entry.absorb(next));
+        let reduced = self.fill(core, number, changes, entries, &frames, registered);
+        drop(timer);
+        Ok(reduced)
+    }
+
+    /// Splits changes into holes, which become entries, and blocks with data.
+    fn classify(&mut self, changes: &[Arc<Change>], entries: &mut Vec<PlannedEntry>) {
+        self.blocks.clear();
+        self.contiguous.clear();
+        for (at, change) in changes.iter().enumerate() {
+            let hole = |index: u32, len_blocks: u32| PlannedEntry {
+                layer: change.layer(),
+                address: change.address.plus(index.into()),
+                len_blocks,
+                sequence: change.sequence,
+                target: PlannedTarget::Hole,
+            };
+            let ChangeBody::Data(data) = &change.body else {
+                entries.push(hole(0, change.len_blocks));
+                continue;
+            };
+            let mut hole_start = None;
+            let mut follows = self.follows_previous_change(changes, at);
+            for (index, block) in (0..).zip(data.as_chunks::<BLOCK_BYTES>().0) {
+                if is_zero(block) {
+                    hole_start.get_or_insert(index);
+                    follows = false;
+                    continue;
+                }
+                if let Some(start) = hole_start.take() {
+                    entries.push(hole(start, index - start));
+                }
+                self.blocks.push(Block { change: at as u32, index });
+                self.contiguous.push(follows);
+                follows = true;
+            }
+            if let Some(start) = hole_start {
+                entries.push(hole(start, change.len_blocks - start));
+            }
+        }
+    }
+
+    /// Whether a change's first block follows the last block that was pushed, in address.
+    fn follows_previous_change(&self, changes: &[Arc<Change>], at: usize) -> bool {
+        let (Some(last), Some(before)) =
+            (self.blocks.last(), at.checked_sub(1).map(|before| &changes[before]))
+        else {
+            return false;
+        };
+        let change = &changes[at];
+        last.change as usize + 1 == at
+            && last.index + 1 == before.len_blocks
+            && before.layer() == change.layer()
+            && before.address.plus(before.len_blocks.into()) == change.address
+    }
+
+    fn fingerprint(&mut self, changes: &[Arc<Change>]) {
+        let blocks: Vec<&[u8; BLOCK_BYTES]> =
+            self.blocks.iter().map(|block| data_of(changes, *block)).collect();
+        self.fingerprints.resize(blocks.len(), Fingerprint::from_bytes([0; 32]));
+        fingerprint_blocks(&blocks, &mut self.fingerprints);
+        self.shorts.clear();
+        self.shorts.extend(self.fingerprints.iter().map(Fingerprint::short));
+    }
+
+    /// Finds duplicates of published blocks: `candidates` are true and linkable afterwards.
+    /// Returns the frames of the units that they are in.
+    fn find_stored(&mut self, core: &Core) -> HashMap<UnitAddress, Arc<UnitFrames>> {
+        self.candidates.clear();
+        core.summaries.lookup(&self.shorts, &mut self.candidates);
+        let unknown = |candidates: &[Option<Candidate>], shorts: &[ShortFingerprint]| {
+            let missing = candidates.iter().zip(shorts).filter(|(found, _)| found.is_none());
+            missing.map(|(_, short)| *short).collect::<Vec<_>>()
+        };
+        let missing = unknown(&self.candidates, &self.shorts);
+        if !missing.is_empty() {
+            let mut hints = Vec::new();
+            core.index.lookup_batch(&missing, &mut hints);
+            let mut units: Vec<UnitAddress> = hints.into_iter().flatten().collect();
+            units.sort_unstable();
+            units.dedup();
+            if !units.is_empty() {
+                pollster::block_on(core.summaries.load(&units));
+                let mut found = Vec::new();
+                core.summaries.lookup(&missing, &mut found);
+                let mut found = found.into_iter();
+                for candidate in self.candidates.iter_mut().filter(|found| found.is_none()) {
+                    *candidate = found.next().expect("one answer for each question");
+                }
+            }
+        }
+        siltstone_dedup::run::extend(&self.shorts, &mut self.candidates, &core.summaries);
+        let mut units = HashMap::new();
+        for candidate in &mut self.candidates {
+            let Some(unit) = candidate.map(|candidate| candidate.unit) else { continue };
+            let frames =
+                units.entry(unit).or_insert_with(|| core.summaries.linkable(unit, &core.table));
+            if frames.is_none() {
+                *candidate = None;
+            }
+        }
+        units.into_iter().filter_map(|(unit, frames)| Some((unit, frames?))).collect()
+    }
+
+    /// Registers what was not found, in batch order, and completes `targets`. Returns the blocks
+    /// that were registered.
+    fn register(&mut self, core: &Core, number: u64) -> Result<Vec<u32>, GateClosed> {
+        let mut unknown = Vec::new();
+        let mut positions = Vec::new();
+        for (at, candidate) in (0..).zip(&self.candidates) {
+            if candidate.is_none() {
+                unknown.push(self.shorts[at as usize]);
+                positions.push(at);
+            }
+        }
+        let mut registrations = Vec::new();
+        let timer = core.stats.time(Stage::Gate);
+        let turn = core.in_flight.gate().enter(number)?;
+        core.in_flight.register_batch(&turn, &unknown, &mut registrations);
+        drop(turn);
+        drop(timer);
+        self.targets.clear();
+        self.targets.extend(self.candidates.iter().map(|found| found.map(Target::Stored)));
+        for (&at, registration) in positions.iter().zip(registrations) {
+            if let Registration::Duplicate { batch, position } = registration {
+                self.targets[at as usize] = Some(Target::InFlight { batch, position });
+            }
+        }
+        Ok(positions)
+    }
+
+    /// Adds an entry for every run; returns the blocks to store, in order, each with the entry
+    /// that it belongs to.
+    fn plan_entries(
+        &self,
+        changes: &[Arc<Change>],
+        units: &HashMap<UnitAddress, Arc<UnitFrames>>,
+        entries: &mut Vec<PlannedEntry>,
+    ) -> Vec<StoredBlock> {
+        let mut stored = Vec::new();
+        let entry = |at: usize, target| {
+            let block = self.blocks[at];
+            let change = &changes[block.change as usize];
+            PlannedEntry {
+                layer: change.layer(),
+                address: change.address.plus(block.index.into()),
+                len_blocks: 1,
+                sequence: change.sequence,
+                target,
+            }
+        };
+        for run in &self.runs {
+            for at in run.first..run.first + run.len {
+                let target = match run.kind {
+                    Kind::Store => {
+                        stored.push(StoredBlock { block: at as u32, entry: entries.len() as u32 });
+                        PlannedTarget::Own { frame: 0, index: 0 }
+                    }
+                    Kind::Link { first_target: Target::Stored(first) } => {
+                        let ordinal = first.ordinal + (at - run.first) as u32;
+                        let place = units.get(&first.unit).and_then(|unit| unit.place(ordinal));
+                        PlannedTarget::Stored(place.expect("candidates were checked in summaries"))
+                    }
+                    Kind::Link { first_target: Target::InFlight { batch, position } } => {
+                        let position = position + (at - run.first) as u32;
+                        PlannedTarget::InFlight { batch, position }
+                    }
+                };
+                entries.push(entry(at, target));
+            }
+        }
+        stored
+    }
+
+    /// Compresses the frames into a buffer that has room for the summary.
+    fn fill(
+        &mut self,
+        core: &Core,
+        number: u64,
+        changes: Vec<Arc<Change>>,
+        entries: Vec<PlannedEntry>,
+        frames: &[FramePlan],
+        registered: Vec<Option<(u32, u8)>>,
+    ) -> ReducedBatch {
+        let block_count = frames.iter().map(|frame| frame.blocks.len()).sum();
+        let summary = summary_bytes(entries.len(), frames.len(), block_count);
+        let grain = PLACE_GRAIN_BYTES as usize;
+        let worst = frames_start(summary)
+            + frames.len() * (FRAME_HEADER_BYTES + grain)
+            + block_count * BLOCK_BYTES;
+        let mut buffer = core.buffers.take(worst.next_multiple_of(BLOCK_BYTES));
+        let mut planned = Vec::with_capacity(frames.len());
+        let mut fingerprints = Vec::with_capacity(block_count);
+        let mut end = frames_start(summary);
+        buffer[summary..end].fill(0);
+        for frame in frames {
+            let plain_bytes = frame.blocks.len() * BLOCK_BYTES;
+            let plain = match contiguous_data(&changes, &self.blocks, &frame.blocks) {
+                Some(plain) => plain,
+                None => {
+                    let slots = self.gather.chunks_exact_mut(BLOCK_BYTES);
+                    for (&block, slot) in frame.blocks.iter().zip(slots) {
+                        slot.copy_from_slice(data_of(&changes, self.blocks[block as usize]));
+                    }
+                    &self.gather[..plain_bytes]
+                }
+            };
+            let out = &mut buffer[end + FRAME_HEADER_BYTES..];
+            let compressed = self.compressor.compress(plain, frame.level, out);
+            let (codec, stored_bytes) = match compressed {
+                Some(bytes) => (Codec::Zstd, bytes),
+                None => {
+                    out[..plain_bytes].copy_from_slice(plain);
+                    (Codec::Plain, plain_bytes)
+                }
+            };
+            let body = FrameBody {
+                codec,
+                level: frame.level,
+                block_count: frame.blocks.len() as u8,
+                stored_bytes: stored_bytes as u32,
+                payload_checksum: crc32fast::hash(&out[..stored_bytes]),
+            };
+            planned.push(PlannedFrame { offset_bytes: end as u32, body });
+            let used = end + body.total_bytes();
+            end = used.next_multiple_of(grain);
+            buffer[used..end].fill(0);
+            fingerprints.extend(frame.blocks.iter().map(|&block| self.shorts[block as usize]));
+        }
+        ReducedBatch {
+            number,
+            changes,
+            buffer,
+            end_bytes: end,
+            entries,
+            frames: planned,
+            fingerprints,
+            registered,
+        }
+    }
+}
+
+/// A block that is to be stored, and the entry that will point to it.
+#[derive(Clone, Copy)]
+struct StoredBlock {
+    block: u32,
+    entry: u32,
+}
+
+/// The blocks of one frame.
+struct FramePlan {
+    blocks: Vec<u32>,
+    entries: Vec<u32>,
+    level: i8,
+}
+
+/// Groups blocks in order into frames; a frame has one compression level.
+fn group_into_frames(
+    stored: &[StoredBlock],
+    blocks: &[Block],
+    changes: &[Arc<Change>],
+) -> Vec<FramePlan> {
+    let mut frames: Vec<FramePlan> = Vec::with_capacity(stored.len().div_ceil(FRAME_BLOCKS));
+    for StoredBlock { block, entry } in stored {
+        let level = changes[blocks[*block as usize].change as usize].volume.level;
+        match frames.last_mut() {
+            Some(frame) if frame.blocks.len() < FRAME_BLOCKS && frame.level == level => {
+                frame.blocks.push(*block);
+                frame.entries.push(*entry);
+            }
+            _ => frames.push(FramePlan { blocks: vec![*block], entries: vec![*entry], level }),
+        }
+    }
+    frames
+}
+
+/// Where each registered block stands, if it is stored in this unit.
+fn place_registered(registered_at: &[u32], frames: &[FramePlan]) -> Vec<Option<(u32, u8)>> {
+    // Both lists are in the batch's order.
+    let mut stored = (0..).zip(frames).flat_map(|(frame, plan)| {
+        (0..).zip(&plan.blocks).map(move |(index, &block)| (block, (frame, index)))
+    });
+    let mut next = stored.next();
+    let mut places = Vec::with_capacity(registered_at.len());
+    for &at in registered_at {
+        while next.is_some_and(|(block, _)| block < at) {
+            next = stored.next();
+        }
+        places.push(next.filter(|&(block, _)| block == at).map(|(_, place)| place));
+    }
+    places
+}
+
+/// Tells the entries of stored blocks their frames.
+fn place_own(entries: &mut [PlannedEntry], frames: &[FramePlan]) {
+    for (frame, plan) in (0..).zip(frames) {
+        for (index, &entry) in (0..).zip(&plan.entries) {
+            entries[entry as usize].target = PlannedTarget::Own { frame, index };
+        }
+    }
+}
+
+fn data_of(changes: &[Arc<Change>], block: Block) -> &[u8; BLOCK_BYTES] {
+    let ChangeBody::Data(data) = &changes[block.change as usize].body else {
+        unreachable!("only changes with data have blocks");
+    };
+    &data.as_chunks::<BLOCK_BYTES>().0[block.index as usize]
+}
+
+/// A frame's plain bytes without a copy, if its blocks lie together in memory.
+fn contiguous_data<'a>(
+    changes: &'a [Arc<Change>],
+    blocks: &[Block],
+    frame: &[u32],
+) -> Option<&'a [u8]> {
+    let first = blocks[frame[0] as usize];
+    let together = (0..).zip(frame).all(|(at, &block)| {
+        let block = blocks[block as usize];
+        block.change == first.change && block.index == first.index + at
+    });
+    let ChangeBody::Data(data) = &changes[first.change as usize].body else { return None };
+    let start = first.index as usize * BLOCK_BYTES;
+    together.then(|| &data[start..start + frame.len() * BLOCK_BYTES])
+}

@@ -1,0 +1,569 @@
+//! The segment table: for each segment what it is used for and what is known about its contents.
+//!
+//! In memory the table has one owner of truth, a mutex; generations alone are also kept in
+//! atomics, because every frame read compares one. On disk it is an array of 4 KiB pages in a
+//! region of its own, two slots a page. A checkpoint writes the pages that changed since the last
+//! one, each into the slot that does not hold its newest durable version, before the checkpoint
+//! record that makes them valid. A page's version is the number of its checkpoint: opening takes,
+//! for each page, the newest whole slot whose number is not above the checkpoint record's. A crash
+//! between the page writes and the record therefore leaves the old table intact.
+//!
+//! # Life of a segment
+//! ```text
+//! Free -> Frontier  a checkpoint reserves it for the sealer, with a new generation
+//!      -> Data      a checkpoint finds it full and all of its units in patches
+//!      -> Freeing   nothing refers to it, and no link to it can still be under way
+//! Free -> Metadata  the checkpointer writes patch pages into it
+//!      -> Freeing   none of its pages is in the manifest
+//! Freeing -> Free   the checkpoint that says so is durable
+//! ```
+//! A Data segment is *condemned* when no patch refers to it; from then on reducers refuse new
+//! links to it. It is freed by a later checkpoint that covers every batch which had started before
+//! the condemnation, if nothing refers to it then. `references` counts the blocks that map entries
+//! in patches refer to, exactly (cursor's `Edit`); it is rebuilt from nothing by `check`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use parking_lot::Mutex;
+use siltstone_cursor::Edit;
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, SegmentId, Sequence,
+    header::{self, HEADER_BYTES, Identity, Kind},
+    request,
+};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U32, U64},
+};
+
+use crate::{
+    error::{MetadataError, Result},
+    layout::Layout,
+};
+
+const VERSION: u16 = 1;
+
+/// Slots a page: the newest durable version is in one, the next goes to the other.
+pub(crate) const SLOTS_PER_PAGE: u64 = 2;
+
+/// Segments that one page describes.
+pub(crate) const ENTRIES_PER_PAGE: usize = 126;
+
+/// A segment on disk. 32 bytes.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Entry {
+    generation: U64,
+    references: U64,
+    stored_blocks: U32,
+    used_bytes: U32,
+    pages: U32,
+    state: u8,
+    reserved: [u8; 3],
+}
+const _: () = assert!(size_of::<Entry>() == 32);
+const ENTRIES_START: usize = 64;
+const _: () = assert!(ENTRIES_START >= HEADER_BYTES);
+const _: () = assert!(ENTRIES_START + ENTRIES_PER_PAGE * 32 == BLOCK_BYTES);
+
+/// What a segment is used for. The discriminants are on-disk values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum SegmentState {
+    /// Nothing: may be taken.
+    Free = 0,
+    /// Reserved for or being filled by the sealer.
+    Frontier = 1,
+    /// Full of write units, all of them in patches.
+    Data = 2,
+    /// Holds pages of patches.
+    Metadata = 3,
+    /// Free once the next checkpoint is durable; on disk this is Free.
+    Freeing = 4,
+}
+
+/// What is known of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) state: SegmentState,
+    /// Which use of the segment this is; pool-wide increasing, 0 = never used.
+    pub(crate) generation: u64,
+    /// Blocks that map entries in patches refer to.
+    pub(crate) references: u64,
+    /// Blocks stored in its frames.
+    pub(crate) stored_blocks: u32,
+    /// Bytes of it that write units or pages fill.
+    pub(crate) used_bytes: u32,
+    /// Patch pages in the manifest.
+    pub(crate) pages: u32,
+}
+
+const UNUSED: Segment = Segment {
+    state: SegmentState::Free,
+    generation: 0,
+    references: 0,
+    stored_blocks: 0,
+    used_bytes: 0,
+    pages: 0,
+};
+
+/// Set in a generation's atomic while its segment is condemned.
+const CONDEMNED: u64 = 1 << 63;
+
+/// Sums over the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) free_segments: u64,
+    pub(crate) stored_blocks: u64,
+    pub(crate) data_bytes: u64,
+    pub(crate) metadata_bytes: u64,
+}
+
+/// The table. See the module's page.
+pub(crate) struct SegmentTable {
+    pool: u64,
+    layout: Layout,
+    generations: Box<[AtomicU64]>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    segments: Vec<Segment>,
+    free: u64,
+    /// Where the search for a free segment goes on.
+    search_from: usize,
+    next_generation: u64,
+    dirty_pages: BTreeSet<usize>,
+    /// For each page the slot of its newest durable version.
+    newest_slot: Vec<u8>,
+    /// Data segments that nothing refers to, with the batches started when that was noticed.
+    condemned: BTreeMap<SegmentId, u64>,
+    /// Segments to look at for condemnation.
+    suspects: BTreeSet<SegmentId>,
+    freeing: Vec<SegmentId>,
+}
+
+impl SegmentTable {
+    /// The table of a new pool: everything is free.
+    pub(crate) fn new(pool: u64, layout: Layout) -> Self {
+        let segments = vec![UNUSED; layout.segment_count() as usize];
+        let pages = segments.len().div_ceil(ENTRIES_PER_PAGE);
+        let mut table = Self::assemble(pool, layout, segments, vec![1; pages], 1);
+        table.inner.get_mut().dirty_pages = (0..pages).collect();
+        table
+    }
+
+    fn assemble(
+        pool: u64,
+        layout: Layout,
+        segments: Vec<Segment>,
+        newest_slot: Vec<u8>,
+        next_generation: u64,
+    ) -> Self {
+        let generations = segments.iter().map(|s| AtomicU64::new(s.generation)).collect();
+        let is_suspect = |s: &Segment| match s.state {
+            SegmentState::Data => s.references == 0,
+            SegmentState::Metadata => s.pages == 0,
+            _ => false,
+        };
+        let suspects = segments.iter().enumerate().filter(|(_, s)| is_suspect(s));
+        let inner = Inner {
+            free: segments.iter().filter(|s| s.state == SegmentState::Free).count() as u64,
+            search_from: 0,
+            next_generation,
+            dirty_pages: BTreeSet::new(),
+            newest_slot,
+            condemned: BTreeMap::new(),
+            suspects: suspects.map(|(id, _)| SegmentId(id as u32)).collect(),
+            freeing: Vec::new(),
+            segments,
+        };
+        Self { pool, layout, generations, inner: Mutex::new(inner) }
+    }
+
+    /// Reads the table as of checkpoint `number`.
+    pub(crate) async fn load(
+        device: &dyn Device,
+        pool: u64,
+        layout: Layout,
+        number: u64,
+        next_generation: u64,
+    ) -> Result<Self> {
+        const PAGES_PER_READ: usize = 128;
+        let count = layout.segment_count() as usize;
+        let pages = count.div_ceil(ENTRIES_PER_PAGE);
+        let mut segments = Vec::with_capacity(count);
+        let mut newest_slot = Vec::with_capacity(pages);
+        for first in (0..pages).step_by(PAGES_PER_READ) {
+            let chunk = PAGES_PER_READ.min(pages - first);
+            let bytes = chunk * SLOTS_PER_PAGE as usize * BLOCK_BYTES;
+            let start = slot_offset(&layout, first, 0);
+            let buffer = request::read(device, start, AlignedBuffer::zeroed(bytes)).await?;
+            for page in first..first + chunk {
+                let slots = &buffer[(page - first) * 2 * BLOCK_BYTES..][..2 * BLOCK_BYTES];
+                let slot = decode_page(slots, pool, &layout, page, number, &mut segments, count)?;
+                newest_slot.push(slot);
+            }
+        }
+        Ok(Self::assemble(pool, layout, segments, newest_slot, next_generation))
+    }
+
+    /// The generation of a segment, and whether new links into it are allowed. `None` if there is
+    /// no such segment.
+    pub(crate) fn generation(&self, id: SegmentId) -> Option<(u64, bool)> {
+        let value = self.generations.get(id.0 as usize)?.load(Ordering::Acquire);
+        Some((value & !CONDEMNED, value & CONDEMNED == 0))
+    }
+
+    /// What is known of one segment.
+    pub(crate) fn segment(&self, id: SegmentId) -> Option<Segment> {
+        self.inner.lock().segments.get(id.0 as usize).copied()
+    }
+
+    /// How many segments there are.
+    pub(crate) fn len(&self) -> u32 {
+        self.generations.len() as u32
+    }
+
+    /// How many segments may be taken at once.
+    pub(crate) fn free_segments(&self) -> u64 {
+        self.inner.lock().free
+    }
+
+    /// The generation that the next reserved segment gets; goes into the checkpoint record.
+    pub(crate) fn next_generation(&self) -> u64 {
+        self.inner.lock().next_generation
+    }
+
+    /// Takes a free segment for the sealer or for patch pages.
+    pub(crate) fn take(&self, state: SegmentState) -> Option<(SegmentId, u64)> {
+        debug_assert!(matches!(state, SegmentState::Frontier | SegmentState::Metadata));
+        let mut inner = self.inner.lock();
+        if inner.free == 0 {
+            return None;
+        }
+        let count = inner.segments.len();
+        let from = inner.search_from;
+        let mut order = (from..count).chain(0..from);
+        let segments = &inner.segments;
+        let at = order.find(|&at| segments[at].state == SegmentState::Free)?;
+        let generation = inner.next_generation;
+        inner.next_generation += 1;
+        inner.search_from = at + 1;
+        inner.free -= 1;
+        inner.segments[at] = Segment { state, generation, ..UNUSED };
+        inner.mark_dirty(at);
+        self.generations[at].store(generation, Ordering::Release);
+        Some((SegmentId(at as u32), generation))
+    }
+
+    /// A write unit with `blocks` blocks in its frames has been placed in a frontier segment.
+    pub(crate) fn note_unit(&self, id: SegmentId, blocks: u32, bytes: u32) {
+        let mut inner = self.inner.lock();
+        let segment = &mut inner.segments[id.0 as usize];
+        debug_assert_eq!(segment.state, SegmentState::Frontier);
+        segment.stored_blocks += blocks;
+        segment.used_bytes += bytes;
+        inner.mark_dirty(id.0 as usize);
+    }
+
+    /// A frontier segment is full and in patches: from now on it is data.
+    pub(crate) fn settle(&self, id: SegmentId) {
+        let mut inner = self.inner.lock();
+        let segment = &mut inner.segments[id.0 as usize];
+        assert_eq!(segment.state, SegmentState::Frontier, "{id} settles once");
+        segment.state = SegmentState::Data;
+        inner.suspects.insert(id);
+        inner.mark_dirty(id.0 as usize);
+    }
+
+    /// Applies what writing or merging patches changed.
+    ///
+    /// # Errors
+    /// If the change does not fit the table: the pool's metadata contradict each other.
+    pub(crate) fn apply(&self, edit: &Edit) -> Result<()> {
+        let mut inner = self.inner.lock();
+        for (&id, &change) in &edit.data_references {
+            let segment = inner.segments.get_mut(id.0 as usize);
+            let counted = segment.and_then(|segment| {
+                segment.references = segment.references.checked_add_signed(change)?;
+                Some(segment.references)
+            });
+            let references = counted.ok_or_else(|| inconsistent("reference count", id.0.into()))?;
+            if references == 0 {
+                inner.suspects.insert(id);
+            }
+            inner.mark_dirty(id.0 as usize);
+        }
+        for (&id, &change) in &edit.pages {
+            let segment = inner.segments.get_mut(id.0 as usize);
+            let counted = segment.and_then(|segment| {
+                segment.pages = segment.pages.checked_add_signed(i32::try_from(change).ok()?)?;
+                segment.used_bytes = segment.pages.checked_mul(BLOCK_BYTES as u32)?;
+                Some(segment.pages)
+            });
+            let pages = counted.ok_or_else(|| inconsistent("page count", id.0.into()))?;
+            if pages == 0 {
+                inner.suspects.insert(id);
+            }
+            inner.mark_dirty(id.0 as usize);
+        }
+        Ok(())
+    }
+
+    /// Finds what can be freed. `covered` counts the batches that patches cover, `started` those
+    /// that any reducer has begun.
+    pub(crate) fn reclaim(&self, covered: u64, started: u64) {
+        let mut inner = self.inner.lock();
+        let condemned = std::mem::take(&mut inner.condemned);
+        for (id, started_then) in condemned {
+            if inner.segments[id.0 as usize].references != 0 {
+                // A link that was under way has arrived after all.
+                self.generations[id.0 as usize].fetch_and(!CONDEMNED, Ordering::AcqRel);
+            } else if started_then <= covered {
+                inner.free_later(id);
+            } else {
+                inner.condemned.insert(id, started_then);
+            }
+        }
+        for id in std::mem::take(&mut inner.suspects) {
+            let segment = inner.segments[id.0 as usize];
+            match segment.state {
+                SegmentState::Data if segment.references == 0 => {
+                    let already = inner.condemned.contains_key(&id);
+                    if !already {
+                        self.generations[id.0 as usize].fetch_or(CONDEMNED, Ordering::AcqRel);
+                        inner.condemned.insert(id, started);
+                    }
+                }
+                SegmentState::Metadata if segment.pages == 0 => inner.free_later(id),
+                _ => {}
+            }
+        }
+    }
+
+    /// Writes the changed pages as of checkpoint `number`. Not durable until the device is flushed,
+    /// not valid until the record is stored; then call [`stored`](Self::stored).
+    pub(crate) async fn store_changes(
+        &self,
+        device: &dyn Device,
+        number: u64,
+    ) -> Result<StoredPages> {
+        let mut writes = Vec::new();
+        let mut pages = Vec::new();
+        {
+            let mut inner = self.inner.lock();
+            for page in std::mem::take(&mut inner.dirty_pages) {
+                let slot = 1 - inner.newest_slot[page];
+                let address = slot_offset(&self.layout, page, slot);
+                let buffer = encode_page(&inner.segments, page, self.pool, address, number);
+                writes.push((address, buffer));
+                pages.push((page, slot));
+            }
+        }
+        let mut pending = Vec::with_capacity(writes.len());
+        for (address, buffer) in writes {
+            pending.push(request::write(device, address, buffer, Durability::Flush));
+        }
+        for write in pending {
+            write.await?;
+        }
+        let freeing = std::mem::take(&mut self.inner.lock().freeing);
+        Ok(StoredPages { pages, freeing })
+    }
+
+    /// The checkpoint record is durable: the written pages are the newest, and what it lets go of
+    /// is free.
+    pub(crate) fn stored(&self, stored: StoredPages) {
+        let mut inner = self.inner.lock();
+        for (page, slot) in stored.pages {
+            inner.newest_slot[page] = slot;
+        }
+        for &id in &stored.freeing {
+            let segment = &mut inner.segments[id.0 as usize];
+            assert_eq!(segment.state, SegmentState::Freeing, "{id} was let go of");
+            segment.state = SegmentState::Free;
+            inner.free += 1;
+            let at = id.0 as usize;
+            self.generations[at].store(inner.segments[at].generation, Ordering::Release);
+        }
+    }
+
+    /// Sums over all segments.
+    pub(crate) fn totals(&self) -> Totals {
+        let inner = self.inner.lock();
+        let mut totals = Totals { free_segments: inner.free, ..Totals::default() };
+        for segment in &inner.segments {
+            match segment.state {
+                SegmentState::Free | SegmentState::Freeing => {}
+                SegmentState::Frontier | SegmentState::Data => {
+                    totals.stored_blocks += u64::from(segment.stored_blocks);
+                    totals.data_bytes += u64::from(segment.used_bytes);
+                }
+                SegmentState::Metadata => totals.metadata_bytes += u64::from(segment.used_bytes),
+            }
+        }
+        totals
+    }
+
+    /// Recovery only: a frontier segment that turned out to hold nothing that counts.
+    pub(crate) fn recover_unused(&self, id: SegmentId) {
+        let mut inner = self.inner.lock();
+        let at = id.0 as usize;
+        assert_eq!(inner.segments[at].state, SegmentState::Frontier, "{id} was in the frontier");
+        // The generation stays: stale units of it must not pass for those of a later use.
+        inner.segments[at] = Segment { generation: inner.segments[at].generation, ..UNUSED };
+        inner.free += 1;
+        inner.mark_dirty(at);
+    }
+
+    /// Recovery only: what a scan found in a frontier segment, in place of what the table says.
+    pub(crate) fn recover_contents(&self, id: SegmentId, blocks: u32, bytes: u32) {
+        let mut inner = self.inner.lock();
+        let segment = &mut inner.segments[id.0 as usize];
+        segment.stored_blocks = blocks;
+        segment.used_bytes = bytes;
+        inner.mark_dirty(id.0 as usize);
+    }
+}
+
+/// Pages that are written but not yet valid, and segments that are free once they are.
+#[must_use]
+pub(crate) struct StoredPages {
+    pages: Vec<(usize, u8)>,
+    /// Nothing on disk refers to these any more once the record is stored.
+    pub(crate) freeing: Vec<SegmentId>,
+}
+
+impl Inner {
+    fn mark_dirty(&mut self, at: usize) {
+        self.dirty_pages.insert(at / ENTRIES_PER_PAGE);
+    }
+
+    fn free_later(&mut self, id: SegmentId) {
+        let at = id.0 as usize;
+        let generation = self.segments[at].generation;
+        self.segments[at] = Segment { state: SegmentState::Freeing, generation, ..UNUSED };
+        self.freeing.push(id);
+        self.mark_dirty(at);
+    }
+}
+
+fn slot_offset(layout: &Layout, page: usize, slot: u8) -> ByteOffset {
+    let slots = page as u64 * SLOTS_PER_PAGE + u64::from(slot);
+    layout.segment_table_offset.plus(slots * BLOCK_BYTES as u64)
+}
+
+fn identity(pool: u64, address: ByteOffset) -> Identity {
+    Identity { kind: Kind::SegmentTable, version: VERSION, pool, address_bytes: address.0 }
+}
+
+fn encode_page(
+    segments: &[Segment],
+    page: usize,
+    pool: u64,
+    address: ByteOffset,
+    number: u64,
+) -> AlignedBuffer {
+    let mut buffer = AlignedBuffer::zeroed(BLOCK_BYTES);
+    let first = page * ENTRIES_PER_PAGE;
+    let last = segments.len().min(first + ENTRIES_PER_PAGE);
+    let slots = buffer[ENTRIES_START..].chunks_exact_mut(size_of::<Entry>());
+    for (segment, slot) in segments[first..last].iter().zip(slots) {
+        let state = match segment.state {
+            SegmentState::Freeing => SegmentState::Free,
+            state => state,
+        };
+        let entry = Entry {
+            generation: U64::new(segment.generation),
+            references: U64::new(segment.references),
+            stored_blocks: U32::new(segment.stored_blocks),
+            used_bytes: U32::new(segment.used_bytes),
+            pages: U32::new(segment.pages),
+            state: state as u8,
+            reserved: [0; 3],
+        };
+        slot.copy_from_slice(entry.as_bytes());
+    }
+    header::seal(&mut buffer, &identity(pool, address), number);
+    buffer
+}
+
+/// Decodes the newest valid slot of a page, not above checkpoint `number`, and appends its
+/// segments. Returns the slot.
+fn decode_page(
+    slots: &[u8],
+    pool: u64,
+    layout: &Layout,
+    page: usize,
+    number: u64,
+    segments: &mut Vec<Segment>,
+    count: usize,
+) -> Result<u8> {
+    let mut best: Option<(u64, u8)> = None;
+    let mut problem = None;
+    for slot in 0..SLOTS_PER_PAGE as u8 {
+        let bytes = &slots[usize::from(slot) * BLOCK_BYTES..][..BLOCK_BYTES];
+        let expected = identity(pool, slot_offset(layout, page, slot));
+        match header::verify(bytes, &expected) {
+            Ok(header) => {
+                let version = header.sequence.get();
+                let full = header.length_bytes.get() as usize == BLOCK_BYTES;
+                if full && version <= number && best.is_none_or(|(newest, _)| version > newest) {
+                    best = Some((version, slot));
+                }
+            }
+            Err(error) => problem = Some(error),
+        }
+    }
+    let Some((_, slot)) = best else {
+        return Err(match problem {
+            Some(error) => MetadataError::Header(error).into(),
+            None => inconsistent("page", page as u64),
+        });
+    };
+    let entries =
+        &slots[usize::from(slot) * BLOCK_BYTES + ENTRIES_START..][..ENTRIES_PER_PAGE * 32];
+    let here = ENTRIES_PER_PAGE.min(count - segments.len());
+    for bytes in entries.chunks_exact(size_of::<Entry>()).take(here) {
+        let entry = Entry::read_from_bytes(bytes).expect("the chunk has an entry's size");
+        let state = match entry.state {
+            0 => SegmentState::Free,
+            1 => SegmentState::Frontier,
+            2 => SegmentState::Data,
+            3 => SegmentState::Metadata,
+            other => return Err(inconsistent("state", u64::from(other))),
+        };
+        let generation = entry.generation.get();
+        if generation & CONDEMNED != 0 {
+            return Err(inconsistent("generation", generation));
+        }
+        segments.push(Segment {
+            state,
+            generation,
+            references: entry.references.get(),
+            stored_blocks: entry.stored_blocks.get(),
+            used_bytes: entry.used_bytes.get(),
+            pages: entry.pages.get(),
+        });
+    }
+    Ok(slot)
+}
+
+fn inconsistent(field: &'static str, value: u64) -> crate::error::EngineError {
+    MetadataError::Inconsistent { structure: "segment table", field, value }.into()
+}
+
+/// The frontier: segments that may be written before the next checkpoint, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrontierSegment {
+    pub(crate) id: SegmentId,
+    pub(crate) generation: u64,
+    /// The newest change placed in it so far.
+    pub(crate) last_sequence: Sequence,
+    /// Nothing more will be placed in it.
+    pub(crate) full: bool,
+}

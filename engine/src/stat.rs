@@ -1,0 +1,149 @@
+//! What a pool holds and what it costs: the figures behind `siltstone stat`.
+
+use serde::Serialize;
+use siltstone_device::{BLOCK_BYTES, BlockAddress};
+
+use crate::{
+    error::Result,
+    pool::Pool,
+    stats::{CounterValues, StageTime},
+};
+
+/// Memory that counting mapped blocks may take.
+const WALK_BUDGET_BYTES: usize = 4 << 20;
+
+/// A pool's figures at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct PoolStat {
+    /// The pool's size.
+    pub size_bytes: u64,
+    /// Bytes of volumes that are mapped to stored blocks.
+    pub logical_bytes: u64,
+    /// Bytes of distinct blocks stored, uncompressed; garbage not yet freed included.
+    pub unique_bytes: u64,
+    /// Bytes that write units take: frames, summaries and padding.
+    pub stored_bytes: u64,
+    /// Bytes that map pages, the log, checkpoints and the segment table take.
+    pub metadata_bytes: u64,
+    /// Bytes that can still be written, before any reduction.
+    pub free_bytes: u64,
+    /// Bytes kept back so that a full pool still works.
+    pub reserved_bytes: u64,
+    /// logical / unique.
+    pub dedup_ratio: f64,
+    /// unique / stored.
+    pub compression_ratio: f64,
+    /// RAM that the dedup index takes.
+    pub index_bytes: u64,
+    /// Fingerprints in the index.
+    pub index_entries: u64,
+    /// How many fingerprints it could hold.
+    pub index_capacity_entries: u64,
+    /// The index keeps one fingerprint in 2^this; 0 = all.
+    pub index_sample_bits: u32,
+    /// Entries in the map's patches.
+    pub map_entries: u64,
+    /// Bytes of the map's patches.
+    pub map_bytes: u64,
+    /// Bytes of the NVRAM log in use.
+    pub nvram_used_bytes: u64,
+    /// Bytes of staging in use, of `staging_limit_bytes`.
+    pub staging_bytes: u64,
+    /// The staging budget.
+    pub staging_limit_bytes: u64,
+    /// Changes admitted and not yet in the map.
+    pub pending_changes: u64,
+    /// Bytes of decoded frames in the cache.
+    pub frame_cache_bytes: u64,
+    /// Summaries loaded to check hints of the index.
+    pub summary_loads: u64,
+    /// Why the pool accepts no changes, if it does not.
+    pub failure: Option<String>,
+    /// By volume.
+    pub volumes: Vec<VolumeStat>,
+    /// Totals since the pool was opened.
+    pub counters: CounterValues,
+    /// Time spent in each stage of the pipeline since the pool was opened.
+    pub stages: Vec<StageTime>,
+}
+
+/// A volume's figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeStat {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its compression level.
+    pub level: i8,
+    /// Bytes of it that are mapped to stored blocks.
+    pub logical_bytes: u64,
+}
+
+impl Pool {
+    /// Counts what the pool holds. Walks the map: the time grows with the number of its entries.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn stat(&self) -> Result<PoolStat> {
+        let core = self.core();
+        let volumes: Vec<_> = core.volumes.read().values().cloned().collect();
+        let mut volume_stats = Vec::with_capacity(volumes.len());
+        for volume in volumes {
+            let blocks = pollster::block_on(async {
+                let end = BlockAddress(volume.len_blocks());
+                let start = BlockAddress(0);
+                let mut cursor = core.map.cursor(&volume.chain, start, end, WALK_BUDGET_BYTES);
+                let mut blocks = 0;
+                while let Some(run) = cursor.next().await? {
+                    blocks += u64::from(run.len_blocks);
+                }
+                Result::Ok(blocks)
+            })?;
+            volume_stats.push(VolumeStat {
+                name: volume.name.clone(),
+                size_bytes: volume.size_bytes(),
+                level: volume.level,
+                logical_bytes: blocks * BLOCK_BYTES as u64,
+            });
+        }
+        let totals = core.table.totals();
+        let index = core.index.stats();
+        let map = core.map.stats();
+        let layout = &core.superblock.layout;
+        let logical_bytes = volume_stats.iter().map(|volume| volume.logical_bytes).sum();
+        let unique_bytes = totals.stored_blocks * BLOCK_BYTES as u64;
+        Ok(PoolStat {
+            size_bytes: layout.size_bytes,
+            logical_bytes,
+            unique_bytes,
+            stored_bytes: totals.data_bytes,
+            metadata_bytes: totals.metadata_bytes + layout.data_start.0,
+            free_bytes: core.space.free_bytes(&core.table),
+            reserved_bytes: core.space.reserve_bytes(),
+            dedup_ratio: ratio(logical_bytes, unique_bytes),
+            compression_ratio: ratio(unique_bytes, totals.data_bytes),
+            index_bytes: index.bytes as u64,
+            index_entries: index.entries as u64,
+            index_capacity_entries: index.capacity_entries as u64,
+            index_sample_bits: index.sample_bits.into(),
+            map_entries: map.entries,
+            map_bytes: map.pages * BLOCK_BYTES as u64,
+            nvram_used_bytes: core.log.used_bytes(),
+            staging_bytes: core.staging.used() as u64,
+            staging_limit_bytes: core.staging.limit() as u64,
+            pending_changes: core.admission.pending() as u64,
+            frame_cache_bytes: core.frame_cache.bytes() as u64,
+            summary_loads: core.summaries.loads(),
+            failure: core.health.failure().map(|failure| failure.to_string()),
+            volumes: volume_stats,
+            counters: core.stats.counters(),
+            stages: core.stats.stages(),
+        })
+    }
+}
+
+/// `whole / part`; 1 where there is nothing.
+fn ratio(whole: u64, part: u64) -> f64 {
+    if part == 0 { 1.0 } else { whole as f64 / part as f64 }
+}

@@ -1,0 +1,186 @@
+//! Counters of every stage: always on, cheap enough for the hot path.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use serde::Serialize;
+
+/// The stages of the pipeline whose time is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Stage {
+    /// Waiting for staging memory.
+    AdmitWait,
+    /// Finding zeros and fingerprinting.
+    Fingerprint,
+    /// Asking neighbourhood and index, loading summaries.
+    Index,
+    /// Waiting for earlier batches to register.
+    Gate,
+    /// Framing and compressing.
+    Compress,
+    /// Placing a unit and writing its summary.
+    Seal,
+    /// From submitting a unit to its completion.
+    DeviceWrite,
+    /// Entering a unit into map and index.
+    Publish,
+    /// A flush, from call to return.
+    Commit,
+    /// A checkpoint.
+    Checkpoint,
+}
+const STAGES: usize = 10;
+const STAGE_NAMES: [&str; STAGES] = [
+    "admit_wait",
+    "fingerprint",
+    "index",
+    "gate",
+    "compress",
+    "seal",
+    "device_write",
+    "publish",
+    "commit",
+    "checkpoint",
+];
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Running totals since the pool was opened.
+        #[derive(Default)]
+        pub(crate) struct Counters { $($(#[$doc])* pub(crate) $name: AtomicU64,)* }
+
+        /// Running totals since the pool was opened.
+        #[derive(Clone, Copy, Debug, Default, Serialize)]
+        pub struct CounterValues { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counters {
+            fn values(&self) -> CounterValues {
+                CounterValues { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Read requests served.
+    reads,
+    /// Bytes read by clients.
+    read_bytes,
+    /// Write requests admitted.
+    writes,
+    /// Bytes written by clients.
+    written_bytes,
+    /// Writes that had to merge with the rest of a block.
+    merged_writes,
+    /// Discards and writes of zeros admitted.
+    zeroings,
+    /// Flushes completed.
+    flushes,
+    /// Flushes that went to the NVRAM log.
+    log_commits,
+    /// Bytes of client data that went to the NVRAM log.
+    log_data_bytes,
+    /// Batches reduced.
+    batches,
+    /// Blocks found to be zero.
+    zero_blocks,
+    /// Blocks linked to published ones.
+    linked_blocks,
+    /// Blocks linked to ones that were still in flight.
+    linked_in_flight_blocks,
+    /// Blocks stored.
+    stored_blocks,
+    /// Bytes of frames stored, headers included.
+    frame_bytes,
+    /// Blocks stored without compression.
+    plain_blocks,
+    /// Write units written.
+    units,
+    /// Bytes of write units.
+    unit_bytes,
+    /// Frames found in the frame cache.
+    frame_cache_hits,
+    /// Frames read from the device.
+    frame_reads,
+    /// Bytes read from the device for frames.
+    frame_read_bytes,
+    /// Frames read ahead of a sequential reader.
+    read_ahead_frames,
+    /// Reads repeated because the frame had moved meanwhile.
+    read_retries,
+    /// Checkpoints stored.
+    checkpoints,
+    /// Times that the sealer had to wait for a frontier segment.
+    frontier_waits,
+}
+
+/// One stage's totals.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct StageTime {
+    /// The stage.
+    pub stage: &'static str,
+    /// How often it ran.
+    pub runs: u64,
+    /// How long it took in all, in nanoseconds, summed over threads.
+    pub total_ns: u64,
+}
+
+/// All statistics of an open pool.
+#[derive(Default)]
+pub(crate) struct Stats {
+    pub(crate) counters: Counters,
+    stages: [StageCounter; STAGES],
+}
+
+#[derive(Default)]
+struct StageCounter {
+    runs: AtomicU64,
+    total_ns: AtomicU64,
+}
+
+impl Stats {
+    /// Counts the time from now until the guard is dropped.
+    pub(crate) fn time(&self, stage: Stage) -> Timer<'_> {
+        Timer { counter: &self.stages[stage as usize], start: Instant::now() }
+    }
+
+    /// Counts a time measured elsewhere.
+    pub(crate) fn record(&self, stage: Stage, since: Instant) {
+        drop(Timer { counter: &self.stages[stage as usize], start: since });
+    }
+
+    pub(crate) fn counters(&self) -> CounterValues {
+        self.counters.values()
+    }
+
+    pub(crate) fn stages(&self) -> Vec<StageTime> {
+        let stage = |(counter, stage): (&StageCounter, &&'static str)| StageTime {
+            stage,
+            runs: counter.runs.load(Ordering::Relaxed),
+            total_ns: counter.total_ns.load(Ordering::Relaxed),
+        };
+        self.stages.iter().zip(&STAGE_NAMES).map(stage).collect()
+    }
+}
+
+/// Adds to a counter.
+pub(crate) fn add(counter: &AtomicU64, amount: u64) {
+    counter.fetch_add(amount, Ordering::Relaxed);
+}
+
+/// Counts the time of a stage while it lives.
+pub(crate) struct Timer<'a> {
+    counter: &'a StageCounter,
+    start: Instant,
+}
+
+impl Drop for Timer<'_> {
+    fn drop(&mut self) {
+        let elapsed = self.start.elapsed().as_nanos() as u64;
+        self.counter.runs.fetch_add(1, Ordering::Relaxed);
+        self.counter.total_ns.fetch_add(elapsed, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,303 @@
+//! The superblock: what the pool is and where its regions are. It stands twice, at fixed places,
+//! and changes only when the pool's shape does; the copy with the higher sequence is newer.
+
+use std::sync::Arc;
+
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability,
+    header::{self, HEADER_BYTES, Header, HeaderError, Identity, Kind},
+    request,
+};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U16, U32, U64},
+};
+
+use crate::{
+    error::{EngineError, MetadataError, NewerFeature, Result},
+    layout::{Layout, SUPERBLOCK_A, SUPERBLOCK_B},
+};
+
+/// The layout version that this program writes.
+const VERSION: u16 = 1;
+
+/// Feature bits that this program knows. Unknown incompatible ones forbid opening, unknown
+/// read-compatible ones forbid writing; others may be ignored.
+const KNOWN_INCOMPATIBLE: u64 = 0;
+const KNOWN_READ_COMPATIBLE: u64 = 0;
+
+/// Longest path of a separate NVRAM log, in bytes.
+pub(crate) const MAX_PATH_BYTES: usize = 1024;
+
+const FLAG_NVRAM_INTERNAL: u32 = 1;
+const FLAG_SYNC_ALWAYS: u32 = 2;
+
+/// The body, after the common header. 1,224 bytes.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Body {
+    incompatible: U64,
+    read_compatible: U64,
+    compatible: U64,
+    uuid: [u8; 16],
+    nvram_nonce: [U64; 2],
+    size_bytes: U64,
+    segment_bytes: U64,
+    checkpoint_slot_bytes: U64,
+    nvram_offset: U64,
+    nvram_bytes: U64,
+    segment_table_offset: U64,
+    segment_table_pages: U64,
+    data_start: U64,
+    index_memory_bytes: U64,
+    threshold: U32,
+    flags: U32,
+    /// Devices in the pool and this one's number: room for pools across several.
+    device_count: U16,
+    device_number: U16,
+    nvram_path_bytes: U32,
+    reserved: [u8; 56],
+    nvram_path: [u8; MAX_PATH_BYTES],
+}
+const _: () = assert!(size_of::<Body>() == 1224);
+const _: () = assert!(HEADER_BYTES + size_of::<Body>() <= BLOCK_BYTES);
+
+/// A pool's fixed properties.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Superblock {
+    pub(crate) sequence: u64,
+    /// The short identity that every structure carries.
+    pub(crate) pool: u64,
+    pub(crate) uuid: [u8; 16],
+    /// Unguessable, so that guest data can never pass for a log record.
+    pub(crate) nvram_nonce: [u64; 2],
+    pub(crate) layout: Layout,
+    pub(crate) index_memory_bytes: u64,
+    pub(crate) threshold: u32,
+    pub(crate) sync_always: bool,
+    /// Where the NVRAM log is when it is not in the pool.
+    pub(crate) nvram_path: Vec<u8>,
+    /// Bits that this program may not write with; kept for the error.
+    pub(crate) unknown_read_compatible: u64,
+}
+
+impl Superblock {
+    fn encode(&self, address: ByteOffset) -> AlignedBuffer {
+        let layout = &self.layout;
+        let mut nvram_path = [0; MAX_PATH_BYTES];
+        nvram_path[..self.nvram_path.len()].copy_from_slice(&self.nvram_path);
+        let mut flags = 0;
+        flags |= if layout.nvram_internal { FLAG_NVRAM_INTERNAL } else { 0 };
+        flags |= if self.sync_always { FLAG_SYNC_ALWAYS } else { 0 };
+        let body = Body {
+            incompatible: U64::new(0),
+            read_compatible: U64::new(0),
+            compatible: U64::new(0),
+            uuid: self.uuid,
+            nvram_nonce: self.nvram_nonce.map(U64::new),
+            size_bytes: U64::new(layout.size_bytes),
+            segment_bytes: U64::new(layout.segment_bytes),
+            checkpoint_slot_bytes: U64::new(layout.checkpoint_slot_bytes),
+            nvram_offset: U64::new(layout.nvram_offset.0),
+            nvram_bytes: U64::new(layout.nvram_bytes),
+            segment_table_offset: U64::new(layout.segment_table_offset.0),
+            segment_table_pages: U64::new(layout.segment_table_pages),
+            data_start: U64::new(layout.data_start.0),
+            index_memory_bytes: U64::new(self.index_memory_bytes),
+            threshold: U32::new(self.threshold),
+            flags: U32::new(flags),
+            device_count: U16::new(1),
+            device_number: U16::new(0),
+            nvram_path_bytes: U32::new(self.nvram_path.len() as u32),
+            reserved: [0; 56],
+            nvram_path,
+        };
+        let mut block = AlignedBuffer::zeroed(BLOCK_BYTES);
+        block[HEADER_BYTES..][..size_of::<Body>()].copy_from_slice(body.as_bytes());
+        header::seal(&mut block, &identity(self.pool, address), self.sequence);
+        block
+    }
+
+    /// Reads one copy. The pool's identity is not known yet, so the header's own is believed;
+    /// the checksum covers it.
+    fn decode(block: &[u8], address: ByteOffset) -> std::result::Result<Self, SuperblockError> {
+        let claimed = Header::read_from_prefix(block).map_or(0, |(header, _)| header.pool.get());
+        let header = header::verify(block, &identity(claimed, address))?;
+        let body = block
+            .get(HEADER_BYTES..header.length_bytes.get() as usize)
+            .and_then(|body| Body::ref_from_prefix(body).ok());
+        let Some((body, _)) = body else {
+            return Err(SuperblockError::Body("length", u64::from(header.length_bytes.get())));
+        };
+        let unknown = body.incompatible.get() & !KNOWN_INCOMPATIBLE;
+        if unknown != 0 {
+            return Err(SuperblockError::Newer(NewerFeature::Incompatible(unknown)));
+        }
+        let flags = body.flags.get();
+        let layout = Layout {
+            size_bytes: body.size_bytes.get(),
+            segment_bytes: body.segment_bytes.get(),
+            checkpoint_slot_bytes: body.checkpoint_slot_bytes.get(),
+            nvram_offset: ByteOffset(body.nvram_offset.get()),
+            nvram_bytes: body.nvram_bytes.get(),
+            nvram_internal: flags & FLAG_NVRAM_INTERNAL != 0,
+            segment_table_offset: ByteOffset(body.segment_table_offset.get()),
+            segment_table_pages: body.segment_table_pages.get(),
+            data_start: ByteOffset(body.data_start.get()),
+        };
+        if !layout.is_consistent() {
+            return Err(SuperblockError::Body("layout", layout.data_start.0));
+        }
+        let path_bytes = body.nvram_path_bytes.get() as usize;
+        let Some(nvram_path) = body.nvram_path.get(..path_bytes) else {
+            return Err(SuperblockError::Body("NVRAM path length", path_bytes as u64));
+        };
+        let threshold = body.threshold.get();
+        if threshold == 0 {
+            return Err(SuperblockError::Body("threshold", 0));
+        }
+        Ok(Self {
+            sequence: header.sequence.get(),
+            pool: claimed,
+            uuid: body.uuid,
+            nvram_nonce: body.nvram_nonce.map(U64::get),
+            layout,
+            index_memory_bytes: body.index_memory_bytes.get(),
+            threshold,
+            sync_always: flags & FLAG_SYNC_ALWAYS != 0,
+            nvram_path: nvram_path.to_vec(),
+            unknown_read_compatible: body.read_compatible.get() & !KNOWN_READ_COMPATIBLE,
+        })
+    }
+
+    /// Writes both copies durably, the second first, so that one is always whole.
+    pub(crate) async fn store(&self, device: &dyn Device) -> Result<()> {
+        for address in [SUPERBLOCK_B, SUPERBLOCK_A] {
+            let block = self.encode(address);
+            request::write(device, address, block, Durability::Immediate).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the newer whole copy.
+    pub(crate) async fn load(device: &dyn Device) -> Result<Self> {
+        let mut found: Vec<Self> = Vec::new();
+        let mut problems: Vec<SuperblockError> = Vec::new();
+        for address in [SUPERBLOCK_A, SUPERBLOCK_B] {
+            if device.size_bytes() < address.0 + BLOCK_BYTES as u64 {
+                let kind = Kind::Superblock;
+                let missing = HeaderError::Magic { kind, address_bytes: address.0 };
+                problems.push(missing.into());
+                continue;
+            }
+            let read = request::read(device, address, AlignedBuffer::zeroed(BLOCK_BYTES)).await;
+            match read {
+                Ok(block) => match Self::decode(&block, address) {
+                    Ok(superblock) => found.push(superblock),
+                    Err(problem) => problems.push(problem),
+                },
+                Err(error) if address == SUPERBLOCK_B && found.is_empty() => {
+                    return Err(error.into());
+                }
+                Err(error) => tracing::warn!(%error, "a superblock copy cannot be read"),
+            }
+        }
+        if let Some(newest) = found.into_iter().max_by_key(|superblock| superblock.sequence) {
+            return Ok(newest);
+        }
+        Err(SuperblockError::explain(problems))
+    }
+}
+
+/// Why one copy cannot be used.
+#[derive(Debug)]
+enum SuperblockError {
+    Header(HeaderError),
+    Newer(NewerFeature),
+    Body(&'static str, u64),
+}
+
+impl From<HeaderError> for SuperblockError {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::Version { found, known, .. } => {
+                Self::Newer(NewerFeature::Superblock { found, known })
+            }
+            error => Self::Header(error),
+        }
+    }
+}
+
+impl SuperblockError {
+    /// What to tell the operator when no copy could be used: a copy that is whole says more.
+    fn explain(problems: Vec<Self>) -> EngineError {
+        let mut headers = Vec::new();
+        for problem in problems {
+            match problem {
+                Self::Newer(what) => return EngineError::NewerVersion { what },
+                Self::Body(field, value) => {
+                    let structure = "superblock";
+                    return MetadataError::Inconsistent { structure, field, value }.into();
+                }
+                Self::Header(error) => headers.push(Arc::new(error)),
+            }
+        }
+        let missing =
+            Arc::new(HeaderError::Magic { kind: Kind::Superblock, address_bytes: SUPERBLOCK_B.0 });
+        let first = headers.first().unwrap_or(&missing).clone();
+        let second = headers.get(1).unwrap_or(&missing).clone();
+        EngineError::NotAPool { first, second }
+    }
+}
+
+fn identity(pool: u64, address: ByteOffset) -> Identity {
+    Identity { kind: Kind::Superblock, version: VERSION, pool, address_bytes: address.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CreateOptions;
+
+    fn superblock() -> Superblock {
+        Superblock {
+            sequence: 1,
+            pool: 0x1234,
+            uuid: [7; 16],
+            nvram_nonce: [1, 2],
+            layout: Layout::new(1 << 30, &CreateOptions::default()).unwrap(),
+            index_memory_bytes: 1 << 20,
+            threshold: 2,
+            sync_always: true,
+            nvram_path: b"/some/where".to_vec(),
+            unknown_read_compatible: 0,
+        }
+    }
+
+    #[test]
+    fn a_superblock_survives_encoding() {
+        let superblock = superblock();
+        let block = superblock.encode(SUPERBLOCK_B);
+        assert_eq!(Superblock::decode(&block, SUPERBLOCK_B).unwrap(), superblock);
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        let block = superblock().encode(SUPERBLOCK_A);
+        for at in 0..block.len() {
+            let mut damaged = block.to_vec();
+            damaged[at] ^= 0x10;
+            assert!(Superblock::decode(&damaged, SUPERBLOCK_A).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn unknown_incompatible_features_ask_for_a_newer_program() {
+        let mut block = superblock().encode(SUPERBLOCK_A);
+        block[HEADER_BYTES] = 0x80;
+        header::seal(&mut block, &identity(0x1234, SUPERBLOCK_A), 1);
+        let error =
+            SuperblockError::explain(vec![Superblock::decode(&block, SUPERBLOCK_A).unwrap_err()]);
+        assert!(matches!(error, EngineError::NewerVersion { .. }), "{error}");
+    }
+}

@@ -1,0 +1,520 @@
+//! A volume: a thin-provisioned virtual disk, read and written by byte range.
+
+use std::sync::Arc;
+
+use siltstone_cursor::{Run, Target};
+use siltstone_device::{AlignedBuffer, BLOCK_BYTES, BlockAddress};
+
+use crate::{
+    admission::Admittable,
+    core::Core,
+    error::{EngineError, Result},
+    overlay::{ChangeBody, Merge},
+    space::worst_case_bytes,
+    stats::{Stage, add},
+    volume_core::VolumeCore,
+};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// What a change without data holds of the staging budget.
+const ZERO_STAGED_BYTES: usize = 512;
+
+/// A dead segment is condemned by one checkpoint and freed by the next (see the segment table).
+const RECLAIM_ROUNDS: usize = 2;
+
+/// A handle to a volume. Cheap to clone; every method may be called from any thread.
+///
+/// Each operation comes in two forms: a blocking one (`read_at`) and an asynchronous one (`read`)
+/// that any executor can drive. A completed write is visible to every later read through any
+/// handle; it is durable once a flush that began later has completed, through any handle.
+#[derive(Clone)]
+pub struct Volume {
+    pub(crate) core: Arc<Core>,
+    pub(crate) shared: Arc<VolumeCore>,
+}
+
+/// Memory that a write is received into: the engine takes it over without a copy.
+pub struct WriteBuffer {
+    memory: AlignedBuffer,
+    offset_bytes: u64,
+    len_bytes: usize,
+}
+
+impl WriteBuffer {
+    fn skip(&self) -> usize {
+        (self.offset_bytes % BLOCK) as usize
+    }
+
+    /// The bytes to be written, to be filled.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        let skip = self.skip();
+        let len = self.len_bytes;
+        &mut self.memory[skip..skip + len]
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.memory[self.skip()..][..self.len_bytes]
+    }
+}
+
+/// A run of a volume's bytes that is allocated or a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusRun {
+    /// Where it starts, in bytes.
+    pub offset_bytes: u64,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+    /// Nothing is stored for it: it reads as zeros.
+    pub is_hole: bool,
+}
+
+impl Volume {
+    /// The volume's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// The volume's size at this moment, in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.shared.size_bytes()
+    }
+
+    /// Whether the pool refuses changes.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.core.read_only
+    }
+
+    /// Reads `out.len()` bytes at `offset_bytes`.
+    ///
+    /// # Errors
+    /// If the range passes the end, the device fails, or a block is damaged.
+    pub fn read_at(&self, offset_bytes: u64, out: &mut [u8]) -> Result<()> {
+        pollster::block_on(self.read(offset_bytes, out))
+    }
+
+    /// Writes `data` at `offset_bytes`.
+    ///
+    /// # Errors
+    /// If the range passes the end, the pool is full, or it accepts no changes.
+    pub fn write_at(&self, offset_bytes: u64, data: &[u8]) -> Result<()> {
+        pollster::block_on(self.write(offset_bytes, data))
+    }
+
+    /// Makes every write durable that completed before this call, through any handle.
+    ///
+    /// # Errors
+    /// If the device fails; then nothing more is ever reported as durable.
+    pub fn flush(&self) -> Result<()> {
+        pollster::block_on(self.commit())
+    }
+
+    /// Gives the whole blocks in a range back; they read as zeros afterwards.
+    ///
+    /// # Errors
+    /// If the range passes the end, or the pool accepts no changes.
+    pub fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        pollster::block_on(self.trim(offset_bytes, len_bytes))
+    }
+
+    /// Makes a range read as zeros, as a hole where it covers whole blocks.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        pollster::block_on(self.zero(offset_bytes, len_bytes))
+    }
+
+    /// Reads like [`read_at`](Self::read_at).
+    ///
+    /// # Errors
+    /// As `read_at`.
+    pub async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<()> {
+        self.read_noting_holes(offset_bytes, out, &mut |_, _| {}).await
+    }
+
+    /// Reads, and reports which bytes are holes: `note_hole(start, len)`, counted from the start
+    /// of the read, in no particular order.
+    ///
+    /// # Errors
+    /// As `read_at`.
+    pub async fn read_noting_holes(
+        &self,
+        offset_bytes: u64,
+        out: &mut [u8],
+        note_hole: &mut (dyn FnMut(usize, usize) + Send),
+    ) -> Result<()> {
+        let len_bytes = out.len() as u64;
+        self.shared.check_range(offset_bytes, len_bytes)?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let counters = &self.core.stats.counters;
+        add(&counters.reads, 1);
+        add(&counters.read_bytes, len_bytes);
+        let first = offset_bytes / BLOCK;
+        let end = (offset_bytes + len_bytes).div_ceil(BLOCK);
+        let volume_blocks = self.shared.len_blocks();
+        if let Some(ahead) = self.shared.streams.note(first, end, volume_blocks) {
+            self.core.read_ahead(&self.shared, ahead).await;
+        }
+        let skip = (offset_bytes % BLOCK) as usize;
+        let wanted_len = out.len();
+        let clip = |at: u64, count: u64| {
+            let start = (at as usize * BLOCK_BYTES).max(skip) - skip;
+            let end = ((at + count) as usize * BLOCK_BYTES - skip).min(wanted_len);
+            (start, end - start)
+        };
+        let mut note = |at: u64, count: u64| {
+            let (start, len) = clip(at, count);
+            note_hole(start, len);
+        };
+        if skip == 0 && len_bytes.is_multiple_of(BLOCK) {
+            return self.core.read_blocks(&self.shared, BlockAddress(first), out, &mut note).await;
+        }
+        let mut blocks = self.core.buffers.take((end - first) as usize * BLOCK_BYTES);
+        self.core.read_blocks(&self.shared, BlockAddress(first), &mut blocks, &mut note).await?;
+        out.copy_from_slice(&blocks[skip..skip + wanted_len]);
+        Ok(())
+    }
+
+    /// Memory for a write of `len_bytes` at `offset_bytes`, to be filled and handed to
+    /// [`write_buffer`](Self::write_buffer).
+    #[must_use]
+    pub fn buffer(&self, offset_bytes: u64, len_bytes: usize) -> WriteBuffer {
+        let skip = (offset_bytes % BLOCK) as usize;
+        let blocks = (skip + len_bytes).div_ceil(BLOCK_BYTES);
+        let memory = self.core.buffers.take(blocks * BLOCK_BYTES);
+        WriteBuffer { memory, offset_bytes, len_bytes }
+    }
+
+    /// Writes like [`write_at`](Self::write_at).
+    ///
+    /// # Errors
+    /// As `write_at`.
+    pub async fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<()> {
+        self.shared.check_range(offset_bytes, data.len() as u64)?;
+        let batch_bytes = self.core.tuning.batch_bytes;
+        let mut rest = data;
+        let mut at = offset_bytes;
+        while !rest.is_empty() {
+            // Pieces end at multiples of a batch, so that all but the first are aligned.
+            let room = batch_bytes - (at % batch_bytes as u64) as usize;
+            let (piece, after) = rest.split_at(room.min(rest.len()));
+            let mut buffer = self.buffer(at, piece.len());
+            buffer.as_mut_slice().copy_from_slice(piece);
+            self.admit_buffer(buffer).await?;
+            at += piece.len() as u64;
+            rest = after;
+        }
+        self.after_write(data.len()).await
+    }
+
+    /// Writes a filled buffer at the offset for which it was made.
+    ///
+    /// # Errors
+    /// As `write_at`.
+    pub async fn write_buffer(&self, buffer: WriteBuffer) -> Result<()> {
+        let len_bytes = buffer.len_bytes;
+        self.shared.check_range(buffer.offset_bytes, len_bytes as u64)?;
+        if buffer.memory.len() > self.core.tuning.batch_bytes {
+            return self.write(buffer.offset_bytes, buffer.bytes()).await;
+        }
+        if len_bytes > 0 {
+            self.admit_buffer(buffer).await?;
+        }
+        self.after_write(len_bytes).await
+    }
+
+    async fn after_write(&self, len_bytes: usize) -> Result<()> {
+        add(&self.core.stats.counters.writes, 1);
+        add(&self.core.stats.counters.written_bytes, len_bytes as u64);
+        if self.core.superblock.sync_always { self.core.flush().await } else { Ok(()) }
+    }
+
+    /// Flushes like [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// As `flush`.
+    pub async fn commit(&self) -> Result<()> {
+        if self.core.read_only {
+            return Ok(());
+        }
+        self.core.flush().await
+    }
+
+    /// Discards like [`discard`](Self::discard).
+    ///
+    /// # Errors
+    /// As `discard`.
+    pub async fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.shared.check_range(offset_bytes, len_bytes)?;
+        self.core.check_writable()?;
+        let first = offset_bytes.div_ceil(BLOCK);
+        let mut end = (offset_bytes + len_bytes) / BLOCK;
+        if offset_bytes + len_bytes == self.shared.size_bytes() {
+            // Nothing of the last block lies outside the range but what is outside the volume.
+            end = self.shared.len_blocks();
+        }
+        self.zero_blocks(first, end).await?;
+        self.after_write(0).await
+    }
+
+    /// Writes zeros like [`write_zeroes`](Self::write_zeroes).
+    ///
+    /// # Errors
+    /// As `write_zeroes`.
+    pub async fn zero(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.shared.check_range(offset_bytes, len_bytes)?;
+        self.core.check_writable()?;
+        let end_bytes = offset_bytes + len_bytes;
+        let first = offset_bytes.div_ceil(BLOCK);
+        let end = if end_bytes == self.shared.size_bytes() {
+            end_bytes.div_ceil(BLOCK)
+        } else {
+            end_bytes / BLOCK
+        };
+        const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+        let head = (first * BLOCK).min(end_bytes) - offset_bytes;
+        if head > 0 {
+            self.merge_at(offset_bytes, &ZEROS[..head as usize]).await?;
+        }
+        self.zero_blocks(first, end).await?;
+        let tail_start = (end * BLOCK).max(offset_bytes + head);
+        if tail_start < end_bytes {
+            self.merge_at(tail_start, &ZEROS[..(end_bytes - tail_start) as usize]).await?;
+        }
+        self.after_write(0).await
+    }
+
+    /// Starts to read a range into the frame cache.
+    ///
+    /// # Errors
+    /// If the range passes the end.
+    pub async fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.shared.check_range(offset_bytes, len_bytes)?;
+        let limit = self.core.tuning.frame_cache_bytes as u64 / 2;
+        let first = offset_bytes / BLOCK;
+        let len_blocks = len_bytes.min(limit).div_ceil(BLOCK);
+        if len_blocks > 0 {
+            let ahead = crate::read_ahead::Ahead { first, len_blocks };
+            self.core.read_ahead(&self.shared, ahead).await;
+        }
+        Ok(())
+    }
+
+    /// Says which parts of a range are holes: at most `max_runs` runs, in order and without gaps,
+    /// neighbours of the same kind joined. They may cover less than the range, but never nothing.
+    ///
+    /// # Errors
+    /// If the range passes the end or the map cannot be read.
+    pub async fn status(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_runs: usize,
+    ) -> Result<Vec<StatusRun>> {
+        const WINDOW_BLOCKS: u64 = 1 << 16;
+        self.shared.check_range(offset_bytes, len_bytes)?;
+        let end_bytes = offset_bytes + len_bytes;
+        let end = end_bytes.div_ceil(BLOCK);
+        let mut at = offset_bytes / BLOCK;
+        let mut runs: Vec<StatusRun> = Vec::new();
+        while at < end {
+            let window = (end - at).min(WINDOW_BLOCKS);
+            for (first, count, is_hole) in self.window_status(at, window).await? {
+                let start = (first * BLOCK).max(offset_bytes);
+                let len = ((first + count) * BLOCK).min(end_bytes) - start;
+                let full = runs.len() >= max_runs.max(1);
+                match runs.last_mut() {
+                    Some(last) if last.is_hole == is_hole => last.len_bytes += len,
+                    _ if full => return Ok(runs),
+                    _ => runs.push(StatusRun { offset_bytes: start, len_bytes: len, is_hole }),
+                }
+            }
+            at += window;
+        }
+        Ok(runs)
+    }
+
+    /// `(first block, count, is hole)` for a window, gapless.
+    async fn window_status(&self, first: u64, count: u64) -> Result<Vec<(u64, u64, bool)>> {
+        let address = BlockAddress(first);
+        let mut staged = Vec::new();
+        self.shared.overlay.read(address, count, &mut staged);
+        let mut mapped: Vec<Run> = Vec::new();
+        self.core.map.lookup(&self.shared.chain, address, count as u32, &mut mapped).await?;
+        let mut mapped = mapped.into_iter().peekable();
+        let mut staged = staged.into_iter().peekable();
+        let mut out = Vec::new();
+        let mut at = first;
+        while at < first + count {
+            while mapped.next_if(|run| run.address.0 + u64::from(run.len_blocks) <= at).is_some() {}
+            while staged.next_if(|run| run.address.0 + u64::from(run.len_blocks) <= at).is_some() {}
+            let end_of = |address: BlockAddress, len: u32| address.0 + u64::from(len);
+            let (end, is_hole) = match (staged.peek(), mapped.peek()) {
+                (Some(run), _) if run.address.0 <= at => {
+                    (end_of(run.address, run.len_blocks), run.data().is_none())
+                }
+                (over, Some(run)) => {
+                    let limit = over.map_or(u64::MAX, |over| over.address.0);
+                    (end_of(run.address, run.len_blocks).min(limit), run.target == Target::Hole)
+                }
+                (_, None) => (first + count, true),
+            };
+            let end = end.min(first + count);
+            out.push((at, end - at, is_hole));
+            at = end;
+        }
+        Ok(out)
+    }
+
+    /// Admits the whole blocks of a buffer as they are and merges a partial head and tail.
+    async fn admit_buffer(&self, buffer: WriteBuffer) -> Result<()> {
+        self.core.check_writable()?;
+        let (start, end) = (buffer.offset_bytes, buffer.offset_bytes + buffer.len_bytes as u64);
+        if start.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK) {
+            let address = BlockAddress(start / BLOCK);
+            return self.admit_blocks(address, buffer.memory).await;
+        }
+        let bytes = buffer.bytes();
+        let whole_start = start.next_multiple_of(BLOCK).min(end);
+        let whole_end = (end / BLOCK * BLOCK).max(whole_start);
+        let at = |offset: u64| (offset - start) as usize;
+        if start < whole_start {
+            self.merge_at(start, &bytes[..at(whole_start)]).await?;
+        }
+        if whole_start < whole_end {
+            let whole = &bytes[at(whole_start)..at(whole_end)];
+            let mut memory = self.core.buffers.take(whole.len());
+            memory.copy_from_slice(whole);
+            self.admit_blocks(BlockAddress(whole_start / BLOCK), memory).await?;
+        }
+        if whole_end < end {
+            self.merge_at(whole_end, &bytes[at(whole_end)..]).await?;
+        }
+        Ok(())
+    }
+
+    async fn admit_blocks(&self, address: BlockAddress, memory: AlignedBuffer) -> Result<()> {
+        let change = self.stage(address, ChangeBody::Data(memory)).await?;
+        let admitted = self.core.admission.admit(change, None, None);
+        assert!(admitted.is_ok(), "only a merge can be superseded");
+        Ok(())
+    }
+
+    /// Writes part of one block: reads the rest and admits the whole, again if another change of
+    /// the block came in between.
+    async fn merge_at(&self, offset_bytes: u64, data: &[u8]) -> Result<()> {
+        let address = BlockAddress(offset_bytes / BLOCK);
+        let skip = (offset_bytes % BLOCK) as usize;
+        debug_assert!(skip + data.len() <= BLOCK_BYTES);
+        add(&self.core.stats.counters.merged_writes, 1);
+        let merge: Merge<'_> = self.shared.overlay.begin_merge(address).await;
+        let mut block = self.core.buffers.take(BLOCK_BYTES);
+        loop {
+            merge.restart();
+            self.core.read_blocks(&self.shared, address, &mut block, &mut |_, _| {}).await?;
+            block[skip..skip + data.len()].copy_from_slice(data);
+            let change = self.stage(address, ChangeBody::Data(block)).await?;
+            match self.core.admission.admit(change, Some(&merge), None) {
+                Ok(_) => return Ok(()),
+                Err(change) => {
+                    self.core.staging.give_back(change.staged_bytes);
+                    self.core.space.release(change.space_bytes);
+                    let ChangeBody::Data(memory) = change.body else {
+                        unreachable!("a merge writes data");
+                    };
+                    block = memory;
+                }
+            }
+        }
+    }
+
+    async fn zero_blocks(&self, first: u64, end: u64) -> Result<()> {
+        const MAX_BLOCKS: u64 = 1 << 31;
+        let mut at = first;
+        while at < end {
+            let len = (end - at).min(MAX_BLOCKS);
+            let give_up = || self.core.health.check_open();
+            self.core.staging.take(ZERO_STAGED_BYTES, give_up).await?;
+            let change = Admittable {
+                volume: Arc::clone(&self.shared),
+                address: BlockAddress(at),
+                len_blocks: len as u32,
+                body: ChangeBody::Zero,
+                staged_bytes: ZERO_STAGED_BYTES,
+                space_bytes: 0,
+            };
+            let admitted = self.core.admission.admit(change, None, None);
+            assert!(admitted.is_ok(), "only a merge can be superseded");
+            add(&self.core.stats.counters.zeroings, 1);
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Gets a change its memory and its space.
+    async fn stage(&self, address: BlockAddress, body: ChangeBody) -> Result<Admittable> {
+        let ChangeBody::Data(memory) = &body else { unreachable!("holes need no staging") };
+        let staged_bytes = memory.len();
+        let space_bytes = worst_case_bytes(staged_bytes);
+        self.promise_space(space_bytes).await?;
+        let timer = self.core.stats.time(Stage::AdmitWait);
+        let give_up = || self.core.health.check_open();
+        let taken = self.core.staging.take(staged_bytes, give_up).await;
+        drop(timer);
+        if let Err(error) = taken {
+            self.core.space.release(space_bytes);
+            return Err(error);
+        }
+        Ok(Admittable {
+            volume: Arc::clone(&self.shared),
+            address,
+            len_blocks: (staged_bytes / BLOCK_BYTES) as u32,
+            body,
+            staged_bytes,
+            space_bytes,
+        })
+    }
+
+    /// Promises space; when there is none, first lets what is staged settle for what it really
+    /// needs and a checkpoint free what it can.
+    async fn promise_space(&self, bytes: u64) -> Result<()> {
+        let core = &self.core;
+        for _ in 0..RECLAIM_ROUNDS {
+            match core.space.promise(&core.table, bytes) {
+                Err(EngineError::NoSpace { .. }) => core.reclaim().await?,
+                promised => return promised,
+            }
+        }
+        core.space.promise(&core.table, bytes)
+    }
+}
+
+impl Core {
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.read_only {
+            return Err(EngineError::ReadOnly);
+        }
+        self.health.check_open()
+    }
+
+    /// Sends everything through the pipeline and checkpoints, so that promises are settled and
+    /// dead segments are freed.
+    async fn reclaim(&self) -> Result<()> {
+        let target = self.admission.admitted();
+        self.admission.drain_to(target);
+        self.admission.wait_published(target, || self.health.check()).await?;
+        self.checkpointing.run(true, || self.health.check()).await
+    }
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Volume({:?}, {} bytes)", self.name(), self.size_bytes())
+    }
+}

@@ -1,0 +1,233 @@
+//! A pool does what a disk does: what was written is read back, through every path a block can
+//! take, before and after it is reopened.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use siltstone_device::sim::SimDevice;
+use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions};
+
+const MIB: u64 = 1 << 20;
+
+fn small_tuning() -> OpenOptions {
+    let tuning = Tuning { memtable_entries: 500, ..Tuning::default() };
+    OpenOptions { tuning, ..OpenOptions::default() }
+}
+
+fn pool(size_bytes: u64) -> (Arc<SimDevice>, Pool) {
+    let device = SimDevice::new(size_bytes);
+    let options = CreateOptions { index_memory_bytes: 1 << 20, ..CreateOptions::default() };
+    Pool::create_on(device.clone(), None, &options).unwrap();
+    let pool = Pool::open_on(device.clone(), None, &small_tuning()).unwrap();
+    (device, pool)
+}
+
+/// Bytes that look different at every offset and for every seed, and compress about 2:1.
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(len);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+        out.extend_from_slice(&seed.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+#[test]
+fn what_is_written_is_read_back_before_and_after_reopening() {
+    let (device, pool) = pool(256 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(64 * MIB)).unwrap();
+    let mut model = vec![0u8; 64 * MIB as usize];
+    let mut state = 1u64;
+    let mut next = |below: u64| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for step in 0..600 {
+        let len = match next(4) {
+            0 => 512 * (1 + next(16)),
+            1 => 4096 * (1 + next(8)),
+            2 => 1 + next(200_000),
+            _ => 65536 * (1 + next(8)),
+        };
+        let at = next(64 * MIB - len);
+        let at = if next(2) == 0 { at - at % 4096 } else { at };
+        let range = at as usize..(at + len) as usize;
+        match next(10) {
+            0 => {
+                disk.write_zeroes(at, len).unwrap();
+                model[range].fill(0);
+            }
+            1 => {
+                let (start, end) = (at.next_multiple_of(4096), (at + len) / 4096 * 4096);
+                disk.discard(at, len).unwrap();
+                if start < end {
+                    model[start as usize..end as usize].fill(0);
+                }
+            }
+            _ => {
+                let data = pattern(next(40), len as usize);
+                disk.write_at(at, &data).unwrap();
+                model[range].copy_from_slice(&data);
+            }
+        }
+        if step % 50 == 7 {
+            disk.flush().unwrap();
+        }
+        if step % 9 == 0 {
+            let len = 1 + next(300_000);
+            let at = next(64 * MIB - len);
+            let mut back = vec![0; len as usize];
+            disk.read_at(at, &mut back).unwrap();
+            assert!(back == model[at as usize..(at + len) as usize], "step {step} at {at}+{len}");
+        }
+    }
+    let mut back = vec![1; model.len()];
+    disk.read_at(0, &mut back).unwrap();
+    assert!(back == model);
+    pool.close().unwrap();
+
+    let pool = Pool::open_on(device, None, &small_tuning()).unwrap();
+    let disk = pool.volume("disk").unwrap();
+    back.fill(1);
+    disk.read_at(0, &mut back).unwrap();
+    assert!(back == model, "after reopening");
+}
+
+#[test]
+fn many_clients_at_once_see_their_own_writes() {
+    let (_device, pool) = pool(512 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(64 * MIB)).unwrap();
+    std::thread::scope(|scope| {
+        for client in 0..8u64 {
+            let disk = disk.clone();
+            scope.spawn(move || {
+                let base = client * 8 * MIB;
+                let mut written = BTreeMap::new();
+                for round in 0..200u64 {
+                    let at = base + round * 7919 % 2000 * 4096;
+                    let data = pattern(client << 32 | round, 4096 * (1 + round as usize % 3));
+                    disk.write_at(at, &data).unwrap();
+                    for (block, bytes) in data.chunks(4096).enumerate() {
+                        written.insert(at + block as u64 * 4096, bytes.to_vec());
+                    }
+                    if round % 20 == 3 {
+                        disk.flush().unwrap();
+                    }
+                }
+                for (at, bytes) in written {
+                    let mut back = vec![0; bytes.len()];
+                    disk.read_at(at, &mut back).unwrap();
+                    assert!(back == bytes, "client {client} at {at}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn partial_writes_of_one_block_from_many_threads_all_survive() {
+    let (_device, pool) = pool(256 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(MIB)).unwrap();
+    for round in 0..20u8 {
+        std::thread::scope(|scope| {
+            for sector in 0..8u64 {
+                let disk = disk.clone();
+                scope.spawn(move || {
+                    disk.write_at(sector * 512, &[round * 8 + sector as u8; 512]).unwrap();
+                });
+            }
+        });
+        let mut back = [0; 4096];
+        disk.read_at(0, &mut back).unwrap();
+        for (sector, bytes) in back.chunks(512).enumerate() {
+            assert!(bytes.iter().all(|&byte| byte == round * 8 + sector as u8), "{round} {sector}");
+        }
+    }
+}
+
+#[test]
+fn duplicates_are_stored_once() {
+    let (_device, pool) = pool(512 * MIB);
+    let one = pool.create_volume("one", &VolumeOptions::new(64 * MIB)).unwrap();
+    let two = pool.create_volume("two", &VolumeOptions::new(64 * MIB)).unwrap();
+    let data = pattern(5, 16 * MIB as usize);
+    one.write_at(0, &data).unwrap();
+    two.write_at(MIB, &data).unwrap();
+    pool.checkpoint().unwrap();
+    one.write_at(32 * MIB, &data).unwrap();
+    pool.checkpoint().unwrap();
+    let stat = pool.stat().unwrap();
+    assert_eq!(stat.unique_bytes, data.len() as u64);
+    assert_eq!(stat.logical_bytes, 3 * data.len() as u64);
+    let mut back = vec![0; data.len()];
+    for (volume, at) in [(&one, 0), (&two, MIB), (&one, 32 * MIB)] {
+        volume.read_at(at, &mut back).unwrap();
+        assert!(back == data);
+    }
+}
+
+#[test]
+fn a_full_pool_says_so_keeps_everything_and_recovers_by_trimming() {
+    let (_device, pool) = pool(64 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(256 * MIB)).unwrap();
+    let noise = |seed: u64| {
+        let mut random = siltstone_device::SeededRandom::new(seed);
+        let mut data = vec![0; 256 << 10];
+        random.fill(&mut data);
+        data
+    };
+    let mut written = 0;
+    let full = loop {
+        match disk.write_at(written * (256 << 10), &noise(written)) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 1000, "a 64 MiB pool cannot hold 256 MiB of noise");
+    };
+    assert!(matches!(full, EngineError::NoSpace { .. }), "{full}");
+    assert!(written * (256 << 10) > 16 * MIB, "{written} pieces");
+    disk.flush().unwrap();
+    let check = |from: u64, to: u64| {
+        for piece in from..to {
+            let mut back = vec![0; 256 << 10];
+            disk.read_at(piece * (256 << 10), &mut back).unwrap();
+            assert!(back == noise(piece), "piece {piece}");
+        }
+    };
+    check(0, written);
+    disk.discard(0, written / 2 * (256 << 10)).unwrap();
+    for piece in 0..written / 4 {
+        disk.write_at(200 * MIB + piece * (256 << 10), &noise(1000 + piece)).unwrap();
+    }
+    check(written / 2, written);
+}
+
+#[test]
+fn volumes_come_go_and_change_size() {
+    let (device, pool) = pool(256 * MIB);
+    let disk = pool.create_volume("a", &VolumeOptions::new(8 * MIB)).unwrap();
+    let again = pool.create_volume("a", &VolumeOptions::new(MIB));
+    assert!(matches!(again, Err(EngineError::VolumeExists { .. })));
+    disk.write_at(0, &pattern(1, 8 * MIB as usize)).unwrap();
+    pool.resize_volume("a", 4 * MIB + 512).unwrap();
+    assert_eq!(disk.size_bytes(), 4 * MIB + 512);
+    assert!(matches!(disk.write_at(4 * MIB, &[1; 1024]), Err(EngineError::OutOfRange { .. })));
+    pool.resize_volume("a", 16 * MIB).unwrap();
+    let mut back = vec![1; 12 * MIB as usize - 512];
+    disk.read_at(4 * MIB + 512, &mut back).unwrap();
+    assert!(back.iter().all(|&byte| byte == 0), "what was cut off reads as zeros");
+    let other = pool.create_volume("b", &VolumeOptions::new(MIB)).unwrap();
+    pool.delete_volume("b").unwrap();
+    assert!(matches!(other.write_at(0, &[1]), Err(EngineError::VolumeDeleted { .. })));
+    assert!(matches!(pool.volume("b"), Err(EngineError::NoSuchVolume { .. })));
+    pool.close().unwrap();
+    let pool = Pool::open_on(device, None, &OpenOptions::default()).unwrap();
+    let names: Vec<_> =
+        pool.volumes().into_iter().map(|info| (info.name, info.size_bytes)).collect();
+    assert_eq!(names, [("a".to_string(), 16 * MIB)]);
+}
