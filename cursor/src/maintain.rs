@@ -156,7 +156,7 @@ fn merge_of_memtable(frozen: &Arc<RwLock<Memtable>>) -> Merge {
 /// Each source is an input of its own, since they may overlap; the targets together are the last.
 fn merge_of_job(shared: &Shared, job: &Job) -> Merge {
     let reader = |patches: &[Arc<Patch>]| {
-        let (store, patches) = (shared.store.clone(), patches.to_vec().into_iter());
+        let (store, patches) = (shared.store.clone(), patches.iter().cloned());
         let reader = PatchReader::new(store, patches, Key::MIN, Key::MAX, READ_AHEAD_PAGES);
         Input::Patches(Box::new(reader))
     };

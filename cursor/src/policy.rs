@@ -132,10 +132,13 @@ fn merge_down(version: &Version, limits: &Limits, level: usize) -> Decision {
     }
     let start = below.partition_point(|patch| patch.last < first);
     let mut range = start..start + overlapping.len();
-    if range.start > 0 && small(&below[range.start - 1]) {
+    // Only when a merge begins: later, the neighbour would be what the last step wrote, and steps
+    // shorter than a small patch would rewrite that for ever and never come to the sources.
+    let begins = !sources.iter().any(|patch| patch.draining);
+    if begins && range.start > 0 && small(&below[range.start - 1]) {
         range.start -= 1;
     }
-    if range.end < below.len() && small(&below[range.end]) {
+    if begins && range.end < below.len() && small(&below[range.end]) {
         range.end += 1;
     }
     Decision::Merge(Job { sources, targets: below[range].to_vec(), output_level: level as u8 + 1 })

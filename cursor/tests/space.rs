@@ -190,6 +190,28 @@ fn a_dead_layer_costs_nothing_once_merged() {
 }
 
 #[test]
+fn merging_settles_with_steps_far_shorter_than_a_small_patch() {
+    let device = device();
+    let limits = Limits { level0_patches: 2, small_patch_pages: 64, ..Limits::default() };
+    let map = open(&device, 2048, limits, Manifest::empty());
+    let mut segments = Segments::default();
+    // A small patch in level 1 lies just before what level 0 brings.
+    for (from, to) in [(0, 4000), (0, 4000), (5000, 9000), (5000, 9000)] {
+        publish(&map, from, to, 1);
+        map.freeze();
+        let edit = block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
+        segments.apply(&edit);
+        let mut steps = 0;
+        while let Some(edit) = block_on(map.merge_step(&mut segments, &all_roots, 3)).unwrap() {
+            segments.apply(&edit);
+            steps += 1;
+            assert!(steps < 200, "merging never settles: {:?}", map.stats());
+        }
+    }
+    assert!((0..4000).chain(5000..9000).all(|address| is_mapped(&map, address, 1)));
+}
+
+#[test]
 fn memtables_know_sequence_numbers_and_patches_join_across_them() {
     let device = device();
     let map = open(&device, 64, Limits::default(), Manifest::empty());

@@ -93,6 +93,17 @@ fn small_neighbours_are_merged_along() {
     assert_eq!(job.targets.iter().map(|patch| patch.id).collect::<Vec<_>>(), [2, 3]);
 }
 
+/// Merging that had begun took the last step's output, a small neighbour, for a target again, and
+/// with steps no longer than that patch it never came to the sources.
+#[test]
+fn a_merge_under_way_takes_no_neighbours() {
+    let mut source = patch(9, 1, 50, 60, 50);
+    source.draining = true;
+    let state = version(vec![source, patch(2, 2, 20, 30, 1), patch(3, 2, 55, 80, 1)]);
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &nothing_is_dead) else { panic!() };
+    assert_eq!(job.targets.iter().map(|patch| patch.id).collect::<Vec<_>>(), [3]);
+}
+
 /// Carries a decision out on key ranges alone: everything before the cut becomes patches.
 fn simulate(state: &Version, decision: Decision, next: &mut u64, cut: u64) -> Version {
     let job = match decision {
