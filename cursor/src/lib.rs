@@ -15,6 +15,7 @@
 //! From the bottom up:
 //! - [`extent`]: what the map says about runs of blocks; `entry`: the same on disk.
 //! - `page`: 4 KiB of entries; `page_cache`, `page_store`: reading pages, verified once.
+//! - `search`: finding an entry in a page.
 //! - `patch`: an immutable sorted run; `patch_writer`: how one is written.
 //! - `prefetch`: reads a sequence of patches ahead of its reader.
 //! - `merge`: many sorted inputs become one in which the newest wins.
@@ -46,6 +47,7 @@ mod patch;
 mod patch_writer;
 pub mod policy;
 mod prefetch;
+mod search;
 pub mod space;
 pub mod stats;
 pub mod verify;

@@ -19,6 +19,7 @@ use crate::{
     page::{Page, PageRef},
     page_store::PageStore,
     patch::{Patch, Version},
+    search,
 };
 
 /// A range is looked up in pieces of this many blocks, which bounds the pages that are held.
@@ -268,7 +269,7 @@ impl Attempt<'_> {
             }
             let leaf = self.leaves[slot].as_ref().expect("filled above");
             let entries = leaf.page.leaf();
-            let after = entries.partition_point(|entry| entry.key() <= key);
+            let after = search::count_up_to(entries, key, leaf.from, leaf.to);
             let candidates = &entries[after.saturating_sub(1)..entries.len().min(after + 1)];
             let found = candidates.iter().find_map(|entry| entry.extent().clip(key, clip_to));
             if let Some(extent) = found {
@@ -286,7 +287,8 @@ impl Attempt<'_> {
     /// covers ends.
     fn find_leaf(&mut self, patch: &Patch, key: Key) -> Result<RememberedLeaf, Key> {
         let mut page_ref = patch.root();
-        let mut from = Key::MIN;
+        // The range of the page at hand; no entry that counts lies outside it.
+        let mut from = patch.first;
         let mut to = patch.end();
         loop {
             let Some(page) = self.page(&page_ref) else {
@@ -298,12 +300,9 @@ impl Attempt<'_> {
             if page_ref.height == 0 {
                 return Ok(RememberedLeaf { page, from, to });
             }
-            let index = page.child_index(key);
             let fences = page.fence();
-            from = from.max(fences[index].key());
-            if index == 0 {
-                from = from.min(key);
-            }
+            let index = search::count_up_to(fences, key, from, to).saturating_sub(1);
+            from = from.max(fences[index].key().min(key));
             if let Some(next) = fences.get(index + 1) {
                 to = to.min(next.key());
             }

@@ -121,13 +121,42 @@ impl Map {
         layers: &dyn Fn(LayerId) -> LayerState,
         max_pages: usize,
     ) -> Result<Option<Edit>, MapError> {
+        let is_dead = |layer| layers(layer) == LayerState::Dead;
+        let decide = |version: &Version| policy::decide(version, &self.shared.limits, &is_dead);
+        self.step(source, layers, max_pages, &decide).await
+    }
+
+    /// Like [`merge_step`](Self::merge_step), but goes on until all patches are in one level,
+    /// where nothing superseded is left. For when space is wanted back.
+    ///
+    /// # Errors
+    /// As `merge_step`.
+    pub async fn compact_step(
+        &self,
+        source: &mut dyn SegmentSource,
+        layers: &dyn Fn(LayerId) -> LayerState,
+        max_pages: usize,
+    ) -> Result<Option<Edit>, MapError> {
+        let is_dead = |layer| layers(layer) == LayerState::Dead;
+        let decide = |version: &Version| {
+            let limits = &self.shared.limits;
+            policy::decide_compaction(version, limits)
+                .or_else(|| policy::decide(version, limits, &is_dead))
+        };
+        self.step(source, layers, max_pages, &decide).await
+    }
+
+    async fn step(
+        &self,
+        source: &mut dyn SegmentSource,
+        layers: &dyn Fn(LayerId) -> LayerState,
+        max_pages: usize,
+        decide: &dyn Fn(&Version) -> Option<Decision>,
+    ) -> Result<Option<Edit>, MapError> {
         let _maintenance = Maintenance::begin(&self.shared);
         let snapshot = self.shared.snapshot();
         let old = &snapshot.version;
-        let is_dead = |layer| layers(layer) == LayerState::Dead;
-        let Some(decision) = policy::decide(old, &self.shared.limits, &is_dead) else {
-            return Ok(None);
-        };
+        let Some(decision) = decide(old) else { return Ok(None) };
         let mut edit = Edit::default();
         let job = match decision {
             Decision::Move(patch) => {

@@ -98,6 +98,17 @@ pub(crate) fn decide(
     }))
 }
 
+/// What to do next to bring all patches into one level, where nothing superseded is left: merge
+/// the uppermost level down. `None` once there is only one.
+pub(crate) fn decide_compaction(version: &Version, limits: &Limits) -> Option<Decision> {
+    let filled = |level: &Vec<Arc<Patch>>| !level.is_empty();
+    let uppermost = version.levels().iter().position(filled)?;
+    let deepest = version.levels().iter().rposition(filled)?;
+    let begun = version.patches().find(|patch| patch.draining);
+    let level = begun.map_or(uppermost, |patch| usize::from(patch.level));
+    (level == 0 || level < deepest).then(|| merge_down(version, limits, level))
+}
+
 /// The level that exceeds its limit by the largest factor, if one does.
 fn fullest(version: &Version, limits: &Limits) -> Option<usize> {
     // Factors in thousandths; 1000 or more is over the limit.
