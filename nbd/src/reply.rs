@@ -292,6 +292,3 @@ fn normalize(
     }
     if normal.is_empty() { Err(Failure::WrongExtents) } else { Ok(normal) }
 }
-
-#[cfg(test)]
-mod tests;

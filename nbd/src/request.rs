@@ -66,14 +66,13 @@ impl Header {
     }
 
     /// How many bytes of payload follow the header, whether or not the request is a valid one.
+    ///
+    /// A write has payload even if an extended header does not say so, as the protocol wants it
+    /// to: qemu's client (10.0 for one) leaves the flag out.
     pub(crate) fn payload_bytes(&self, style: HeaderStyle) -> u64 {
-        let has_payload = match style {
-            HeaderStyle::Simple | HeaderStyle::Structured => {
-                self.command == protocol::command::WRITE
-            }
-            HeaderStyle::Extended => self.flags & command_flag::PAYLOAD_LEN != 0,
-        };
-        if has_payload { self.len } else { 0 }
+        let is_flagged =
+            style == HeaderStyle::Extended && self.flags & command_flag::PAYLOAD_LEN != 0;
+        if self.command == protocol::command::WRITE || is_flagged { self.len } else { 0 }
     }
 }
 
@@ -97,8 +96,6 @@ pub(crate) enum Refusal {
     UnknownCommand { command: u16 },
     #[error("flags {flags:#06x} do not go with command {command}")]
     WrongFlags { flags: u16, command: u16 },
-    #[error("a write with extended headers must set the payload flag")]
-    NoPayload,
     #[error("a flush takes neither offset nor length")]
     FlushRange,
     #[error("the length is zero")]
@@ -129,7 +126,6 @@ impl Refusal {
             Self::Shutdown => ErrorCode::Shutdown,
             Self::UnknownCommand { .. }
             | Self::WrongFlags { .. }
-            | Self::NoPayload
             | Self::FlushRange
             | Self::Empty
             | Self::Unaligned { .. }
@@ -167,9 +163,6 @@ pub(crate) fn validate(header: &Header, rules: &Rules) -> Result<Command, Refusa
     if command == c::FLUSH {
         let has_range = offset != 0 || len != 0;
         return if has_range { Err(Refusal::FlushRange) } else { Ok(Command::Flush) };
-    }
-    if command == c::WRITE && extended && !has(command_flag::PAYLOAD_LEN) {
-        return Err(Refusal::NoPayload);
     }
     if command == c::BLOCK_STATUS && !rules.base_allocation {
         return Err(Refusal::NoContext);

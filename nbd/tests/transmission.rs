@@ -124,7 +124,10 @@ async fn a_refused_request_costs_an_error_and_not_the_connection() {
         assert_eq!(client.request(77, 0, 0, 0).await, 22);
         assert_eq!(client.request(c::READ, f::REQ_ONE, 0, 1).await, 22);
         if style == Style::Extended {
-            assert_eq!(client.request(c::WRITE, 0, 0, 512).await, 22);
+            // qemu's client leaves the payload flag out of its writes.
+            client.send_header(c::WRITE, 0, 1, 4096, 512).await;
+            client.stream.write_all(&[3; 512]).await.unwrap();
+            assert_eq!(client.chunk(0).await.error, 0);
             client.send_header(c::TRIM, f::PAYLOAD_LEN, 1, 0, 512).await;
             client.stream.write_all(&[0; 512]).await.unwrap();
             assert_eq!(client.chunk(0).await.error, 22);
@@ -328,17 +331,11 @@ async fn a_shutdown_finishes_what_is_under_way_and_refuses_the_rest() {
     client.send_write(0, 1, 0, &[1; 512]).await;
     common::until("it waits", || export.waiting.load(Ordering::SeqCst) == 1).await;
     shutdown.begin(Instant::now());
-    let mut refused = 0;
-    while refused == 0 {
-        // Until the connection has noticed, requests wait at the gate as before.
-        client.send_write(0, 2, 0, &[2; 512]).await;
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        if export.waiting.load(Ordering::SeqCst) == 1 {
-            let reply = client.chunk(0).await;
-            assert_eq!((reply.cookie, reply.error), (2, 108));
-            refused += 1;
-        }
-    }
+    // Lets the connection's task, on this same thread, take notice.
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    client.send_write(0, 2, 0, &[2; 512]).await;
+    let reply = client.chunk(0).await;
+    assert_eq!((reply.cookie, reply.error), (2, 108));
     export.open_gate();
     let reply = client.chunk(0).await;
     assert_eq!((reply.cookie, reply.error), (1, 0));

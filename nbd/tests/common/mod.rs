@@ -1,6 +1,6 @@
 //! A client that does what it is told, right or wrong, and an export that can be told to wait or
 //! to fail.
-#![allow(dead_code)] // Every test program uses its own part of this.
+#![allow(dead_code, unreachable_pub)] // Every test program uses its own part of this.
 
 use std::{
     ops::Range,
