@@ -175,7 +175,11 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
         core.table.apply(&edit)?;
         let mut steps = 0;
         while compact || steps < MERGE_STEPS {
-            let step = core.map.merge_step(&mut source, &layers, MERGE_PAGES).await?;
+            let step = if compact {
+                core.map.compact_step(&mut source, &layers, MERGE_PAGES).await?
+            } else {
+                core.map.merge_step(&mut source, &layers, MERGE_PAGES).await?
+            };
             let Some(edit) = step else { break };
             core.table.apply(&edit)?;
             steps += 1;

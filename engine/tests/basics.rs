@@ -1,5 +1,6 @@
 //! A pool does what a disk does: what was written is read back, through every path a block can
 //! take, before and after it is reopened.
+#![allow(clippy::unwrap_used)] // a failed step of a test should stop it
 
 use std::{collections::BTreeMap, sync::Arc};
 
