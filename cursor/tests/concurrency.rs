@@ -1,6 +1,8 @@
 //! Promise: readers see every published change while others publish, freeze, write and merge,
 //! even when the segments under a slow reader are freed and written again.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::{

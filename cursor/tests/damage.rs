@@ -1,6 +1,8 @@
 //! Promise: damaged, stale and misdirected pages are reported with patch and address; a lookup
 //! never returns anything but the truth or an error.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;

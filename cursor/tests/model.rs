@@ -1,6 +1,8 @@
 //! Promise: whatever is published, frozen, written, merged and reopened in whatever order, lookups
 //! and cursors give what a plain table of blocks gives, and the counts in edits are exact.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -1,6 +1,8 @@
 //! Promises: a full pool or a failing device leaves the map as it was, and what failed can be
 //! tried again; memory stays within its budgets; discards and moves cost what they should.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::io::ErrorKind;

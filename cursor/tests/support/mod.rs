@@ -39,6 +39,9 @@ pub struct Segments {
     next: u32,
     free: BTreeSet<SegmentId>,
     pub limit: Option<usize>,
+    /// Keep what became free from being used until [`Segments::checkpoint`].
+    pub wait_for_checkpoint: bool,
+    waiting: Vec<SegmentId>,
     pub used: BTreeSet<SegmentId>,
     pub data_references: BTreeMap<SegmentId, i64>,
     pub pages: BTreeMap<SegmentId, i64>,
@@ -73,12 +76,23 @@ impl Segments {
             if *pages == 0 {
                 self.pages.remove(segment);
                 assert!(self.used.remove(segment), "{segment} was not in use");
-                self.free.insert(*segment);
+                if self.wait_for_checkpoint {
+                    self.waiting.push(*segment);
+                } else {
+                    self.free.insert(*segment);
+                }
             }
         }
         self.data_references.retain(|_, count| *count != 0);
         self.entries += edit.entries;
         self.pages_written += edit.pages_written;
+    }
+}
+
+impl Segments {
+    /// A manifest without the waiting segments is durable: they may be used again.
+    pub fn checkpoint(&mut self) {
+        self.free.extend(self.waiting.drain(..));
     }
 }
 
