@@ -1,6 +1,8 @@
 //! Real clients: libnbd's tools, qemu's and fio, over unix sockets and TCP. A test whose program
 //! is not installed says so and passes.
 
+#![allow(clippy::unwrap_used)] // In tests, a panic is how failure is reported.
+
 use std::{path::Path, process::Command, sync::Arc};
 
 use siltstone_nbd::{
@@ -201,6 +203,7 @@ import errno
 h.set_strict_mode(0)
 h.add_meta_context("base:allocation")
 h.connect_uri(URI)
+h.trim(65536, 0)
 h.pwrite(b"x" * 4096, 8192, nbd.CMD_FLAG_FUA)
 chunks = []
 buf = h.pread_structured(16384, 0, lambda data, offset, status, err: chunks.append((len(data), offset, status)))

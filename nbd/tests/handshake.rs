@@ -1,5 +1,7 @@
 //! The negotiation: what each option promises, and that a refused option costs nothing but a reply.
 
+#![allow(clippy::unwrap_used)] // In tests, a panic is how failure is reported.
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! The server: its sockets, its limits, and its shutdown.
 
+#![allow(clippy::unwrap_used)] // In tests, a panic is how failure is reported.
+
 mod common;
 
 use std::{
