@@ -183,7 +183,7 @@ fn fio_reads_back_what_four_connections_wrote() {
         let job = format!(
             "[verify]\nioengine=nbd\nuri={uri}\nrw=randrw\nrwmixread=30\nbsrange=512-128k\n\
              bs_unaligned=0\nblockalign=512\niodepth=32\nnumjobs=4\nsize=8m\noffset_increment=16m\n\
-             verify=crc32c\nverify_fatal=1\nrandrepeat=1\n"
+             verify=crc32c\nverify_fatal=1\nverify_state_save=0\nrandrepeat=1\n"
         );
         let file = fixture.path("job.fio");
         std::fs::write(&file, job).unwrap();
