@@ -5,6 +5,7 @@
 mod admission;
 mod budget;
 mod catalog;
+pub mod check;
 mod checkpointer;
 mod commit;
 mod compress;
@@ -35,6 +36,7 @@ mod volume;
 mod volume_core;
 mod write_unit;
 
+pub use check::{CheckProgress, CheckReport, Problem};
 pub use config::{CreateOptions, OpenOptions, Tuning, VolumeOptions};
 pub use error::{EngineError, Result};
 pub use pool::{Pool, VolumeInfo};

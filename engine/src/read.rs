@@ -240,7 +240,7 @@ impl Core {
     }
 
     /// Where a frame's bytes are on the device, widened to whole blocks.
-    fn device_range(&self, place: Place) -> (u64, u64) {
+    pub(crate) fn device_range(&self, place: Place) -> (u64, u64) {
         let geometry = self.superblock.layout.geometry();
         let segment = geometry.segment_start(place.segment()).0;
         let start = segment + u64::from(place.frame_offset_bytes());
@@ -303,7 +303,7 @@ impl Core {
         }
     }
 
-    fn frame_start(&self, place: Place) -> u64 {
+    pub(crate) fn frame_start(&self, place: Place) -> u64 {
         let geometry = self.superblock.layout.geometry();
         geometry.segment_start(place.segment()).0 + u64::from(place.frame_offset_bytes())
     }
