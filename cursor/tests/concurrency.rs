@@ -6,13 +6,18 @@
 mod support;
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
 };
 
 use pollster::block_on;
 use siltstone_cursor::{Manifest, Map, MapConfig, Target};
-use siltstone_device::{BlockAddress, LayerId, Place, SegmentId, Sequence};
+use siltstone_device::{
+    BlockAddress, Device, LayerId, Operation, Place, Request, SegmentId, Sequence, sim::SimDevice,
+};
 use support::{POOL, Segments, all_roots, device, extent, geometry, tiny_limits};
 
 const LAYER: &[LayerId] = &[LayerId(1)];
@@ -28,6 +33,65 @@ fn round_of(target: Target) -> u64 {
         Target::Hole => 0,
         Target::Stored(place) => u64::from(place.segment().0),
     }
+}
+
+type Interruption = Box<dyn FnOnce() + Send>;
+
+/// Does something just before the next read reaches the device.
+struct Interrupted {
+    device: Arc<SimDevice>,
+    before_read: Mutex<Option<Interruption>>,
+}
+
+impl Device for Interrupted {
+    fn size_bytes(&self) -> u64 {
+        self.device.size_bytes()
+    }
+
+    fn submit(&self, batch: Vec<Request>) {
+        if batch.iter().any(|request| request.operation() == Operation::Read) {
+            let interruption = self.before_read.lock().unwrap().take();
+            interruption.into_iter().for_each(|run| run());
+        }
+        self.device.submit(batch);
+    }
+}
+
+/// The page that a lookup has asked for is merged away and overwritten before it is read.
+#[test]
+fn a_lookup_whose_page_was_recycled_goes_on_with_the_newest_version() {
+    let device = Arc::new(Interrupted { device: device(), before_read: Mutex::default() });
+    let mut config = MapConfig::new(POOL, geometry(4), 0);
+    config.limits = tiny_limits();
+    let map = Arc::new(Map::open(device.clone(), config, Manifest::empty()));
+    let mut segments = Segments::default();
+    for address in 0..BLOCKS {
+        map.publish(&[(extent(1, address, 1, target(address % 2 + 1)), Sequence(1))]);
+    }
+    map.freeze();
+    let edit = block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
+    segments.apply(&edit);
+    let merger = map.clone();
+    let recycle = move || {
+        // Enough rounds for the first segments to be written again.
+        for _ in 0..6 {
+            for address in 0..BLOCKS {
+                merger.publish(&[(extent(1, address, 1, target(address % 2 + 8)), Sequence(2))]);
+            }
+            merger.freeze();
+            let edit = block_on(merger.write_frozen(&mut segments, &all_roots)).unwrap();
+            segments.apply(&edit);
+            while let Some(edit) =
+                block_on(merger.merge_step(&mut segments, &all_roots, 1000)).unwrap()
+            {
+                segments.apply(&edit);
+            }
+        }
+    };
+    *device.before_read.lock().unwrap() = Some(Box::new(recycle));
+    let mut runs = Vec::new();
+    block_on(map.lookup(LAYER, BlockAddress(100), 1, &mut runs)).unwrap();
+    assert_eq!(runs[0].target, target(8), "the page asked for first no longer exists");
 }
 
 #[test]

@@ -214,6 +214,23 @@ fn merging_settles_with_steps_far_shorter_than_a_small_patch() {
 }
 
 #[test]
+fn a_long_lookup_that_waits_for_pages_returns_every_block_once() {
+    let device = device();
+    let map = open(&device, 64, Limits::default(), Manifest::empty());
+    publish(&map, 5000, 5400, 1);
+    map.freeze();
+    block_on(map.write_frozen(&mut Segments::default(), &all_roots)).unwrap();
+    let map = open(&device, 64, Limits::default(), map.manifest());
+    // A first attempt joins this hole to the run before it, then misses a page.
+    map.publish(&[(extent(1, 4000, 200, Target::Hole), Sequence(2))]);
+    let mut runs = Vec::new();
+    block_on(map.lookup(LAYER, BlockAddress(0), 9000, &mut runs)).unwrap();
+    assert_eq!(runs.iter().map(|run| run.len_blocks).sum::<u32>(), 9000);
+    assert_eq!((runs[0].len_blocks, runs[0].target), (5000, Target::Hole));
+    assert_eq!((runs[401].len_blocks, runs[401].target), (3600, Target::Hole));
+}
+
+#[test]
 fn memtables_know_sequence_numbers_and_patches_join_across_them() {
     let device = device();
     let map = open(&device, 64, Limits::default(), Manifest::empty());
