@@ -86,7 +86,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            staging_bytes: 64 << 20,
+            staging_bytes: 32 << 20,
             batch_bytes: 1 << 20,
             frame_cache_bytes: 64 << 20,
             page_cache_bytes: 16 << 20,

@@ -43,8 +43,9 @@ use crate::{
     volume_core::VolumeCore,
 };
 
-/// Idle buffer memory that is kept for reuse.
-const IDLE_BUFFER_BYTES: usize = 32 << 20;
+/// Idle buffer memory that is kept for reuse. More than the pipeline ever holds, so that steady
+/// work never gives memory back to the system: that would interrupt every core.
+const IDLE_BUFFER_BYTES: usize = 96 << 20;
 
 /// Smallest index, in bytes.
 const MIN_INDEX_BYTES: u64 = 64 << 10;
