@@ -1,0 +1,295 @@
+//! A power cut at any write or flush loses nothing that a flush acknowledged, and invents nothing:
+//! whole engine, simulated device, histories by seed, each cut at many or all of its events,
+//! during recovery too.
+//!
+//! `SILTSTONE_SECONDS` says how long to look (half a minute by default); `SILTSTONE_SEED` and
+//! `SILTSTONE_CUT` repeat a history and a cut, as often as time allows, for threads make each run
+//! a little different.
+#![allow(clippy::unwrap_used)] // a failed step of a test should stop it
+
+mod support;
+
+use std::{
+    env,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use siltstone_device::{
+    SeededRandom,
+    sim::{CompletionMode, CrashPolicy, SimDevice},
+};
+use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions};
+use support::{
+    clients::Client,
+    content::{BLOCK, bytes_of},
+    model::Model,
+    watchdog::Watchdog,
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const DISK_BLOCKS: u64 = 288;
+const BALLAST: &str = "ballast";
+
+/// Pools from which histories begin.
+struct Bases {
+    small_segments: Arc<SimDevice>,
+    large_segments: Arc<SimDevice>,
+    nearly_full: Arc<SimDevice>,
+}
+
+impl Bases {
+    fn new() -> Self {
+        Self {
+            small_segments: base(256 * KIB, 0),
+            large_segments: base(2 * MIB, 0),
+            nearly_full: base(256 * KIB, 46),
+        }
+    }
+
+    fn choose(&self, random: &mut SeededRandom) -> &SimDevice {
+        match random.below(4) {
+            0 | 1 => &self.nearly_full,
+            2 => &self.small_segments,
+            _ => &self.large_segments,
+        }
+    }
+}
+
+/// A pool with a disk, and another volume that fills many segments so that the rest are reused.
+fn base(segment_bytes: u64, ballast_mib: u64) -> Arc<SimDevice> {
+    let device = SimDevice::new(64 * MIB);
+    let options = CreateOptions {
+        segment_bytes: Some(segment_bytes),
+        nvram_bytes: Some(MIB),
+        index_memory_bytes: 64 * KIB,
+        ..CreateOptions::default()
+    };
+    Pool::create_on(device.clone(), None, &options).unwrap();
+    let pool = Pool::open_on(device.clone(), None, &OpenOptions::default()).unwrap();
+    pool.create_volume("disk", &VolumeOptions::new(DISK_BLOCKS * BLOCK as u64)).unwrap();
+    if ballast_mib > 0 {
+        let ballast = pool.create_volume(BALLAST, &VolumeOptions::new(64 * MIB)).unwrap();
+        let mut random = SeededRandom::new(1);
+        let mut noise = vec![0; 1 << 20];
+        for at in 0..ballast_mib {
+            random.fill(&mut noise);
+            ballast.write_at(at * MIB, &noise).unwrap();
+        }
+    }
+    pool.close().unwrap();
+    device.forget_history();
+    device
+}
+
+fn options(random: &mut SeededRandom) -> OpenOptions {
+    let mut among = |values: &[usize]| values[random.below(values.len() as u64) as usize];
+    let tuning = Tuning {
+        staging_bytes: among(&[64 << 10, 256 << 10, 1 << 20]),
+        batch_bytes: among(&[32 << 10, 64 << 10, 256 << 10]),
+        frame_cache_bytes: 256 << 10,
+        page_cache_bytes: 64 << 10,
+        reducers: among(&[1, 2, 3]),
+        linger: Duration::from_micros(among(&[0, 200, 1000, 5000]) as u64),
+        memtable_entries: among(&[50, 200, 500]),
+        checkpoint_interval: Duration::from_millis(among(&[1, 5, 100]) as u64),
+        log_commit_bytes: among(&[0, 16 << 10, 64 << 10, 256 << 10]),
+        warm_index: among(&[0, 1]) == 1,
+    };
+    OpenOptions { read_only: false, tuning }
+}
+
+fn set_completion(device: &SimDevice, random: &mut SeededRandom) {
+    if random.chance(1, 2) {
+        device.set_completion_mode(CompletionMode::Shuffled { seed: random.next_u64() });
+    }
+}
+
+/// A life of a pool: what clients did, and on which device.
+struct Life {
+    device: Arc<SimDevice>,
+    model: Model,
+}
+
+/// Opens the pool, lets clients work, and closes it or not.
+fn live(device: Arc<SimDevice>, model: Model, random: &mut SeededRandom, operations: u32) -> Life {
+    set_completion(&device, random);
+    let pool = Pool::open_on(device.clone(), None, &options(random)).unwrap();
+    let model = Mutex::new(model);
+    work(&device, &pool, &model, random, operations).unwrap();
+    model.lock().unwrap().check_visible(&pool).unwrap();
+    if random.chance(1, 2) {
+        pool.close().unwrap();
+    } else {
+        // What is not acknowledged by now is lost with the process.
+        device.cut_power();
+        drop(pool);
+    }
+    device.set_completion_mode(CompletionMode::Inline);
+    Life { device, model: model.into_inner().unwrap() }
+}
+
+fn work(
+    device: &SimDevice,
+    pool: &Pool,
+    model: &Mutex<Model>,
+    random: &mut SeededRandom,
+    operations: u32,
+) -> Result<(), EngineError> {
+    let disk = pool.volume("disk")?;
+    let index = model.lock().unwrap().volumes.iter().position(|v| v.name == "disk").unwrap();
+    let share = DISK_BLOCKS / 4;
+    model.lock().unwrap().volumes[index].shared_from = 3 * share;
+    let extra = format!("extra-{}", random.next_u64());
+    let clients = 1 + random.below(3);
+    let administer = random.chance(1, 3);
+    std::thread::scope(|scope| {
+        let mut handles = Vec::new();
+        for number in 0..clients {
+            let seed = random.next_u64();
+            let (disk, extra) = (&disk, &extra);
+            handles.push(scope.spawn(move || {
+                let random = SeededRandom::new(seed);
+                let mut client = Client { device, pool, model, random };
+                if administer && number == 0 {
+                    return client.administer(extra, operations / 10);
+                }
+                let own = number * share..(number + 1) * share;
+                client.work(disk, index, own, operations)?;
+                client.work_shared(disk, index, 3 * share..4 * share, operations / 4)
+            }));
+        }
+        handles.into_iter().try_for_each(|handle| handle.join().unwrap())
+    })
+}
+
+/// Opens a device after a cut and compares it with the model.
+fn reopen(
+    device: &Arc<SimDevice>,
+    options: &OpenOptions,
+    model: &Model,
+    event: usize,
+) -> Result<Pool, String> {
+    let pool = Pool::open_on(device.clone(), None, options)
+        .map_err(|error| format!("the pool cannot be opened: {error}"))?;
+    check(&pool, model, event)?;
+    Ok(pool)
+}
+
+fn check(pool: &Pool, model: &Model, event: usize) -> Result<(), String> {
+    model.check(pool, event)?;
+    if let Ok(ballast) = pool.volume(BALLAST) {
+        let mut block = [0; BLOCK];
+        for at in 0..46 {
+            ballast.read_at(at * MIB, &mut block).map_err(|e| format!("ballast: {e}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn policy(random: &mut SeededRandom) -> CrashPolicy {
+    match random.below(8) {
+        0 => CrashPolicy::LoseAll,
+        1 => CrashPolicy::KeepAll,
+        _ => CrashPolicy::Random,
+    }
+}
+
+/// Cuts the power at `event`, recovers, goes on, cuts again somewhere, recovers, closes, looks.
+fn cut(life: &Life, event: usize, random: &mut SeededRandom) -> Result<(), String> {
+    let device = life.device.crash_with(event, policy(random), random);
+    // What recovery is like must not depend on who looks.
+    if random.chance(1, 4) {
+        let read_only = OpenOptions { read_only: true, ..options(random) };
+        reopen(&device, &read_only, &life.model, event).map_err(|e| format!("read only: {e}"))?;
+    }
+    set_completion(&device, random);
+    let pool = reopen(&device, &options(random), &life.model, event)?;
+    let opened = device.history_len();
+    let after = Model::of(&pool, &[BALLAST])?;
+    let model = Mutex::new(after);
+    let operations = random.below(24) as u32;
+    let worked = work(&device, &pool, &model, random, operations);
+    worked.map_err(|error| format!("after recovery: {error}"))?;
+    model.lock().unwrap().check_visible(&pool).map_err(|e| format!("after recovery: {e}"))?;
+    device.cut_power();
+    drop(pool);
+    device.set_completion_mode(CompletionMode::Inline);
+
+    let second_event = random.below(device.history_len() as u64 + 1) as usize;
+    let second = device.crash_with(second_event, policy(random), random);
+    let model = model.into_inner().unwrap();
+    // Before the first recovery was over nobody had seen its outcome.
+    let (model, event) =
+        if second_event >= opened { (&model, second_event) } else { (&life.model, event) };
+    let at = format!("after a second cut at {second_event} (open until {opened})");
+    let pool =
+        reopen(&second, &options(random), model, event).map_err(|e| format!("{at}: {e}"))?;
+    let last = Model::of(&pool, &[BALLAST])?;
+    pool.close().map_err(|error| format!("{at}, closing: {error}"))?;
+    let read_only = OpenOptions { read_only: true, ..options(random) };
+    let pool = reopen(&second, &read_only, &last, 0).map_err(|e| format!("{at}, closed: {e}"))?;
+    drop(pool);
+    Ok(())
+}
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|value| value.parse().expect("a number"))
+}
+
+#[test]
+fn a_power_cut_at_any_event_loses_nothing_acknowledged_and_invents_nothing() {
+    let seconds = number("SILTSTONE_SECONDS").unwrap_or(30);
+    let only_seed = number("SILTSTONE_SEED");
+    let only_cut = number("SILTSTONE_CUT");
+    let watchdog = Watchdog::new("making base pools");
+    let bases = Bases::new();
+    let start = Instant::now();
+    let (mut histories, mut cuts) = (0u64, 0u64);
+    let first = only_seed.unwrap_or_else(|| number("SILTSTONE_FIRST_SEED").unwrap_or(1));
+    while start.elapsed() < Duration::from_secs(seconds) || histories == 0 {
+        let seed = only_seed.unwrap_or(first + histories);
+        let mut random = SeededRandom::new(seed);
+        let device = bases.choose(&mut random).snapshot();
+        let model = {
+            let options = OpenOptions { read_only: true, ..options(&mut random) };
+            let pool = Pool::open_on(device.clone(), None, &options).unwrap();
+            Model::of(&pool, &[BALLAST]).unwrap()
+        };
+        watchdog.feed(format!("the first life of seed {seed}"));
+        let operations = 8 + random.below(60) as u32;
+        let life = live(device, model, &mut random, operations);
+        let events = life.device.history_len();
+        let step = (events / 48).max(1);
+        let mut event = random.below(step as u64) as usize;
+        while event <= events && start.elapsed() < Duration::from_secs(seconds + 20) {
+            let event_now = only_cut.map_or(event, |cut| (cut as usize).min(events));
+            watchdog.feed(format!("seed {seed}, cut {event_now} of {events}"));
+            let mut random = SeededRandom::new(seed ^ (event_now as u64) << 32);
+            if let Err(reason) = cut(&life, event_now, &mut random) {
+                panic!(
+                    "seed {seed}, cut {event_now} of {events}: {reason}\nrepeat: \
+                     SILTSTONE_SEED={seed} SILTSTONE_CUT={event_now} cargo test -p \
+                     siltstone-engine --test power_cuts"
+                );
+            }
+            cuts += 1;
+            event += 1 + random.below(2 * step as u64 - 1) as usize;
+            if only_cut.is_some() {
+                break;
+            }
+        }
+        histories += 1;
+    }
+    println!("{histories} histories, {cuts} cuts in {:.1?}", start.elapsed());
+}
+
+#[test]
+fn the_contents_of_tests_can_be_told() {
+    let tags = [0, 1, 2, 3, 0x8000_0001, u32::MAX, 7, 8];
+    let mut bytes = bytes_of(&tags);
+    assert_eq!(support::content::tags_of(&bytes).unwrap(), tags);
+    bytes[700] ^= 1;
+    assert!(support::content::tags_of(&bytes).is_err());
+}
