@@ -109,7 +109,8 @@ fn warm_index(core: &Core) {
     for id in (0..core.table.len()).map(siltstone_device::SegmentId) {
         let Some(segment) = core.table.segment(id) else { continue };
         let mut at = layout.geometry().segment_start(id);
-        let end = at.plus(layout.segment_bytes);
+        // Behind what counts may stand units that recovery passed over.
+        let end = at.plus(segment.used_bytes.into());
         if segment.state != SegmentState::Data {
             continue;
         }

@@ -218,6 +218,14 @@ impl SegmentTable {
         Some((value & !CONDEMNED, value & CONDEMNED == 0))
     }
 
+    /// Whether new links into a unit are allowed: it is of the segment's present use, the segment
+    /// is not about to be freed, and the unit, which ends `end_bytes` into it, is among those that
+    /// count. Behind them may stand units that recovery passed over: whole summaries of torn frames.
+    pub(crate) fn is_linkable(&self, id: SegmentId, generation: u64, end_bytes: u64) -> bool {
+        self.generation(id) == Some((generation, true))
+            && self.segment(id).is_some_and(|segment| end_bytes <= segment.used_bytes.into())
+    }
+
     /// What is known of one segment.
     pub(crate) fn segment(&self, id: SegmentId) -> Option<Segment> {
         self.inner.lock().segments.get(id.0 as usize).copied()

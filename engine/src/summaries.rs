@@ -220,16 +220,21 @@ impl SummaryCache {
         Summary::decode(&bytes, self.pool, address).ok()
     }
 
-    /// The frames of a candidate's unit, if new links into it are allowed: the unit is of the
-    /// present use of its segment, and the segment is not about to be freed.
+    /// The frames of a candidate's unit, if new links into it are allowed.
     pub(crate) fn linkable(
         &self,
         unit: UnitAddress,
         table: &SegmentTable,
     ) -> Option<Arc<UnitFrames>> {
         let frames = self.frames.lock().by_unit.get(&unit).cloned();
-        let usable = frames
-            .filter(|frames| table.generation(frames.segment) == Some((frames.generation, true)));
+        let usable = frames.filter(|frames| {
+            let segment_start = self.layout.geometry().segment_start(frames.segment);
+            // A summary that names another segment than it stands in is hostile.
+            let end_bytes = frames.end.0.checked_sub(segment_start.0);
+            end_bytes.is_some_and(|end_bytes| {
+                table.is_linkable(frames.segment, frames.generation, end_bytes)
+            })
+        });
         if usable.is_none() {
             self.neighbourhood.remove(unit);
         }
