@@ -31,10 +31,10 @@ use crate::{
     stats::{Stage, add},
 };
 
-/// Most pages that one merge step reads.
-const MERGE_PAGES: usize = 8192;
-/// Most merge steps in one checkpoint: the frontier must not wait for all of a backlog.
-const MERGE_STEPS: usize = 4;
+/// Most pages that one merge step reads: about a tenth of a second of work.
+const MERGE_PAGES: usize = 4096;
+/// Most merge steps in one checkpoint. What is left goes on in the next.
+const MERGE_STEPS: usize = 8;
 
 /// Requests to the checkpointer, and who waits for them.
 #[derive(Default)]
@@ -174,7 +174,8 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
         let edit = core.map.write_frozen(&mut source, &layers).await?;
         core.table.apply(&edit)?;
         let mut steps = 0;
-        while compact || steps < MERGE_STEPS {
+        // The sealer must not wait for a merge when its frontier is nearly used up.
+        while compact || (steps < MERGE_STEPS && !(steps > 0 && core.frontier.is_low())) {
             let step = if compact {
                 core.map.compact_step(&mut source, &layers, MERGE_PAGES).await?
             } else {
@@ -184,8 +185,7 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
             core.table.apply(&edit)?;
             steps += 1;
         }
-        let merges_left = steps == MERGE_STEPS && !compact;
-        if merges_left {
+        if steps == MERGE_STEPS {
             core.checkpointing.request();
         }
         crate::error::Result::Ok(())
