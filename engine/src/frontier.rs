@@ -12,6 +12,7 @@ use siltstone_device::{SegmentId, Sequence};
 use crate::{
     health::Health,
     segment_table::{FrontierSegment, SegmentState, SegmentTable},
+    space::reserve_segments,
 };
 
 /// See the module's page. The lock is a leaf but for the segment table's.
@@ -19,6 +20,9 @@ pub(crate) struct Frontier {
     inner: Mutex<Inner>,
     extended: Condvar,
     target: usize,
+    /// Free segments to leave for patches: without them no checkpoint, and without that no trim
+    /// ever frees anything.
+    keep_segments: u64,
     segment_bytes: u64,
 }
 
@@ -41,6 +45,7 @@ impl Frontier {
             inner: Mutex::new(inner),
             extended: Condvar::new(),
             target: target as usize,
+            keep_segments: reserve_segments(segment_count),
             segment_bytes,
         }
     }
@@ -110,14 +115,20 @@ impl Frontier {
         }
     }
 
-    /// Checkpoint: reserves segments up to the target, as far as the pool has any. Returns what
-    /// the record must name, and how many of those are new.
+    /// Checkpoint: reserves segments up to the target, as far as the pool has any beyond its
+    /// reserve. Of that, half serves as the last resort by which a full pool still takes trims.
+    /// Returns what the record must name, and how many of those are new.
     pub(crate) fn reserve(&self, table: &SegmentTable) -> Reservation {
         let inner = self.inner.lock();
         let mut segments: Vec<_> = inner.begun.iter().map(|s| (s.id, s.generation)).collect();
         segments.extend(inner.ready.iter().copied());
         let mut added = Vec::new();
         while inner.ready.len() + added.len() < self.target {
+            let is_last_resort = inner.ready.is_empty() && added.is_empty();
+            let keep = if is_last_resort { self.keep_segments / 2 } else { self.keep_segments };
+            if table.free_segments() <= keep {
+                break;
+            }
             match table.take(SegmentState::Frontier) {
                 Some(segment) => added.push(segment),
                 None => break,

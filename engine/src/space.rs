@@ -19,6 +19,11 @@ pub(crate) fn worst_case_bytes(data_bytes: usize) -> u64 {
     bytes + bytes / 4 + 512
 }
 
+/// Segments that a pool keeps back from writes.
+pub(crate) fn reserve_segments(segment_count: u32) -> u64 {
+    u64::from(segment_count / 32).max(4)
+}
+
 /// See the module's page. Lock order: this lock, then the segment table's.
 pub(crate) struct Space {
     inner: Mutex<Inner>,
@@ -36,7 +41,7 @@ struct Inner {
 
 impl Space {
     pub(crate) fn new(segment_count: u32, segment_bytes: u64) -> Self {
-        let reserve_segments = u64::from(segment_count / 32).max(4);
+        let reserve_segments = reserve_segments(segment_count);
         let inner = Mutex::new(Inner { promised_bytes: 0, frontier_bytes: 0 });
         Self { inner, segment_bytes, reserve_segments }
     }
