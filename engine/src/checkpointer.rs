@@ -160,7 +160,6 @@ pub(crate) fn run(core: &Arc<Core>) {
 /// Makes one checkpoint. See the module's page for the order and its reasons.
 pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     let timer = core.stats.time(Stage::Checkpoint);
-    let started = core.admission.newest_started().map_or(0, |batch| batch + 1);
     let catalog = core.catalog.lock().clone();
     let published = {
         let published = core.publishing.lock();
@@ -192,7 +191,9 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     })?;
 
     core.frontier.settle(&core.table, published.sequence);
-    core.table.reclaim(published.batch.map_or(0, |batch| batch + 1), started);
+    let count_batches = |newest: Option<u64>| newest.map_or(0, |batch| batch + 1);
+    let count_started = || count_batches(core.admission.newest_started());
+    core.table.reclaim(count_batches(published.batch), count_started);
     let reservation = core.frontier.reserve(&core.table);
 
     let number = core.checkpoints.newest() + 1;

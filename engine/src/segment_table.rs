@@ -197,6 +197,7 @@ impl SegmentTable {
         let pages = count.div_ceil(ENTRIES_PER_PAGE);
         let mut segments = Vec::with_capacity(count);
         let mut newest_slot = Vec::with_capacity(pages);
+        let mut dirty_pages = BTreeSet::new();
         for first in (0..pages).step_by(PAGES_PER_READ) {
             let chunk = PAGES_PER_READ.min(pages - first);
             let bytes = chunk * SLOTS_PER_PAGE as usize * BLOCK_BYTES;
@@ -206,9 +207,14 @@ impl SegmentTable {
                 let slots = &buffer[(page - first) * 2 * BLOCK_BYTES..][..2 * BLOCK_BYTES];
                 let slot = decode_page(slots, pool, &layout, page, number, &mut segments, count)?;
                 newest_slot.push(slot);
+                if has_later_slot(slots, pool, &layout, page, number) {
+                    dirty_pages.insert(page);
+                }
             }
         }
-        Ok(Self::assemble(pool, layout, segments, newest_slot, next_generation))
+        let mut table = Self::assemble(pool, layout, segments, newest_slot, next_generation);
+        table.inner.get_mut().dirty_pages = dirty_pages;
+        Ok(table)
     }
 
     /// The generation of a segment, and whether new links into it are allowed. `None` if there is
@@ -322,9 +328,10 @@ impl SegmentTable {
         Ok(())
     }
 
-    /// Finds what can be freed. `covered` counts the batches that patches cover, `started` those
-    /// that any reducer has begun.
-    pub(crate) fn reclaim(&self, covered: u64, started: u64) {
+    /// Finds what can be freed. `covered` counts the batches that patches cover, `count_started`
+    /// those that any reducer has begun: it is asked after segments are condemned, for a batch that
+    /// begins before that may still link to them.
+    pub(crate) fn reclaim(&self, covered: u64, count_started: impl FnOnce() -> u64) {
         let mut inner = self.inner.lock();
         let condemned = std::mem::take(&mut inner.condemned);
         for (id, started_then) in condemned {
@@ -337,6 +344,7 @@ impl SegmentTable {
                 inner.condemned.insert(id, started_then);
             }
         }
+        let mut newly_condemned = Vec::new();
         for id in std::mem::take(&mut inner.suspects) {
             let segment = inner.segments[id.0 as usize];
             match segment.state {
@@ -344,13 +352,16 @@ impl SegmentTable {
                     let already = inner.condemned.contains_key(&id);
                     if !already {
                         self.generations[id.0 as usize].fetch_or(CONDEMNED, Ordering::AcqRel);
-                        inner.condemned.insert(id, started);
+                        newly_condemned.push(id);
                     }
                 }
                 SegmentState::Metadata if segment.pages == 0 => inner.free_later(id),
                 _ => {}
             }
         }
+        drop(inner);
+        let started = count_started();
+        self.inner.lock().condemned.extend(newly_condemned.into_iter().map(|id| (id, started)));
     }
 
     /// Writes the changed pages as of checkpoint `number`. Not durable until the device is flushed,
@@ -561,6 +572,16 @@ fn decode_page(
     Ok(slot)
 }
 
+/// Whether one of a page's slots was written by a checkpoint after `number`, whose record was never
+/// stored. The next checkpoint bears that number again, and must overwrite the slot with what it
+/// means by it.
+fn has_later_slot(slots: &[u8], pool: u64, layout: &Layout, page: usize, number: u64) -> bool {
+    (0..SLOTS_PER_PAGE as u8).zip(slots.chunks_exact(BLOCK_BYTES)).any(|(slot, bytes)| {
+        let expected = identity(pool, slot_offset(layout, page, slot));
+        header::verify(bytes, &expected).is_ok_and(|header| header.sequence.get() > number)
+    })
+}
+
 fn inconsistent(field: &'static str, value: u64) -> crate::error::EngineError {
     MetadataError::Inconsistent { structure: "segment table", field, value }.into()
 }
@@ -575,3 +596,7 @@ pub(crate) struct FrontierSegment {
     /// Nothing more will be placed in it.
     pub(crate) full: bool,
 }
+
+#[cfg(test)]
+#[path = "segment_table/tests.rs"]
+mod tests;
