@@ -156,8 +156,8 @@ impl Pool {
 }
 
 async fn check(core: &Core, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {
-    let mut report = CheckReport::default();
-    report.spare_checkpoint = core.checkpoints.damaged_slot().map(ToString::to_string);
+    let spare_checkpoint = core.checkpoints.damaged_slot().map(ToString::to_string);
+    let mut report = CheckReport { spare_checkpoint, ..CheckReport::default() };
     let map = core.map.verify().await;
     report.map_pages = map.pages;
     report.more_problems += map.more_errors;

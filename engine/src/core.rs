@@ -77,6 +77,7 @@ impl Core {
         self.health.fail(error);
         let cause = self.health.failure().expect("it has just been set");
         self.commit.fail(EngineError::Failed { cause });
+        self.staging.close();
         self.in_flight.gate().close();
         self.admission.close();
         self.wake_all();
@@ -84,7 +85,6 @@ impl Core {
 
     /// Lets everyone who waits look at the pool's health again.
     pub(crate) fn wake_all(&self) {
-        self.staging.wake();
         self.admission.wake();
         self.frontier.wake();
         self.checkpointing.wake();

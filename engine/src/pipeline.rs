@@ -61,6 +61,7 @@ impl Pipeline {
     pub(crate) fn stop(self, core: &Core) -> Result<()> {
         core.health.close();
         core.stopping.store(true, Ordering::Release);
+        core.staging.close();
         core.admission.close();
         core.wake_all();
         for reducer in self.reducers {

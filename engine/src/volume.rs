@@ -439,8 +439,7 @@ impl Volume {
         let mut at = first;
         while at < end {
             let len = (end - at).min(MAX_BLOCKS);
-            let give_up = || self.core.health.check_open();
-            self.core.staging.take(ZERO_STAGED_BYTES, give_up).await?;
+            self.core.take_staging(ZERO_STAGED_BYTES).await?;
             let change = Admittable {
                 volume: Arc::clone(&self.shared),
                 address: BlockAddress(at),
@@ -464,8 +463,7 @@ impl Volume {
         let space_bytes = worst_case_bytes(staged_bytes);
         self.promise_space(space_bytes).await?;
         let timer = self.core.stats.time(Stage::AdmitWait);
-        let give_up = || self.core.health.check_open();
-        let taken = self.core.staging.take(staged_bytes, give_up).await;
+        let taken = self.core.take_staging(staged_bytes).await;
         drop(timer);
         if let Err(error) = taken {
             self.core.space.release(space_bytes);
@@ -501,6 +499,11 @@ impl Core {
             return Err(EngineError::ReadOnly);
         }
         self.health.check_open()
+    }
+
+    async fn take_staging(&self, bytes: usize) -> Result<()> {
+        let taken = self.staging.take(bytes).await;
+        taken.or_else(|_| self.health.check_open().and(Err(EngineError::Closing)))
     }
 
     /// Sends everything through the pipeline and checkpoints, so that promises are settled and
