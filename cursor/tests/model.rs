@@ -45,6 +45,7 @@ enum Step {
     Merge {
         max_pages: usize,
         room: bool,
+        compact: bool,
     },
     Reopen,
     Kill,
@@ -71,8 +72,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1..=LAYERS, 0..BLOCKS).prop_map(|(layer, start)| Step::Discard { layer, start }),
         5 => Just(Step::Freeze),
         5 => prop::bool::weighted(0.8).prop_map(|room| Step::Write { room }),
-        9 => (1..12usize, prop::bool::weighted(0.9))
-            .prop_map(|(max_pages, room)| Step::Merge { max_pages, room }),
+        9 => (1..12usize, prop::bool::weighted(0.9), prop::bool::weighted(0.3))
+            .prop_map(|(max_pages, room, compact)| Step::Merge { max_pages, room, compact }),
         1 => Just(Step::Reopen),
         1 => Just(Step::Kill),
         2 => Just(Step::Check),
@@ -137,9 +138,15 @@ impl Harness {
     }
 
     /// One step; false if there was nothing to do.
-    fn merge(&mut self, max_pages: usize) -> bool {
+    fn merge(&mut self, max_pages: usize, compact: bool) -> bool {
         let layers = self.layers();
-        match block_on(self.map.merge_step(&mut self.segments, &layers, max_pages)) {
+        let (map, segments) = (&self.map, &mut self.segments);
+        let stepped = if compact {
+            block_on(map.compact_step(segments, &layers, max_pages))
+        } else {
+            block_on(map.merge_step(segments, &layers, max_pages))
+        };
+        match stepped {
             Ok(Some(edit)) => {
                 self.segments.apply(&edit);
                 true
@@ -184,9 +191,9 @@ impl Harness {
                 self.write();
                 self.segments.limit = None;
             }
-            Step::Merge { max_pages, room } => {
+            Step::Merge { max_pages, room, compact } => {
                 self.segments.limit = if *room { None } else { Some(self.segments.used.len()) };
-                self.merge(*max_pages);
+                self.merge(*max_pages, *compact);
                 self.segments.limit = None;
             }
             Step::Reopen => {
@@ -316,7 +323,7 @@ proptest! {
         }
         run.freeze_and_write();
         let mut left = 2000;
-        while run.merge(7) {
+        while run.merge(7, false) {
             left -= 1;
             assert!(left > 0, "merging never settles: {:?}", run.map.stats());
         }

@@ -192,6 +192,28 @@ fn a_dead_layer_costs_nothing_once_merged() {
 }
 
 #[test]
+fn after_compaction_nothing_superseded_is_left() {
+    let device = device();
+    let map = open(&device, 64, tiny_limits(), Manifest::empty());
+    let mut segments = Segments::default();
+    for round in 0..6 {
+        publish(&map, round * 300, round * 300 + 2000, 1);
+        map.publish(&[(extent(1, round * 300, 250, Target::Hole), Sequence(round + 100))]);
+        map.freeze();
+        let edit = block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
+        segments.apply(&edit);
+    }
+    let mut steps = 0;
+    while let Some(edit) = block_on(map.compact_step(&mut segments, &all_roots, 5)).unwrap() {
+        segments.apply(&edit);
+        steps += 1;
+        assert!(steps < 1000, "compaction never settles: {:?}", map.stats());
+    }
+    let mapped = (0..4000).filter(|address| is_mapped(&map, *address, 1)).count() as i64;
+    assert_eq!(segments.data_references.values().sum::<i64>(), mapped);
+}
+
+#[test]
 fn merging_settles_with_steps_far_shorter_than_a_small_patch() {
     let device = device();
     let limits = Limits { level0_patches: 2, small_patch_pages: 64, ..Limits::default() };
