@@ -148,12 +148,13 @@ impl Checkpointing {
 pub(crate) fn run(core: &Arc<Core>) {
     while let Some(compact) = core.checkpointing.next(core.tuning.checkpoint_interval) {
         let outcome = core.health.check().and_then(|()| checkpoint(core, compact));
-        let failed = outcome.is_err();
-        core.fail_with(outcome);
-        core.checkpointing.finish();
-        if failed {
+        if outcome.is_err() {
+            // Whoever waits is woken by the pool's failure. This checkpoint is never finished:
+            // they would take that for success.
+            core.fail_with(outcome);
             return;
         }
+        core.checkpointing.finish();
     }
 }
 
