@@ -55,8 +55,7 @@ fn sample(close: bool) -> Sample {
     };
     Pool::create_on(device.clone(), None, &create).unwrap();
     let pool = Pool::open_on(device.clone(), None, &options(false)).unwrap();
-    let disk =
-        pool.create_volume("disk", &VolumeOptions::new(DISK_BLOCKS * BLOCK as u64)).unwrap();
+    let disk = pool.create_volume("disk", &VolumeOptions::new(DISK_BLOCKS * BLOCK as u64)).unwrap();
     let mut blocks = vec![[0; SECTORS]; DISK_BLOCKS as usize];
     let mut earlier = Vec::new();
     let mut random = SeededRandom::new(3);

@@ -165,13 +165,7 @@ impl Client<'_> {
     }
 
     /// The client's own blocks read as it left them.
-    fn read(
-        &self,
-        volume: &Volume,
-        index: usize,
-        first: u64,
-        len: u64,
-    ) -> Result<(), EngineError> {
+    fn read(&self, volume: &Volume, index: usize, first: u64, len: u64) -> Result<(), EngineError> {
         let mut bytes = vec![0; len as usize * BLOCK];
         volume.read_at(first * BLOCK as u64, &mut bytes)?;
         let model = self.model.lock().unwrap();

@@ -5,4 +5,5 @@
 pub mod clients;
 pub mod content;
 pub mod model;
+pub mod pools;
 pub mod watchdog;

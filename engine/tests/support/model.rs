@@ -275,8 +275,11 @@ impl VolumeModel {
             let same = |version: &Version| *found == version.content[..found.len()];
             if !allowed.clone().any(same) {
                 let allowed: Vec<_> = allowed.map(|v| (v.content, v.begun_event)).collect();
-                let earlier: Vec<_> =
-                    versions.iter().filter(|v| same(v)).map(|v| (v.begun_event, v.certain)).collect();
+                let earlier: Vec<_> = versions
+                    .iter()
+                    .filter(|v| same(v))
+                    .map(|v| (v.begun_event, v.certain))
+                    .collect();
                 return Err(format!(
                     "block {block} holds {found:?} (versions of {earlier:?}), \
                      allowed is {allowed:?}"
