@@ -23,6 +23,9 @@ pub struct CreateOptions {
     pub size_bytes: Option<u64>,
     /// A file or device of its own for the NVRAM log, or `None` for a region of the pool.
     pub nvram: Option<PathBuf>,
+    /// Whether that file or device is byte-addressable (DAX, battery-backed memory) and is to be
+    /// mapped rather than written by system calls.
+    pub nvram_mapped: bool,
     /// Bytes of the NVRAM log's ring; `None` chooses by the pool's size.
     pub nvram_bytes: Option<u64>,
     /// Bytes of a segment, a power of two; `None` chooses by the pool's size.
@@ -40,6 +43,7 @@ impl Default for CreateOptions {
         Self {
             size_bytes: None,
             nvram: None,
+            nvram_mapped: false,
             nvram_bytes: None,
             segment_bytes: None,
             index_memory_bytes: 64 << 20,

@@ -14,7 +14,7 @@ use siltstone_dedup::{InFlight, Index};
 use siltstone_device::{
     BufferPool, Device, Entropy, Sequence, SystemEntropy,
     file::{self, Access, FileOptions},
-    request,
+    mapped, request,
 };
 use siltstone_nvram::{CheckpointStore, GroupCommit, Log, LogIdentity, Region};
 
@@ -101,7 +101,8 @@ impl Pool {
         let nvram = match &options.nvram {
             Some(path) => {
                 let layout = Layout::new(device.size_bytes(), options)?;
-                Some(create_nvram(path, layout.nvram_bytes)?)
+                let access = Access::Create { size_bytes: layout.nvram_bytes };
+                Some(open_nvram(path, access, options.nvram_mapped)?)
             }
             None => None,
         };
@@ -131,7 +132,8 @@ impl Pool {
         let nvram = if superblock.layout.nvram_internal {
             None
         } else {
-            Some(open_nvram(&PathBuf::from(OsStr::from_bytes(&superblock.nvram_path)))?)
+            let path = Path::new(OsStr::from_bytes(&superblock.nvram_path));
+            Some(open_nvram(path, Access::Open, superblock.nvram_mapped)?)
         };
         Self::open_on(device, nvram, options)
     }
@@ -263,7 +265,7 @@ impl Pool {
     }
 
     /// Finishes what was written, makes it durable and closes the pool. Handles that still exist
-    /// refuse further changes.
+    /// refuse further changes; the device stays locked until the last of them is dropped.
     ///
     /// # Errors
     /// The failure after which the pool accepted no more changes, if there was one.
@@ -307,15 +309,12 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-fn create_nvram(path: &Path, bytes: u64) -> Result<Arc<dyn Device>> {
-    let access = Access::Create { size_bytes: bytes };
-    let device = file::open(path, &FileOptions { access, ..FileOptions::default() })?;
-    Ok(device)
-}
-
-fn open_nvram(path: &Path) -> Result<Arc<dyn Device>> {
-    let device = file::open(path, &FileOptions::default())?;
-    Ok(device)
+fn open_nvram(path: &Path, access: Access, map_it: bool) -> Result<Arc<dyn Device>> {
+    Ok(if map_it {
+        mapped::open(path, access)?
+    } else {
+        file::open(path, &FileOptions { access, ..FileOptions::default() })?
+    })
 }
 
 async fn create_on(
@@ -356,6 +355,7 @@ async fn create_on(
         threshold: options.threshold,
         sync_always: options.sync_always,
         nvram_path,
+        nvram_mapped: options.nvram_mapped,
         unknown_read_compatible: 0,
     };
     let pool = superblock.pool;

@@ -31,6 +31,7 @@ pub(crate) const MAX_PATH_BYTES: usize = 1024;
 
 const FLAG_NVRAM_INTERNAL: u32 = 1;
 const FLAG_SYNC_ALWAYS: u32 = 2;
+const FLAG_NVRAM_MAPPED: u32 = 4;
 
 /// The body, after the common header. 1,224 bytes.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -77,6 +78,8 @@ pub(crate) struct Superblock {
     pub(crate) sync_always: bool,
     /// Where the NVRAM log is when it is not in the pool.
     pub(crate) nvram_path: Vec<u8>,
+    /// Whether what is there is mapped.
+    pub(crate) nvram_mapped: bool,
     /// Bits that this program may not write with; kept for the error.
     pub(crate) unknown_read_compatible: u64,
 }
@@ -89,6 +92,7 @@ impl Superblock {
         let mut flags = 0;
         flags |= if layout.nvram_internal { FLAG_NVRAM_INTERNAL } else { 0 };
         flags |= if self.sync_always { FLAG_SYNC_ALWAYS } else { 0 };
+        flags |= if self.nvram_mapped { FLAG_NVRAM_MAPPED } else { 0 };
         let body = Body {
             incompatible: U64::new(0),
             read_compatible: U64::new(0),
@@ -166,6 +170,7 @@ impl Superblock {
             threshold,
             sync_always: flags & FLAG_SYNC_ALWAYS != 0,
             nvram_path: nvram_path.to_vec(),
+            nvram_mapped: flags & FLAG_NVRAM_MAPPED != 0,
             unknown_read_compatible: body.read_compatible.get() & !KNOWN_READ_COMPATIBLE,
         })
     }
@@ -270,6 +275,7 @@ mod tests {
             threshold: 2,
             sync_always: true,
             nvram_path: b"/some/where".to_vec(),
+            nvram_mapped: true,
             unknown_read_compatible: 0,
         }
     }

@@ -232,3 +232,33 @@ fn volumes_come_go_and_change_size() {
         pool.volumes().into_iter().map(|info| (info.name, info.size_bytes)).collect();
     assert_eq!(names, [("a".to_string(), 16 * MIB)]);
 }
+
+#[test]
+fn the_log_may_lie_in_a_file_of_its_own_written_or_mapped() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for nvram_mapped in [false, true] {
+        let path = directory.path().join(format!("pool-{nvram_mapped}"));
+        let nvram = directory.path().join(format!("nvram-{nvram_mapped}"));
+        let options = CreateOptions {
+            size_bytes: Some(64 * MIB),
+            nvram: Some(nvram.clone()),
+            nvram_mapped,
+            ..CreateOptions::default()
+        };
+        Pool::create(&path, &options).unwrap();
+        let pool = Pool::open(&path, &OpenOptions::default()).unwrap();
+        let disk = pool.create_volume("disk", &VolumeOptions::new(MIB)).unwrap();
+        disk.write_at(4096, &[9; 4096]).unwrap();
+        disk.flush().unwrap();
+        assert_eq!(pool.stat().unwrap().counters.log_commits, 1, "the flush went to the log");
+        drop(disk);
+        pool.close().unwrap();
+        let pool = Pool::open(&path, &OpenOptions::default()).unwrap();
+        let mut back = [0; 4096];
+        pool.volume("disk").unwrap().read_at(4096, &mut back).unwrap();
+        assert_eq!(back, [9; 4096]);
+        drop(pool);
+        std::fs::remove_file(&nvram).unwrap();
+        assert!(Pool::open(&path, &OpenOptions::default()).is_err(), "the log is missing");
+    }
+}
