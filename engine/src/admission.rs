@@ -39,6 +39,20 @@ pub(crate) struct Admittable {
     pub(crate) body: ChangeBody,
     pub(crate) staged_bytes: usize,
     pub(crate) space_bytes: u64,
+    /// Where in the volume the client's range ends: the change is refused if the volume is smaller
+    /// by now. 0 for changes that have no client.
+    pub(crate) end_bytes: u64,
+}
+
+/// Why a change was not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The merge that it completes has been superseded: read the block again.
+    Superseded,
+    /// The volume is smaller by now, or deleted.
+    OutOfVolume,
+    /// The pool is being closed or has failed: nobody would take the change on.
+    Closed,
 }
 
 /// Changes that are reduced together: consecutive in the total order.
@@ -109,18 +123,28 @@ impl Admission {
     /// Admits a change. `at_sequence` is for replaying the log: the change keeps its number, which
     /// must be later than all admitted ones.
     ///
+    /// Whether the change is still possible is decided here, under the lock that orders it: after a
+    /// volume was made smaller or deleted, or the queue closed, nothing follows.
+    ///
     /// # Errors
-    /// The change itself, if the merge that it completes has been superseded.
+    /// The change itself, and why it was refused.
     pub(crate) fn admit(
         &self,
         change: Admittable,
         merge: Option<&Merge<'_>>,
         at_sequence: Option<Sequence>,
-    ) -> Result<Sequence, Admittable> {
+    ) -> Result<Sequence, (Admittable, Refusal)> {
         let admitted_at = Instant::now();
         let mut queue = self.queue.lock();
+        if queue.closed {
+            return Err((change, Refusal::Closed));
+        }
+        let volume = &change.volume;
+        if volume.check_exists().is_err() || change.end_bytes > volume.size_bytes() {
+            return Err((change, Refusal::OutOfVolume));
+        }
         if merge.is_some_and(Merge::is_superseded) {
-            return Err(change);
+            return Err((change, Refusal::Superseded));
         }
         let sequence = at_sequence.unwrap_or(queue.next_sequence);
         assert!(sequence >= queue.next_sequence, "sequence numbers only grow");

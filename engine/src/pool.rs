@@ -233,8 +233,13 @@ impl Pool {
         let volume = self.volume(name)?;
         let old_bytes = volume.size_bytes();
         if size_bytes < old_bytes {
-            volume.write_zeroes(size_bytes, old_bytes - size_bytes)?;
+            // In this order: what is admitted behind the new end from now on is refused, and what
+            // was admitted before is covered by the zeros.
             volume.shared.set_size_bytes(size_bytes);
+            if let Err(error) = pollster::block_on(volume.zero_cut_off(old_bytes)) {
+                volume.shared.set_size_bytes(old_bytes);
+                return Err(error);
+            }
             volume.flush()?;
         }
         self.core.catalog.lock().volume_mut(name)?.size_bytes = size_bytes;
@@ -512,9 +517,11 @@ async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result
                 // Bounded by the ring; waiting here would be for threads that do not run yet.
                 staged_bytes: 0,
                 space_bytes: 0,
+                // The volume may have become smaller since; then zeros follow.
+                end_bytes: 0,
             };
             let admitted = core.admission.admit(change_again, None, Some(change.sequence));
-            assert!(admitted.is_ok(), "only a merge can be superseded");
+            assert!(admitted.is_ok(), "nobody shrinks, deletes or closes while the log is replayed");
         }
     }
     core.commit.advance(core.admission.admitted());

@@ -6,7 +6,7 @@ use siltstone_cursor::{Run, Target};
 use siltstone_device::{AlignedBuffer, BLOCK_BYTES, BlockAddress};
 
 use crate::{
-    admission::Admittable,
+    admission::{Admittable, Refusal},
     core::Core,
     error::{EngineError, Result},
     overlay::{ChangeBody, Merge},
@@ -259,7 +259,7 @@ impl Volume {
             // Nothing of the last block lies outside the range but what is outside the volume.
             end = self.shared.len_blocks();
         }
-        self.zero_blocks(first, end).await?;
+        self.zero_blocks(first, end, offset_bytes + len_bytes).await?;
         self.after_write(0).await
     }
 
@@ -271,23 +271,40 @@ impl Volume {
         self.shared.check_range(offset_bytes, len_bytes)?;
         self.core.check_writable()?;
         let end_bytes = offset_bytes + len_bytes;
+        let is_to_end = end_bytes == self.shared.size_bytes();
+        self.zero_range(offset_bytes, end_bytes, is_to_end, end_bytes).await?;
+        self.after_write(0).await
+    }
+
+    /// Makes what lies behind the volume's end read as zeros: called when the end has moved there
+    /// from `old_bytes`. Whatever clients had admitted behind it comes before, and no more follows.
+    pub(crate) async fn zero_cut_off(&self, old_bytes: u64) -> Result<()> {
+        self.zero_range(self.size_bytes(), old_bytes, true, 0).await
+    }
+
+    /// Zeros from `offset_bytes` to `end_bytes`, to the end of the last block if `is_to_end`;
+    /// refused if the volume ends before `limit_bytes` by then.
+    async fn zero_range(
+        &self,
+        offset_bytes: u64,
+        end_bytes: u64,
+        is_to_end: bool,
+        limit_bytes: u64,
+    ) -> Result<()> {
         let first = offset_bytes.div_ceil(BLOCK);
-        let end = if end_bytes == self.shared.size_bytes() {
-            end_bytes.div_ceil(BLOCK)
-        } else {
-            end_bytes / BLOCK
-        };
+        let end = if is_to_end { end_bytes.div_ceil(BLOCK) } else { end_bytes / BLOCK };
         const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
         let head = (first * BLOCK).min(end_bytes) - offset_bytes;
         if head > 0 {
-            self.merge_at(offset_bytes, &ZEROS[..head as usize]).await?;
+            self.merge_at(offset_bytes, &ZEROS[..head as usize], limit_bytes).await?;
         }
-        self.zero_blocks(first, end).await?;
+        self.zero_blocks(first, end, limit_bytes).await?;
         let tail_start = (end * BLOCK).max(offset_bytes + head);
         if tail_start < end_bytes {
-            self.merge_at(tail_start, &ZEROS[..(end_bytes - tail_start) as usize]).await?;
+            let zeros = &ZEROS[..(end_bytes - tail_start) as usize];
+            self.merge_at(tail_start, zeros, limit_bytes).await?;
         }
-        self.after_write(0).await
+        Ok(())
     }
 
     /// Starts to read a range into the frame cache.
@@ -378,37 +395,63 @@ impl Volume {
         let (start, end) = (buffer.offset_bytes, buffer.offset_bytes + buffer.len_bytes as u64);
         if start.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK) {
             let address = BlockAddress(start / BLOCK);
-            return self.admit_blocks(address, buffer.memory).await;
+            return self.admit_blocks(address, buffer.memory, end).await;
         }
         let bytes = buffer.bytes();
         let whole_start = start.next_multiple_of(BLOCK).min(end);
         let whole_end = (end / BLOCK * BLOCK).max(whole_start);
         let at = |offset: u64| (offset - start) as usize;
         if start < whole_start {
-            self.merge_at(start, &bytes[..at(whole_start)]).await?;
+            self.merge_at(start, &bytes[..at(whole_start)], end).await?;
         }
         if whole_start < whole_end {
             let whole = &bytes[at(whole_start)..at(whole_end)];
             let mut memory = self.core.buffers.take(whole.len());
             memory.copy_from_slice(whole);
-            self.admit_blocks(BlockAddress(whole_start / BLOCK), memory).await?;
+            self.admit_blocks(BlockAddress(whole_start / BLOCK), memory, end).await?;
         }
         if whole_end < end {
-            self.merge_at(whole_end, &bytes[at(whole_end)..]).await?;
+            self.merge_at(whole_end, &bytes[at(whole_end)..], end).await?;
         }
         Ok(())
     }
 
-    async fn admit_blocks(&self, address: BlockAddress, memory: AlignedBuffer) -> Result<()> {
-        let change = self.stage(address, ChangeBody::Data(memory)).await?;
+    async fn admit_blocks(
+        &self,
+        address: BlockAddress,
+        memory: AlignedBuffer,
+        end_bytes: u64,
+    ) -> Result<()> {
+        let change = self.stage(address, ChangeBody::Data(memory), end_bytes).await?;
         let admitted = self.core.admission.admit(change, None, None);
-        assert!(admitted.is_ok(), "only a merge can be superseded");
-        Ok(())
+        admitted.map(|_| ()).map_err(|(change, refusal)| self.refused(&change, refusal))
+    }
+
+    /// Takes back what a refused change holds, and says why it was refused.
+    fn refused(&self, change: &Admittable, refusal: Refusal) -> EngineError {
+        self.core.staging.give_back(change.staged_bytes);
+        self.core.space.release(change.space_bytes);
+        match refusal {
+            Refusal::Superseded => unreachable!("only a merge can be superseded, and tries again"),
+            Refusal::Closed => self.core.health.check_open().err().unwrap_or(EngineError::Closing),
+            Refusal::OutOfVolume => {
+                let end_bytes = change.end_bytes;
+                let offset_bytes = (change.address.0 * BLOCK).min(end_bytes);
+                let len_bytes = end_bytes - offset_bytes;
+                let deleted = self.shared.check_exists().err();
+                deleted.unwrap_or_else(|| EngineError::OutOfRange {
+                    volume: self.name().into(),
+                    offset_bytes,
+                    len_bytes,
+                    size_bytes: self.size_bytes(),
+                })
+            }
+        }
     }
 
     /// Writes part of one block: reads the rest and admits the whole, again if another change of
     /// the block came in between.
-    async fn merge_at(&self, offset_bytes: u64, data: &[u8]) -> Result<()> {
+    async fn merge_at(&self, offset_bytes: u64, data: &[u8], end_bytes: u64) -> Result<()> {
         let address = BlockAddress(offset_bytes / BLOCK);
         let skip = (offset_bytes % BLOCK) as usize;
         debug_assert!(skip + data.len() <= BLOCK_BYTES);
@@ -419,10 +462,13 @@ impl Volume {
             merge.restart();
             self.core.read_blocks(&self.shared, address, &mut block, &mut |_, _| {}).await?;
             block[skip..skip + data.len()].copy_from_slice(data);
-            let change = self.stage(address, ChangeBody::Data(block)).await?;
+            let change = self.stage(address, ChangeBody::Data(block), end_bytes).await?;
             match self.core.admission.admit(change, Some(&merge), None) {
                 Ok(_) => return Ok(()),
-                Err(change) => {
+                Err((change, refusal)) if refusal != Refusal::Superseded => {
+                    return Err(self.refused(&change, refusal));
+                }
+                Err((change, _)) => {
                     self.core.staging.give_back(change.staged_bytes);
                     self.core.space.release(change.space_bytes);
                     let ChangeBody::Data(memory) = change.body else {
@@ -434,7 +480,7 @@ impl Volume {
         }
     }
 
-    async fn zero_blocks(&self, first: u64, end: u64) -> Result<()> {
+    async fn zero_blocks(&self, first: u64, end: u64, end_bytes: u64) -> Result<()> {
         const MAX_BLOCKS: u64 = 1 << 31;
         let mut at = first;
         while at < end {
@@ -447,9 +493,10 @@ impl Volume {
                 body: ChangeBody::Zero,
                 staged_bytes: ZERO_STAGED_BYTES,
                 space_bytes: 0,
+                end_bytes,
             };
             let admitted = self.core.admission.admit(change, None, None);
-            assert!(admitted.is_ok(), "only a merge can be superseded");
+            admitted.map_err(|(change, refusal)| self.refused(&change, refusal))?;
             add(&self.core.stats.counters.zeroings, 1);
             at += len;
         }
@@ -457,7 +504,12 @@ impl Volume {
     }
 
     /// Gets a change its memory and its space.
-    async fn stage(&self, address: BlockAddress, body: ChangeBody) -> Result<Admittable> {
+    async fn stage(
+        &self,
+        address: BlockAddress,
+        body: ChangeBody,
+        end_bytes: u64,
+    ) -> Result<Admittable> {
         let ChangeBody::Data(memory) = &body else { unreachable!("holes need no staging") };
         let staged_bytes = memory.len();
         let space_bytes = worst_case_bytes(staged_bytes);
@@ -476,6 +528,7 @@ impl Volume {
             body,
             staged_bytes,
             space_bytes,
+            end_bytes,
         })
     }
 
