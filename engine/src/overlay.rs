@@ -102,12 +102,6 @@ pub(crate) struct Overlay {
 impl Overlay {
     /// Adds a change on top of what is there. The caller holds the admission lock.
     pub(crate) fn insert(&self, change: &Arc<Change>) {
-        if self.merge_count.load(Ordering::Acquire) != 0 {
-            let mut merges = self.merges.lock();
-            for (_, superseded) in merges.range_mut(change.address.0..change.end()) {
-                *superseded = true;
-            }
-        }
         let mut runs = self.runs.write();
         carve(&mut runs, change.address.0, change.end());
         let run = OverlayRun {
@@ -116,7 +110,17 @@ impl Overlay {
             change: Arc::clone(change),
         };
         runs.insert(change.address.0, run);
-        self.count.store(runs.len(), Ordering::Release);
+        self.count.store(runs.len(), Ordering::SeqCst);
+        drop(runs);
+        // After the change is visible, and a merge reads only after it is announced: either the
+        // merge reads this change or it is found here. Hence the sequential consistency of both
+        // counters, which stand for the locks that are not taken.
+        if self.merge_count.load(Ordering::SeqCst) != 0 {
+            let mut merges = self.merges.lock();
+            for (_, superseded) in merges.range_mut(change.address.0..change.end()) {
+                *superseded = true;
+            }
+        }
     }
 
     /// Removes what is left of a change whose entries are in the map.
@@ -130,12 +134,12 @@ impl Overlay {
         for address in mine {
             runs.remove(&address);
         }
-        self.count.store(runs.len(), Ordering::Release);
+        self.count.store(runs.len(), Ordering::SeqCst);
     }
 
     /// Appends to `out` the runs that lie in the range, clipped to it, in order.
     pub(crate) fn read(&self, address: BlockAddress, len_blocks: u64, out: &mut Vec<OverlayRun>) {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.count.load(Ordering::SeqCst) == 0 {
             return;
         }
         let end = address.0 + len_blocks;
@@ -163,7 +167,7 @@ impl Overlay {
                 let mut merges = self.merges.lock();
                 if let std::collections::btree_map::Entry::Vacant(entry) = merges.entry(address.0) {
                     entry.insert(false);
-                    self.merge_count.store(merges.len(), Ordering::Release);
+                    self.merge_count.store(merges.len(), Ordering::SeqCst);
                     return Merge { overlay: self, address };
                 }
             }
@@ -195,7 +199,7 @@ impl Drop for Merge<'_> {
     fn drop(&mut self) {
         let mut merges = self.overlay.merges.lock();
         merges.remove(&self.address.0);
-        self.overlay.merge_count.store(merges.len(), Ordering::Release);
+        self.overlay.merge_count.store(merges.len(), Ordering::SeqCst);
         drop(merges);
         self.overlay.merged.notify(usize::MAX);
     }

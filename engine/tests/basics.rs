@@ -152,6 +152,27 @@ fn partial_writes_of_one_block_from_many_threads_all_survive() {
 }
 
 #[test]
+fn a_partial_write_never_undoes_a_whole_one_beside_it() {
+    let (_device, pool) = pool(256 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(MIB)).unwrap();
+    let start = std::sync::Barrier::new(2);
+    for round in 0..2000u32 {
+        let fill = (round % 250) as u8 + 1;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                disk.write_at(0, &[fill; 4096]).unwrap();
+            });
+            start.wait();
+            disk.write_at(0, &[0xff; 512]).unwrap();
+        });
+        let mut back = [0; 4096];
+        disk.read_at(0, &mut back).unwrap();
+        assert!(back[512..].iter().all(|&byte| byte == fill), "round {round}");
+    }
+}
+
+#[test]
 fn duplicates_are_stored_once() {
     let (_device, pool) = pool(512 * MIB);
     let one = pool.create_volume("one", &VolumeOptions::new(64 * MIB)).unwrap();
