@@ -205,6 +205,7 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
             sequence: published.sequence,
             unit: published.unit,
             next_generation: core.table.next_generation(),
+            table_versions_sum: stored.versions_sum,
             frontier: reservation.segments,
             catalog,
             manifest: core.map.manifest(),

@@ -377,6 +377,7 @@ async fn create_on(
         sequence: Sequence(0),
         unit: 0,
         next_generation: table.next_generation(),
+        table_versions_sum: stored.versions_sum,
         frontier: Vec::new(),
         catalog: Catalog::new(),
         manifest: Manifest::empty(),
@@ -433,7 +434,8 @@ async fn open_on(
     let (checkpoints, newest) = CheckpointStore::open(Arc::clone(&device), slots, pool).await?;
     let (number, body) = newest.ok_or(MetadataError::NoCheckpoint)?;
     let body = CheckpointBody::decode(&body, layout.segment_count())?;
-    let table = SegmentTable::load(&*device, pool, layout, number, body.next_generation).await?;
+    let (generation, versions) = (body.next_generation, body.table_versions_sum);
+    let table = SegmentTable::load(&*device, pool, layout, number, generation, versions).await?;
     let tuning = fitted(&options.tuning, &layout);
     let buffers = BufferPool::new(IDLE_BUFFER_BYTES);
     let (recovered, begun) =
@@ -521,7 +523,10 @@ async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result
                 end_bytes: 0,
             };
             let admitted = core.admission.admit(change_again, None, Some(change.sequence));
-            assert!(admitted.is_ok(), "nobody shrinks, deletes or closes while the log is replayed");
+            assert!(
+                admitted.is_ok(),
+                "nobody shrinks, deletes or closes while the log is replayed"
+            );
         }
     }
     core.commit.advance(core.admission.admitted());

@@ -28,7 +28,9 @@ struct DiskHead {
     next_generation: U64,
     catalog_bytes: U32,
     manifest_bytes: U32,
-    reserved: [u8; 24],
+    /// Over the versions of all pages of the segment table.
+    table_versions_sum: U64,
+    reserved: [u8; 16],
 }
 const _: () = assert!(size_of::<DiskHead>() == 64);
 
@@ -50,6 +52,8 @@ pub(crate) struct CheckpointBody {
     /// The number of the write unit that ends there; 0 = none yet.
     pub(crate) unit: u64,
     pub(crate) next_generation: u64,
+    /// Says which versions of the segment table's pages belong to this record.
+    pub(crate) table_versions_sum: u64,
     /// The segments that later units may be in, with the generation that counts.
     pub(crate) frontier: Vec<(SegmentId, u64)>,
     pub(crate) catalog: Catalog,
@@ -69,7 +73,8 @@ impl CheckpointBody {
             next_generation: U64::new(self.next_generation),
             catalog_bytes: U32::new(catalog.len() as u32),
             manifest_bytes: U32::new(manifest.len() as u32),
-            reserved: [0; 24],
+            table_versions_sum: U64::new(self.table_versions_sum),
+            reserved: [0; 16],
         };
         let mut out = head.as_bytes().to_vec();
         for &(id, generation) in &self.frontier {
@@ -121,6 +126,7 @@ impl CheckpointBody {
             sequence: Sequence(head.sequence.get()),
             unit: head.unit.get(),
             next_generation: head.next_generation.get(),
+            table_versions_sum: head.table_versions_sum.get(),
             frontier,
             catalog: Catalog::decode(catalog)?,
             manifest: Manifest::decode(manifest)?,

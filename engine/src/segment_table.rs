@@ -6,7 +6,9 @@
 //! one, each into the slot that does not hold its newest durable version, before the checkpoint
 //! record that makes them valid. A page's version is the number of its checkpoint: opening takes,
 //! for each page, the newest whole slot whose number is not above the checkpoint record's. A crash
-//! between the page writes and the record therefore leaves the old table intact.
+//! between the page writes and the record therefore leaves the old table intact. The record carries
+//! a sum over all pages' versions, so that a damaged or stale slot is not passed over for an older
+//! one: that would free what is in use.
 //!
 //! # Life of a segment
 //! ```text
@@ -31,7 +33,7 @@ use parking_lot::Mutex;
 use siltstone_cursor::Edit;
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, SegmentId, Sequence,
-    header::{self, HEADER_BYTES, Identity, Kind},
+    header::{self, HEADER_BYTES, HeaderError, Identity, Kind},
     request,
 };
 use zerocopy::{
@@ -110,6 +112,25 @@ const UNUSED: Segment = Segment {
     pages: 0,
 };
 
+/// A page's newest durable version.
+#[derive(Clone, Copy)]
+struct Newest {
+    version: u64,
+    slot: u8,
+}
+
+/// What a page's version adds to the sum that the checkpoint record carries: an odd multiple of
+/// the version that differs from page to page, so that no single wrong version goes unnoticed.
+fn version_term(page: usize, version: u64) -> u64 {
+    let factor = (page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) << 1 | 1;
+    version.wrapping_mul(factor)
+}
+
+fn sum_of(newest: &[Newest]) -> u64 {
+    let terms = newest.iter().enumerate().map(|(page, newest)| version_term(page, newest.version));
+    terms.fold(0, u64::wrapping_add)
+}
+
 /// Set in a generation's atomic while its segment is condemned.
 const CONDEMNED: u64 = 1 << 63;
 
@@ -137,8 +158,10 @@ struct Inner {
     search_from: usize,
     next_generation: u64,
     dirty_pages: BTreeSet<usize>,
-    /// For each page the slot of its newest durable version.
-    newest_slot: Vec<u8>,
+    /// For each page its newest durable version, and the slot of it.
+    newest: Vec<Newest>,
+    /// The sum over all pages' versions as last written.
+    versions_sum: u64,
     /// Data segments that nothing refers to, with the batches started when that was noticed.
     condemned: BTreeMap<SegmentId, u64>,
     /// Segments to look at for condemnation.
@@ -151,7 +174,8 @@ impl SegmentTable {
     pub(crate) fn new(pool: u64, layout: Layout) -> Self {
         let segments = vec![UNUSED; layout.segment_count() as usize];
         let pages = segments.len().div_ceil(ENTRIES_PER_PAGE);
-        let mut table = Self::assemble(pool, layout, segments, vec![1; pages], 1);
+        let mut table =
+            Self::assemble(pool, layout, segments, vec![Newest { version: 0, slot: 1 }; pages], 1);
         table.inner.get_mut().dirty_pages = (0..pages).collect();
         table
     }
@@ -160,7 +184,7 @@ impl SegmentTable {
         pool: u64,
         layout: Layout,
         segments: Vec<Segment>,
-        newest_slot: Vec<u8>,
+        newest: Vec<Newest>,
         next_generation: u64,
     ) -> Self {
         let generations = segments.iter().map(|s| AtomicU64::new(s.generation)).collect();
@@ -175,7 +199,8 @@ impl SegmentTable {
             search_from: 0,
             next_generation,
             dirty_pages: BTreeSet::new(),
-            newest_slot,
+            versions_sum: sum_of(&newest),
+            newest,
             condemned: BTreeMap::new(),
             suspects: suspects.map(|(id, _)| SegmentId(id as u32)).collect(),
             freeing: Vec::new(),
@@ -184,19 +209,21 @@ impl SegmentTable {
         Self { pool, layout, generations, inner: Mutex::new(inner) }
     }
 
-    /// Reads the table as of checkpoint `number`.
+    /// Reads the table as of checkpoint `number`, whose record carries `versions_sum`.
     pub(crate) async fn load(
         device: &dyn Device,
         pool: u64,
         layout: Layout,
         number: u64,
         next_generation: u64,
+        versions_sum: u64,
     ) -> Result<Self> {
         const PAGES_PER_READ: usize = 128;
         let count = layout.segment_count() as usize;
         let pages = count.div_ceil(ENTRIES_PER_PAGE);
         let mut segments = Vec::with_capacity(count);
-        let mut newest_slot = Vec::with_capacity(pages);
+        let mut newest = Vec::with_capacity(pages);
+        let mut passed_over = None;
         let mut dirty_pages = BTreeSet::new();
         for first in (0..pages).step_by(PAGES_PER_READ) {
             let chunk = PAGES_PER_READ.min(pages - first);
@@ -205,14 +232,24 @@ impl SegmentTable {
             let buffer = request::read(device, start, AlignedBuffer::zeroed(bytes)).await?;
             for page in first..first + chunk {
                 let slots = &buffer[(page - first) * 2 * BLOCK_BYTES..][..2 * BLOCK_BYTES];
-                let slot = decode_page(slots, pool, &layout, page, number, &mut segments, count)?;
-                newest_slot.push(slot);
+                let (found, problem) =
+                    decode_page(slots, pool, &layout, page, number, &mut segments, count)?;
+                newest.push(found);
+                passed_over = passed_over.or(problem);
                 if has_later_slot(slots, pool, &layout, page, number) {
                     dirty_pages.insert(page);
                 }
             }
         }
-        let mut table = Self::assemble(pool, layout, segments, newest_slot, next_generation);
+        let sum = sum_of(&newest);
+        if sum != versions_sum {
+            // A slot that was passed over is the likely one; else one holds an older version.
+            return Err(match passed_over {
+                Some(error) => MetadataError::Header(error).into(),
+                None => inconsistent("sum of versions", sum),
+            });
+        }
+        let mut table = Self::assemble(pool, layout, segments, newest, next_generation);
         table.inner.get_mut().dirty_pages = dirty_pages;
         Ok(table)
     }
@@ -373,15 +410,20 @@ impl SegmentTable {
     ) -> Result<StoredPages> {
         let mut writes = Vec::new();
         let mut pages = Vec::new();
+        let versions_sum;
         {
             let mut inner = self.inner.lock();
             for page in std::mem::take(&mut inner.dirty_pages) {
-                let slot = 1 - inner.newest_slot[page];
+                let Newest { version, slot } = inner.newest[page];
+                let slot = 1 - slot;
+                let change = version_term(page, number).wrapping_sub(version_term(page, version));
+                inner.versions_sum = inner.versions_sum.wrapping_add(change);
                 let address = slot_offset(&self.layout, page, slot);
                 let buffer = encode_page(&inner.segments, page, self.pool, address, number);
                 writes.push((address, buffer));
-                pages.push((page, slot));
+                pages.push((page, Newest { version: number, slot }));
             }
+            versions_sum = inner.versions_sum;
         }
         let mut pending = Vec::with_capacity(writes.len());
         for (address, buffer) in writes {
@@ -391,15 +433,15 @@ impl SegmentTable {
             write.await?;
         }
         let freeing = std::mem::take(&mut self.inner.lock().freeing);
-        Ok(StoredPages { pages, freeing })
+        Ok(StoredPages { pages, freeing, versions_sum })
     }
 
     /// The checkpoint record is durable: the written pages are the newest, and what it lets go of
     /// is free.
     pub(crate) fn stored(&self, stored: StoredPages) {
         let mut inner = self.inner.lock();
-        for (page, slot) in stored.pages {
-            inner.newest_slot[page] = slot;
+        for (page, newest) in stored.pages {
+            inner.newest[page] = newest;
         }
         for &id in &stored.freeing {
             let segment = &mut inner.segments[id.0 as usize];
@@ -452,7 +494,9 @@ impl SegmentTable {
 /// Pages that are written but not yet valid, and segments that are free once they are.
 #[must_use]
 pub(crate) struct StoredPages {
-    pages: Vec<(usize, u8)>,
+    pages: Vec<(usize, Newest)>,
+    /// The sum over all pages' versions with these, for the record.
+    pub(crate) versions_sum: u64,
     /// Nothing on disk refers to these any more once the record is stored.
     pub(crate) freeing: Vec<SegmentId>,
 }
@@ -512,7 +556,7 @@ fn encode_page(
 }
 
 /// Decodes the newest valid slot of a page, not above checkpoint `number`, and appends its
-/// segments. Returns the slot.
+/// segments. Returns what it chose, and what is wrong with the other slot, if it is not whole.
 fn decode_page(
     slots: &[u8],
     pool: u64,
@@ -521,7 +565,7 @@ fn decode_page(
     number: u64,
     segments: &mut Vec<Segment>,
     count: usize,
-) -> Result<u8> {
+) -> Result<(Newest, Option<HeaderError>)> {
     let mut best: Option<(u64, u8)> = None;
     let mut problem = None;
     for slot in 0..SLOTS_PER_PAGE as u8 {
@@ -538,7 +582,7 @@ fn decode_page(
             Err(error) => problem = Some(error),
         }
     }
-    let Some((_, slot)) = best else {
+    let Some((version, slot)) = best else {
         return Err(match problem {
             Some(error) => MetadataError::Header(error).into(),
             None => inconsistent("page", page as u64),
@@ -569,7 +613,7 @@ fn decode_page(
             pages: entry.pages.get(),
         });
     }
-    Ok(slot)
+    Ok((Newest { version, slot }, problem))
 }
 
 /// Whether one of a page's slots was written by a checkpoint after `number`, whose record was never

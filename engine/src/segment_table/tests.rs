@@ -19,9 +19,9 @@ fn store(table: &SegmentTable, device: &SimDevice, number: u64) -> StoredPages {
     pollster::block_on(table.store_changes(device, number)).unwrap()
 }
 
-fn load(device: &SimDevice, number: u64, next_generation: u64) -> SegmentTable {
-    let load = SegmentTable::load(device, POOL, layout(), number, next_generation);
-    pollster::block_on(load).unwrap()
+fn load(device: &SimDevice, number: u64, like: &SegmentTable, sum: u64) -> Result<SegmentTable> {
+    let generation = like.next_generation();
+    pollster::block_on(SegmentTable::load(device, POOL, layout(), number, generation, sum))
 }
 
 fn segments(table: &SegmentTable) -> Vec<Segment> {
@@ -34,7 +34,9 @@ fn segments(table: &SegmentTable) -> Vec<Segment> {
 fn pages_of_a_checkpoint_that_never_was_do_not_count_later() {
     let device = SimDevice::new(64 << 20);
     let table = SegmentTable::new(POOL, layout());
-    table.stored(store(&table, &device, 1));
+    let first = store(&table, &device, 1);
+    let sum = first.versions_sum;
+    table.stored(first);
 
     // Takes all of the first page and some of the second, and then the power goes.
     for _ in 0..ENTRIES_PER_PAGE + 3 {
@@ -42,11 +44,45 @@ fn pages_of_a_checkpoint_that_never_was_do_not_count_later() {
     }
     let _never_valid = store(&table, &device, 2);
 
-    let table = load(&device, 1, 1);
+    let table = load(&device, 1, &table, sum).unwrap();
     table.take(SegmentState::Metadata).unwrap();
-    table.stored(store(&table, &device, 2));
-    let reloaded = load(&device, 2, table.next_generation());
+    let second = store(&table, &device, 2);
+    let sum = second.versions_sum;
+    table.stored(second);
+    let reloaded = load(&device, 2, &table, sum).unwrap();
     assert_eq!(segments(&reloaded), segments(&table));
+}
+
+/// The slot that is passed over for damage must not be the one that counts: an older table would
+/// have segments for free that are in use.
+#[test]
+fn a_damaged_or_stale_page_is_reported_and_not_replaced_by_an_older_one() {
+    let device = SimDevice::new(64 << 20);
+    let table = SegmentTable::new(POOL, layout());
+    let mut slots = Vec::new();
+    let mut sum = 0;
+    for number in 1..=4 {
+        table.take(SegmentState::Frontier).unwrap();
+        let stored = store(&table, &device, number);
+        sum = stored.versions_sum;
+        table.stored(stored);
+        let slot = table.inner.lock().newest[0].slot;
+        let start = slot_offset(&layout(), 0, slot).0;
+        slots.push((start, device.peek(start, BLOCK_BYTES)));
+    }
+    let reloaded = load(&device, 4, &table, sum).unwrap();
+    assert_eq!(segments(&reloaded), segments(&table));
+    let (newest, other) = (slots[3].0, slots[2].0);
+
+    let damaged = device.snapshot();
+    damaged.flip_bit(newest + 100, 3);
+    assert!(load(&damaged, 4, &table, sum).is_err(), "the newest slot is damaged");
+    let stale = device.snapshot();
+    stale.corrupt(newest, &slots[1].1);
+    assert!(load(&stale, 4, &table, sum).is_err(), "the newest slot is an older version");
+    let harmless = device.snapshot();
+    harmless.flip_bit(other + 100, 3);
+    assert!(load(&harmless, 4, &table, sum).is_ok(), "the other slot does not matter");
 }
 
 /// A link that was under way when its segment was condemned keeps the segment.
