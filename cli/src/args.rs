@@ -1,0 +1,233 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use siltstone_nbd::Listen;
+
+use crate::{errors, size::Size};
+
+/// The address on which volumes are served if none is given.
+pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
+
+/// Deduplicating, compressing block storage.
+#[derive(Debug, Parser)]
+#[command(
+    name = "siltstone",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = errors::EXIT_STATUS_HELP
+)]
+pub(crate) struct Arguments {
+    /// What to log on stderr: error, warn, info, debug, trace or a filter as in RUST_LOG, which
+    /// counts otherwise (default: info for serve, warn for the rest).
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a pool in a new file or on a block device.
+    Create(CreateArguments),
+    /// Create, list, resize and delete volumes.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Serve a pool's volumes over NBD until SIGTERM or SIGINT.
+    Serve(ServeArguments),
+    /// Copy a raw image into a volume.
+    ///
+    /// The volume is created if it does not exist. One that exists holds the image afterwards,
+    /// and zeros behind it.
+    Import(ImportArguments),
+    /// Copy a volume into a raw image; what the volume does not store becomes holes.
+    Export(ExportArguments),
+    /// Say what a pool holds and what it costs.
+    Stat(ReportArguments),
+    /// Read everything and check it against checksums, fingerprints and the map.
+    Check(ReportArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArguments {
+    /// A file that does not exist yet, or a block device.
+    pub(crate) pool: PathBuf,
+    /// The pool's size; of a block device, all of it by default.
+    #[arg(long)]
+    pub(crate) size: Option<Size>,
+    /// A file or block device of its own for the NVRAM log [default: inside the pool].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) nvram: Option<PathBuf>,
+    /// The size of the NVRAM log [default: by the pool's size].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) nvram_size: Option<Size>,
+    /// Memory that the deduplication index may take.
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub(crate) index_memory: Size,
+    /// The shortest run of duplicate 4 KiB blocks that is not stored again.
+    #[arg(long, value_name = "BLOCKS", default_value_t = 1)]
+    pub(crate) threshold: u32,
+    /// When writes are made durable.
+    #[arg(long, value_enum, default_value_t = Sync::Flush)]
+    pub(crate) sync: Sync,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sync {
+    /// Before each write is acknowledged.
+    Always,
+    /// When the client flushes.
+    Flush,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Create an empty volume.
+    Create {
+        /// The pool.
+        pool: PathBuf,
+        /// The volume's name.
+        name: String,
+        /// The volume's size, which may exceed the pool's.
+        #[arg(long)]
+        size: Size,
+        #[command(flatten)]
+        compression: Compression,
+    },
+    /// List a pool's volumes.
+    List(ReportArguments),
+    /// Change a volume's size; what lies past a smaller size is discarded.
+    Resize {
+        /// The pool.
+        pool: PathBuf,
+        /// The volume's name.
+        name: String,
+        /// The new size.
+        #[arg(long)]
+        size: Size,
+    },
+    /// Delete a volume and everything in it.
+    Delete {
+        /// The pool.
+        pool: PathBuf,
+        /// The volume's name.
+        name: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Compression {
+    /// The volume's zstd level, from -7 (fastest) to 19 (smallest) [default: 1].
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) level: Option<i8>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// The pool.
+    pub(crate) pool: PathBuf,
+    /// Where to listen: HOST:PORT or unix:PATH; may be repeated.
+    #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_LISTEN)]
+    pub(crate) listen: Vec<Listen>,
+    /// Create this volume if it does not exist; may be repeated.
+    #[arg(long, value_name = "NAME=SIZE", value_parser = parse_new_volume)]
+    pub(crate) create: Vec<NewVolume>,
+    /// Create the pool with this size if it does not exist.
+    #[arg(long)]
+    pub(crate) size: Option<Size>,
+    /// Refuse every change.
+    #[arg(long, conflicts_with_all = ["create", "size"])]
+    pub(crate) read_only: bool,
+    /// How many clients may be connected at a time.
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) max_connections: u32,
+    /// Memory for written data on its way to the device [default: 32M].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) staging: Option<Size>,
+    /// Memory for decompressed data kept for reads [default: 64M].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) frame_cache: Option<Size>,
+    /// Memory for the map's pages kept for lookups [default: 16M].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) page_cache: Option<Size>,
+}
+
+/// A volume to create.
+#[derive(Clone, Debug)]
+pub(crate) struct NewVolume {
+    pub(crate) name: String,
+    pub(crate) size: Size,
+}
+
+fn parse_new_volume(given: &str) -> Result<NewVolume, String> {
+    // The last '=': names may hold one, sizes cannot.
+    let (name, size) = given.rsplit_once('=').ok_or("write NAME=SIZE, such as disk=10G")?;
+    let size = size.parse().map_err(|error| format!("{error}"))?;
+    Ok(NewVolume { name: name.into(), size })
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArguments {
+    /// The pool.
+    pub(crate) pool: PathBuf,
+    /// The volume's name.
+    pub(crate) volume: String,
+    /// The image: a file, a block device, or - for standard input.
+    pub(crate) file: PathBuf,
+    /// The size of a volume to create [default: the image's, which standard input does not tell].
+    #[arg(long)]
+    pub(crate) size: Option<Size>,
+    #[command(flatten)]
+    pub(crate) compression: Compression,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// The pool.
+    pub(crate) pool: PathBuf,
+    /// The volume's name.
+    pub(crate) volume: String,
+    /// The image: a file, a block device, or - for standard output.
+    pub(crate) file: PathBuf,
+    /// Overwrite a file that exists.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArguments {
+    /// The pool.
+    pub(crate) pool: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_the_tuning_defaults_as_they_are() {
+        let tuning = siltstone_engine::Tuning::default();
+        let help = Arguments::command().find_subcommand_mut("serve").unwrap().render_help();
+        for (what, bytes) in [
+            ("device", tuning.staging_bytes),
+            ("reads", tuning.frame_cache_bytes),
+            ("lookups", tuning.page_cache_bytes),
+        ] {
+            let text = format!("{what} [default: {}M]", bytes >> 20);
+            assert!(help.to_string().contains(&text), "{text}: {help}");
+        }
+    }
+}

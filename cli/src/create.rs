@@ -1,0 +1,24 @@
+//! `siltstone create`.
+
+use siltstone_engine::CreateOptions;
+
+use crate::{
+    args::{CreateArguments, Sync},
+    errors::CliError,
+    open,
+    output::print,
+};
+
+pub(crate) fn run(arguments: &CreateArguments) -> Result<(), CliError> {
+    let options = CreateOptions {
+        size_bytes: arguments.size.map(|size| size.0),
+        nvram: arguments.nvram.clone(),
+        nvram_bytes: arguments.nvram_size.map(|size| size.0),
+        index_memory_bytes: arguments.index_memory.0,
+        threshold: arguments.threshold,
+        sync_always: arguments.sync == Sync::Always,
+        ..CreateOptions::default()
+    };
+    open::create(&arguments.pool, &options)?;
+    print(&format!("created pool {}\n", arguments.pool.display()))
+}

@@ -1,0 +1,312 @@
+//! What the program can fail with, and the one table of exit statuses.
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use siltstone_cursor::MapError;
+use siltstone_device::DeviceError;
+use siltstone_engine::{EngineError, error::FrameError};
+use siltstone_nbd::ServerError;
+use siltstone_nvram::{CheckpointError, LogError, OpenError};
+
+/// What the help says about exit statuses.
+pub(crate) const EXIT_STATUS_HELP: &str = "\
+Exit statuses:
+  0  done
+  1  another failure (files, addresses, permissions)
+  2  the command line is wrong
+  3  not a pool, or its metadata is damaged or incomplete
+  4  the pool needs a newer siltstone
+  5  the pool is in use by another process
+  6  no such volume, it exists already, or a name, size or option is impossible
+  7  no space
+  8  a device failed
+  9  stored data is damaged, found by check or by reading";
+
+/// The classes of failure that scripts can tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum ExitStatus {
+    /// Anything that has no class of its own.
+    Other = 1,
+    /// The command line is wrong (clap exits with this by itself).
+    Usage = 2,
+    /// Not a pool, or one that cannot be opened as it is.
+    BadPool = 3,
+    /// Written by a newer program.
+    NewerVersion = 4,
+    /// Another process has it.
+    InUse = 5,
+    /// A name, size or option that cannot be.
+    Refused = 6,
+    /// Pool, file system or quota is full.
+    NoSpace = 7,
+    /// The device failed.
+    Device = 8,
+    /// Stored data is damaged.
+    Damaged = 9,
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        Self::from(status as u8)
+    }
+}
+
+/// A command's failure.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// The engine refused or failed, and says all there is to say.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The pool could not be opened or created.
+    #[error("{path}: {source}")]
+    Pool {
+        /// The pool.
+        path: PathBuf,
+        /// Why.
+        source: EngineError,
+    },
+    /// Nothing is where the pool should be.
+    #[error("{path} does not exist; 'siltstone create {path} --size SIZE' makes a pool there")]
+    NoPool {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A new file has no size of its own.
+    #[error("a pool in a new file needs a size: add --size, such as --size 20G")]
+    PoolSizeMissing,
+    /// Server could not be started.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The volume exists and is not what was asked for.
+    #[error(
+        "volume '{volume}' exists already with {size_bytes} bytes and level {level}; ask for the \
+         same or for neither, name another volume, or change this one first"
+    )]
+    VolumeDiffers {
+        /// The volume.
+        volume: String,
+        /// Its size.
+        size_bytes: u64,
+        /// Its level.
+        level: i8,
+    },
+    /// The length of a stream is not known beforehand.
+    #[error("the length of {file} is not known: add --size to create volume '{volume}' for it")]
+    StreamSizeMissing {
+        /// The stream.
+        file: String,
+        /// The volume.
+        volume: String,
+    },
+    /// The image does not fit.
+    #[error(
+        "{file} is larger than volume '{volume}' ({size_bytes} bytes); enlarge it with 'siltstone \
+         volume resize', or import into another volume"
+    )]
+    ImageTooLarge {
+        /// The image.
+        file: String,
+        /// The volume.
+        volume: String,
+        /// The volume's size.
+        size_bytes: u64,
+    },
+    /// Nothing to import.
+    #[error("{file} is empty; to create an empty volume, use 'siltstone volume create'")]
+    ImageEmpty {
+        /// The image.
+        file: String,
+    },
+    /// Export would overwrite a file.
+    #[error("{path} exists already and is left as it is; add --force to overwrite it")]
+    FileExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Export would overwrite the pool that it reads.
+    #[error("{path} is the pool itself; name another file")]
+    FileIsPool {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An operation on a file other than the pool failed.
+    #[error("cannot {action} {file}: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The block device has less room than the volume.
+    #[error("{path} is smaller than the volume ({size_bytes} bytes); name a larger device")]
+    TargetTooSmall {
+        /// The device.
+        path: PathBuf,
+        /// The volume's size.
+        size_bytes: u64,
+    },
+    /// The process could not set itself up.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The log filter makes no sense.
+    #[error("'{given}' is not a log level: use error, warn, info, debug or trace")]
+    LogLevel {
+        /// What was given.
+        given: String,
+    },
+    /// A check found problems.
+    #[error(
+        "{path}: the check found {problems} problem(s); what it lists as lost cannot be read, \
+         everything else can: copy it with 'siltstone export'"
+    )]
+    CheckFailed {
+        /// The pool.
+        path: PathBuf,
+        /// How many.
+        problems: u64,
+    },
+}
+
+impl CliError {
+    /// A [`CliError::File`] from its parts.
+    pub(crate) fn file(action: &'static str, file: &str, source: impl Into<io::Error>) -> Self {
+        Self::File { action, file: file.into(), source: source.into() }
+    }
+
+    /// The failure's class.
+    pub(crate) fn exit_status(&self) -> ExitStatus {
+        match self {
+            Self::Engine(error) | Self::Pool { source: error, .. } => engine_status(error),
+            Self::NoPool { .. } | Self::Server(_) => ExitStatus::Other,
+            Self::PoolSizeMissing | Self::StreamSizeMissing { .. } | Self::LogLevel { .. } => {
+                ExitStatus::Usage
+            }
+            Self::VolumeDiffers { .. }
+            | Self::ImageTooLarge { .. }
+            | Self::ImageEmpty { .. }
+            | Self::FileExists { .. }
+            | Self::FileIsPool { .. }
+            | Self::TargetTooSmall { .. } => ExitStatus::Refused,
+            Self::File { source, .. } | Self::System { source, .. } => {
+                io_status(source, ExitStatus::Other)
+            }
+            Self::CheckFailed { .. } => ExitStatus::Damaged,
+        }
+    }
+}
+
+fn engine_status(error: &EngineError) -> ExitStatus {
+    use EngineError as E;
+    match error {
+        E::Device(error) => device_status(error),
+        E::Map(MapError::NoSpace) | E::NoSpace { .. } | E::Log(LogError::Full { .. }) => {
+            ExitStatus::NoSpace
+        }
+        E::Map(MapError::Read { source, .. } | MapError::Write { source, .. }) => {
+            device_status(source)
+        }
+        E::Map(MapError::Page { .. }) | E::BlockDamaged { .. } => match error {
+            E::BlockDamaged { source: FrameError::Device { source, .. }, .. } => {
+                device_status(source)
+            }
+            _ => ExitStatus::Damaged,
+        },
+        E::Log(LogError::Failed { cause, .. })
+        | E::CheckpointRecord(CheckpointError::Failed { cause, .. }) => device_status(cause),
+        E::CheckpointRecord(CheckpointError::Device(error))
+        | E::OpenLog(OpenError::Device(error)) => device_status(error),
+        E::OpenLog(OpenError::Version { .. }) | E::NewerVersion { .. } => ExitStatus::NewerVersion,
+        E::OpenLog(_)
+        | E::CheckpointRecord(_)
+        | E::NotAPool { .. }
+        | E::Truncated { .. }
+        | E::Metadata(_) => ExitStatus::BadPool,
+        E::PoolExists
+        | E::TooSmall { .. }
+        | E::InvalidOption { .. }
+        | E::NoSuchVolume { .. }
+        | E::VolumeExists { .. }
+        | E::InvalidName { .. }
+        | E::InvalidSize { .. }
+        | E::InvalidLevel { .. }
+        | E::CatalogFull { .. }
+        | E::VolumeDeleted { .. }
+        | E::OutOfRange { .. } => ExitStatus::Refused,
+        E::Failed { cause } => engine_status(cause),
+        E::Log(LogError::TooLarge { .. }) | E::Index(_) | E::ReadOnly | E::Closing => {
+            ExitStatus::Other
+        }
+    }
+}
+
+fn device_status(error: &DeviceError) -> ExitStatus {
+    use DeviceError as D;
+    match error {
+        D::Io { source, .. } | D::Size { source, .. } => io_status(source, ExitStatus::Device),
+        D::OutOfRange { .. } | D::Unaligned { .. } | D::Closed { .. } => ExitStatus::Device,
+        D::Open { source, .. } => io_status(source, ExitStatus::Other),
+        D::Locked { .. } => ExitStatus::InUse,
+        D::NotADevice { .. } => ExitStatus::BadPool,
+        D::AlreadyExists { .. } | D::InvalidSize { .. } | D::TooSmall { .. } | D::Shrink { .. } => {
+            ExitStatus::Refused
+        }
+    }
+}
+
+/// What the operating system's answer says, if it says anything special.
+fn io_status(error: &io::Error, otherwise: ExitStatus) -> ExitStatus {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ExitStatus::NoSpace,
+        io::ErrorKind::FileTooLarge => ExitStatus::Refused,
+        _ => otherwise,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn io(kind: io::ErrorKind) -> Arc<io::Error> {
+        Arc::new(kind.into())
+    }
+
+    #[test]
+    fn a_sticky_failure_has_the_class_of_its_cause() {
+        let cause = EngineError::Device(DeviceError::Io {
+            operation: siltstone_device::Operation::Flush,
+            offset_bytes: 0,
+            len_bytes: 0,
+            source: io(io::ErrorKind::Other),
+        });
+        let failed = EngineError::Failed { cause: Arc::new(cause) };
+        assert_eq!(CliError::from(failed).exit_status(), ExitStatus::Device);
+    }
+
+    #[test]
+    fn a_full_file_system_under_the_pool_is_a_lack_of_space() {
+        let error = DeviceError::Io {
+            operation: siltstone_device::Operation::Write,
+            offset_bytes: 0,
+            len_bytes: 4096,
+            source: io(io::ErrorKind::StorageFull),
+        };
+        assert_eq!(CliError::from(EngineError::from(error)).exit_status(), ExitStatus::NoSpace);
+    }
+
+    #[test]
+    fn the_help_lists_every_status_once() {
+        for status in 0..=9 {
+            let lines = EXIT_STATUS_HELP.lines();
+            assert_eq!(lines.filter(|line| line.starts_with(&format!("  {status}  "))).count(), 1);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `siltstone serve`.
+
+use std::{sync::Arc, time::Duration};
+
+use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning};
+use siltstone_nbd::{Listen, Server, ServerConfig};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    args::{Compression, NewVolume, ServeArguments},
+    client_commands,
+    errors::CliError,
+    export_adapter::PoolCatalog,
+    open,
+    output::print,
+    size::{Size, human},
+    volume,
+};
+
+/// How long clients may take to have their requests answered at shutdown.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(arguments: &ServeArguments) -> Result<(), CliError> {
+    let pool = open_pool(arguments)?;
+    for new in &arguments.create {
+        create_if_missing(&pool, new)?;
+    }
+    let pool = Arc::new(pool);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(system("start threads"))?;
+    runtime.block_on(serve(&pool, arguments))?;
+    drop(runtime);
+    if let Some(pool) = Arc::into_inner(pool) {
+        pool.close()?;
+        tracing::info!("closed the pool");
+    }
+    Ok(())
+}
+
+fn open_pool(arguments: &ServeArguments) -> Result<Pool, CliError> {
+    if let (Some(size), Ok(false)) = (arguments.size, arguments.pool.try_exists()) {
+        let options = CreateOptions { size_bytes: Some(size.0), ..CreateOptions::default() };
+        open::create(&arguments.pool, &options)?;
+        tracing::info!(pool = %arguments.pool.display(), size = human(size.0), "created the pool");
+    }
+    let tuning = Tuning::default();
+    let or = |size: Option<Size>, default| size.map_or(default, Size::memory_bytes);
+    let tuning = Tuning {
+        staging_bytes: or(arguments.staging, tuning.staging_bytes),
+        frame_cache_bytes: or(arguments.frame_cache, tuning.frame_cache_bytes),
+        page_cache_bytes: or(arguments.page_cache, tuning.page_cache_bytes),
+        ..tuning
+    };
+    open::open_with(&arguments.pool, &OpenOptions { read_only: arguments.read_only, tuning })
+}
+
+fn create_if_missing(pool: &Pool, new: &NewVolume) -> Result<(), CliError> {
+    match pool.volume(&new.name) {
+        Ok(volume) if volume.size_bytes() == new.size.0 => Ok(()),
+        Ok(_) => Err(volume::differs(pool, &new.name)),
+        Err(EngineError::NoSuchVolume { .. }) => {
+            volume::create(pool, &new.name, new.size.0, Compression { level: None })?;
+            tracing::info!(volume = new.name, size = human(new.size.0), "created a volume");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Serves until a signal says to stop; then lets clients finish.
+async fn serve(pool: &Arc<Pool>, arguments: &ServeArguments) -> Result<(), CliError> {
+    // Before anybody can know of this server, so that no signal is missed.
+    let catch = |kind| signal(kind).map_err(system("catch signals"));
+    let mut terminate = catch(SignalKind::terminate())?;
+    let mut interrupt = catch(SignalKind::interrupt())?;
+    let config = ServerConfig {
+        max_connections: arguments.max_connections as usize,
+        ..ServerConfig::default()
+    };
+    let catalog = Arc::new(PoolCatalog::new(Arc::clone(pool)));
+    let server = Server::bind(&arguments.listen, catalog, config).await?;
+    print(&announcement(pool, server.addresses()))?;
+    next(&mut terminate, &mut interrupt).await;
+    tracing::info!(connections = server.connections(), "stopping");
+    tokio::select! {
+        drained = server.shutdown(DRAIN_TIMEOUT) => tracing::info!(?drained, "stopped serving"),
+        () = next(&mut terminate, &mut interrupt) => tracing::warn!("stopped without waiting"),
+    }
+    Ok(())
+}
+
+async fn next(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// What is served where. The last line says that clients can connect.
+fn announcement(pool: &Pool, addresses: &[Listen]) -> String {
+    let mut text = String::new();
+    for address in addresses {
+        text += &format!("listening on {address}\n");
+    }
+    for volume in pool.volumes() {
+        text += &format!("volume '{}', {}:\n", volume.name, human(volume.size_bytes));
+        for address in addresses {
+            for command in client_commands::commands(address, &volume.name) {
+                text += &format!("    {command}\n");
+            }
+        }
+    }
+    text + "ready\n"
+}
+
+fn system(action: &'static str) -> impl Fn(std::io::Error) -> CliError {
+    move |source| CliError::System { action, source }
+}

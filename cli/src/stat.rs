@@ -1,0 +1,52 @@
+//! `siltstone stat`.
+
+use siltstone_engine::PoolStat;
+
+use crate::{
+    args::ReportArguments,
+    errors::CliError,
+    open,
+    output::{print, print_json, table},
+    size::human,
+};
+
+pub(crate) fn run(arguments: &ReportArguments) -> Result<(), CliError> {
+    let stat = open::open_read_only(&arguments.pool)?.stat()?;
+    if arguments.json { print_json(&stat) } else { print(&tables(&stat)) }
+}
+
+fn tables(stat: &PoolStat) -> String {
+    let row = |name: &str, value: String, note: String| vec![name.into(), value, note];
+    let sampled = match stat.index_sample_bits {
+        0 => "every fingerprint fits".into(),
+        bits => format!("1 fingerprint in {} is kept", 1_u64 << bits.min(63)),
+    };
+    let mut rows = vec![
+        row("size", human(stat.size_bytes), String::new()),
+        row("free", human(stat.free_bytes), "before reduction".into()),
+        row("logical", human(stat.logical_bytes), "mapped by volumes".into()),
+        row("unique", human(stat.unique_bytes), ratio("dedup", stat.dedup_ratio)),
+        row("stored", human(stat.stored_bytes), ratio("compression", stat.compression_ratio)),
+        row("metadata", human(stat.metadata_bytes), String::new()),
+        row("index", human(stat.index_bytes), sampled),
+        row("NVRAM log", human(stat.nvram_used_bytes), "in use".into()),
+    ];
+    if let Some(failure) = &stat.failure {
+        rows.push(row("failure", failure.clone(), String::new()));
+    }
+    let head = ["VOLUME", "SIZE", "LOGICAL", "LEVEL"];
+    let mut volumes = vec![head.map(String::from).to_vec()];
+    for volume in &stat.volumes {
+        volumes.push(vec![
+            volume.name.clone(),
+            human(volume.size_bytes),
+            human(volume.logical_bytes),
+            volume.level.to_string(),
+        ]);
+    }
+    table(&rows) + "\n" + &table(&volumes)
+}
+
+fn ratio(what: &str, ratio: f64) -> String {
+    format!("{what} {ratio:.2}:1")
+}

@@ -1,0 +1,357 @@
+//! What users can get wrong: each mistake has its exit status and one sentence on stderr, and
+//! leaves nothing behind.
+
+#![allow(clippy::unwrap_used)] // In tests, a panic is how failure is reported.
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::{FileExt, PermissionsExt},
+    process::Stdio,
+};
+
+use siltstone_device::header::{Header, Identity, Kind, seal};
+use support::{Folder, Outcome, Server, command, siltstone};
+use zerocopy::FromBytes;
+
+const POOL_SIZE: &str = "128M";
+
+/// Commands that open a pool, whatever they do with it.
+fn openers<'a>(pool: &'a str, image: &'a str) -> Vec<Vec<&'a str>> {
+    vec![
+        vec!["stat", pool],
+        vec!["check", pool],
+        vec!["volume", "list", pool],
+        vec!["volume", "create", pool, "v", "--size", "1M"],
+        vec!["import", pool, "v", image],
+        vec!["export", pool, "v", "/dev/null"],
+    ]
+}
+
+#[test]
+fn wrong_command_lines_are_usage_errors() {
+    for arguments in [
+        &["nonsense"][..],
+        &["create"],
+        &["create", "p", "--size", "big"],
+        &["create", "p", "--size", "1G", "--sync", "sometimes"],
+        &["volume", "create", "p", "v"],
+        &["serve", "p", "--listen", "nowhere"],
+        &["serve", "p", "--create", "disk"],
+        &["serve", "p", "--create", "disk=large"],
+        &["serve", "p", "--read-only", "--size", "1G"],
+        &["serve", "p", "--max-connections", "0"],
+    ] {
+        let outcome = siltstone(arguments);
+        assert_eq!(outcome.status.code(), Some(2), "{arguments:?}");
+        assert!(outcome.stderr.contains("error: "), "{outcome:?}");
+    }
+    let sentence = siltstone(["stat", "p", "--log-level", "a=b=c"]).fails(2);
+    assert!(sentence.contains("'a=b=c'"), "{sentence}");
+}
+
+#[test]
+fn the_help_lists_the_exit_statuses() {
+    let help = siltstone(["help"]).succeeds();
+    assert!(help.contains("  5  the pool is in use by another process\n"), "{help}");
+}
+
+#[test]
+fn a_missing_pool_is_reported_by_every_command() {
+    let folder = Folder::new();
+    let image = folder.text("image");
+    fs::write(&image, [1; 4096]).unwrap();
+    let missing = folder.text("missing");
+    for arguments in openers(&missing, &image) {
+        let sentence = siltstone(arguments).fails(1);
+        assert!(sentence.starts_with(&format!("{missing} does not exist; ")), "{sentence}");
+    }
+    let served = siltstone(["serve", &missing, "--log-level", "error"]).fails(1);
+    assert!(served.contains("siltstone create"), "{served}");
+}
+
+#[test]
+fn what_is_no_pool_is_reported_by_every_command() {
+    let folder = Folder::new();
+    let image = folder.text("image");
+    fs::write(&image, [1; 4096]).unwrap();
+    let (empty, text, large) = (folder.text("empty"), folder.text("text"), folder.text("large"));
+    fs::write(&empty, "").unwrap();
+    fs::write(&text, "a shopping list\n").unwrap();
+    fs::write(&large, vec![b'x'; 2 << 20]).unwrap();
+    for path in [&empty, &text, &large] {
+        for arguments in openers(path, &image) {
+            let sentence = siltstone(arguments).fails(3);
+            assert!(sentence.starts_with(path.as_str()), "{sentence}");
+            assert!(sentence.contains("not a siltstone pool"), "{sentence}");
+        }
+    }
+    let directory = folder.text("");
+    for arguments in openers(&directory, &image) {
+        let sentence = siltstone(arguments).fails(3);
+        assert!(sentence.contains("neither a regular file nor a block device"), "{sentence}");
+    }
+}
+
+#[test]
+fn a_truncated_pool_is_reported() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    let file = fs::File::options().write(true).open(&pool).unwrap();
+    file.set_len(64 << 20).unwrap();
+    let sentence = siltstone(["stat", &pool]).fails(3);
+    assert!(sentence.contains("truncated"), "{sentence}");
+}
+
+#[test]
+fn a_pool_without_its_nvram_log_is_reported() {
+    let folder = Folder::new();
+    let (pool, nvram) = (folder.text("pool"), folder.text("nvram"));
+    let size = ["--size", POOL_SIZE, "--nvram", &nvram, "--nvram-size", "4M"];
+    siltstone([&["create", &pool], &size[..]].concat()).succeeds();
+    assert_eq!(fs::metadata(&nvram).unwrap().len(), 4 << 20);
+    siltstone(["stat", &pool]).succeeds();
+    fs::write(&nvram, vec![0; 4 << 20]).unwrap();
+    let sentence = siltstone(["stat", &pool]).fails(3);
+    assert!(sentence.contains("NVRAM"), "{sentence}");
+    fs::remove_file(&nvram).unwrap();
+    let sentence = siltstone(["stat", &pool]).fails(1);
+    assert!(sentence.contains(&nvram), "{sentence}");
+}
+
+#[test]
+fn a_pool_of_a_newer_version_is_told_apart() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    let file = fs::File::options().read(true).write(true).open(&pool).unwrap();
+    for address_bytes in [0, 512 << 10] {
+        let mut block = [0; 4096];
+        file.read_exact_at(&mut block, address_bytes).unwrap();
+        let (found, _) = Header::read_from_prefix(&block).unwrap();
+        let (pool, length_bytes) = (found.pool.get(), found.length_bytes.get() as usize);
+        let identity = Identity { kind: Kind::Superblock, version: 99, pool, address_bytes };
+        seal(&mut block[..length_bytes], &identity, found.sequence.get());
+        file.write_all_at(&block, address_bytes).unwrap();
+    }
+    let sentence = siltstone(["stat", &pool]).fails(4);
+    assert!(sentence.contains("needs a newer siltstone"), "{sentence}");
+}
+
+#[test]
+fn a_pool_in_use_is_refused_and_keeps_running() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    let image = folder.text("image");
+    fs::write(&image, [1; 4096]).unwrap();
+    let server = Server::start(&pool, &["--create", "disk=1G"]);
+    // All at once: each waits a little before it gives up.
+    std::thread::scope(|scope| {
+        for arguments in openers(&pool, &image) {
+            scope.spawn(|| {
+                let sentence = siltstone(arguments).fails(5);
+                assert!(sentence.contains("in use by another process"), "{sentence}");
+            });
+        }
+    });
+    assert!(server.stop().success());
+    siltstone(["stat", &pool]).succeeds();
+}
+
+#[test]
+fn a_pool_that_cannot_be_created_leaves_nothing_behind() {
+    let folder = Folder::new();
+    let (pool, nvram) = (folder.text("pool"), folder.text("nvram"));
+    for (arguments, status, expected) in [
+        (&[][..], 2, "add --size"),
+        (&["--size", "1M"], 6, "at least"),
+        (&["--size", "1000000001"], 6, "multiple of 4096"),
+        (&["--size", "0"], 6, "multiple of 4096"),
+        (&["--size", POOL_SIZE, "--threshold", "0"], 6, "threshold"),
+        (&["--size", POOL_SIZE, "--index-memory", "1"], 6, "index memory"),
+        (&["--size", POOL_SIZE, "--nvram-size", "1"], 6, "NVRAM log size"),
+        (&["--size", POOL_SIZE, "--nvram", &nvram, "--threshold", "0"], 6, "threshold"),
+        (&["--size", POOL_SIZE, "--nvram", "/nonexistent/log"], 1, "/nonexistent/log"),
+    ] {
+        let sentence = siltstone([&["create", &pool], arguments].concat()).fails(status);
+        assert!(sentence.contains(expected), "{sentence}");
+        assert!(!fs::exists(&pool).unwrap() && !fs::exists(&nvram).unwrap(), "{arguments:?}");
+    }
+    let nowhere = folder.text("missing/pool");
+    siltstone(["create", &nowhere, "--size", POOL_SIZE]).fails(1);
+}
+
+#[test]
+fn creating_a_pool_never_overwrites() {
+    let folder = Folder::new();
+    let (pool, file) = (folder.pool(POOL_SIZE), folder.text("file"));
+    fs::write(&file, "precious").unwrap();
+    for path in [&pool, &file] {
+        let sentence = siltstone(["create", path, "--size", POOL_SIZE]).fails(6);
+        assert!(sentence.contains("exists already"), "{sentence}");
+    }
+    let other = folder.text("other");
+    let sentence = siltstone(["create", &other, "--size", POOL_SIZE, "--nvram", &file]).fails(6);
+    assert!(sentence.contains(&file), "{sentence}");
+    assert!(!fs::exists(&other).unwrap());
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+    siltstone(["stat", &pool]).succeeds();
+}
+
+#[test]
+fn a_pool_that_may_not_be_opened_is_reported() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    fs::set_permissions(&pool, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::File::open(&pool).is_ok() {
+        println!("root may open everything: not tested");
+        return;
+    }
+    let sentence = siltstone(["stat", &pool]).fails(1);
+    assert!(sentence.contains("Permission denied"), "{sentence}");
+}
+
+#[test]
+fn impossible_volumes_are_refused() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    siltstone(["volume", "create", &pool, "disk", "--size", "1G"]).succeeds();
+    for (arguments, expected) in [
+        (&["create", &pool, "disk", "--size", "1G"][..], "exists already"),
+        (&["create", &pool, "odd", "--size", "1000"], "multiple of 512"),
+        (&["create", &pool, "none", "--size", "0"], "multiple of 512"),
+        (&["create", &pool, "huge", "--size", "15E"], "at most 1 EiB"),
+        (&["create", &pool, "a/b", "--size", "1G"], "cannot name a volume"),
+        (&["create", &pool, "", "--size", "1G"], "cannot name a volume"),
+        (&["create", &pool, "v", "--size", "1G", "--level", "20"], "from -7 to 19"),
+        (&["create", &pool, "v", "--size", "1G", "--level", "-8"], "from -7 to 19"),
+        (&["resize", &pool, "disk", "--size", "513"], "multiple of 512"),
+        (&["resize", &pool, "other", "--size", "1G"], "no volume named 'other'"),
+        (&["delete", &pool, "other"], "no volume named 'other'"),
+    ] {
+        let sentence = siltstone([&["volume"], arguments].concat()).fails(6);
+        assert!(sentence.contains(expected), "{sentence}");
+    }
+    let list = siltstone(["volume", "list", &pool]).succeeds();
+    assert_eq!(list, "NAME  SIZE   LEVEL\ndisk  1 GiB  1\n");
+}
+
+#[test]
+fn images_that_cannot_be_imported_leave_no_volume() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    let (empty, image) = (folder.text("empty"), folder.text("image"));
+    fs::write(&empty, "").unwrap();
+    fs::write(&image, vec![7; 2 << 20]).unwrap();
+    let directory = folder.text("");
+    for (arguments, status, expected) in [
+        (&["/nonexistent/image"][..], 1, "/nonexistent/image"),
+        (&[&directory], 1, "directory"),
+        (&[&empty], 6, "is empty"),
+        (&["-"], 2, "add --size"),
+        (&[&image, "--size", "1M"], 6, "is larger than volume 'v'"),
+        (&[&image, "--level", "99"], 6, "from -7 to 19"),
+    ] {
+        let sentence = siltstone([&["import", &pool, "v"], arguments].concat()).fails(status);
+        assert!(sentence.contains(expected), "{sentence}");
+    }
+    // What is too long shows only at its end.
+    let stream = fs::File::open(&image).unwrap();
+    let mut import = command();
+    import.args(["import", &pool, "v", "-", "--size", "1M"]).stdin(stream);
+    let sentence = Outcome::of(&mut import).fails(6);
+    assert!(sentence.starts_with("standard input is larger than"), "{sentence}");
+    assert_eq!(siltstone(["volume", "list", &pool, "--json"]).succeeds(), "[]\n");
+
+    siltstone(["import", &pool, "v", &image]).succeeds();
+    for option in [["--size", "4M"], ["--level", "3"]] {
+        let sentence = siltstone([&["import", &pool, "v", &image], &option[..]].concat()).fails(6);
+        assert!(sentence.contains("exists already with 2097152 bytes"), "{sentence}");
+    }
+    siltstone(["import", &pool, "v", &image, "--size", "2M", "--level", "1"]).succeeds();
+}
+
+#[test]
+fn an_image_that_does_not_fit_the_pool_leaves_it_as_it_was() {
+    let folder = Folder::new();
+    let pool = folder.pool("64M");
+    let image = folder.text("image");
+    let mut random = vec![0_u8; 96 << 20];
+    let mut state = 1_u64;
+    for word in random.chunks_exact_mut(8) {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        word.copy_from_slice(&(state ^ (state >> 29)).to_le_bytes());
+    }
+    fs::write(&image, random).unwrap();
+    let sentence = siltstone(["import", &pool, "v", &image]).fails(7);
+    assert!(sentence.contains("the pool is full"), "{sentence}");
+    assert_eq!(siltstone(["volume", "list", &pool, "--json"]).succeeds(), "[]\n");
+    siltstone(["check", &pool]).succeeds();
+}
+
+#[test]
+fn exports_overwrite_nothing_unasked() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    siltstone(["volume", "create", &pool, "disk", "--size", "1M"]).succeeds();
+    let (file, new) = (folder.text("file"), folder.text("new"));
+    fs::write(&file, "precious").unwrap();
+    let sentence = siltstone(["export", &pool, "disk", &file]).fails(6);
+    assert!(sentence.contains("--force"), "{sentence}");
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+    let sentence = siltstone(["export", &pool, "disk", &pool, "--force"]).fails(6);
+    assert!(sentence.contains("is the pool itself"), "{sentence}");
+    siltstone(["export", &pool, "other", &new]).fails(6);
+    assert!(!fs::exists(&new).unwrap());
+    siltstone(["export", &pool, "disk", "/nonexistent/image"]).fails(1);
+    siltstone(["export", &pool, "disk", &folder.text("")]).fails(1);
+    siltstone(["export", &pool, "disk", &file, "--force"]).succeeds();
+    assert_eq!(fs::read(&file).unwrap(), vec![0; 1 << 20]);
+}
+
+#[test]
+fn readers_that_leave_cause_no_panic() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    siltstone(["volume", "create", &pool, "disk", "--size", "64M"]).succeeds();
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    let run = |arguments: &[&str]| {
+        let mut child =
+            command().args(arguments).stdout(closed()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = String::new();
+        std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut stderr).unwrap();
+        Outcome { status: child.wait().unwrap(), stdout: String::new(), stderr }
+    };
+    run(&["stat", &pool]).succeeds();
+    run(&["stat", &pool, "--json"]).succeeds();
+    run(&["volume", "list", &pool]).succeeds();
+    run(&["check", &pool]).succeeds();
+    // But half an image is a failure.
+    let sentence = run(&["export", &pool, "disk", "-"]).fails(1);
+    assert!(sentence.starts_with("cannot write to standard output: "), "{sentence}");
+}
+
+#[test]
+fn addresses_that_cannot_be_had_are_reported() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    let file = folder.text("file");
+    fs::write(&file, "no socket").unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for (address, expected) in [
+        (taken.local_addr().unwrap().to_string(), "cannot listen on 127.0.0.1:"),
+        (format!("unix:{file}"), "is not a socket"),
+        ("unix:/nonexistent/socket".into(), "/nonexistent/socket"),
+    ] {
+        let serve = ["serve", &pool, "--listen", &address, "--log-level", "off"];
+        let sentence = siltstone(serve).fails(1);
+        assert!(sentence.contains(expected), "{sentence}");
+    }
+    let serve = ["serve", &pool, "--create", "disk=1000", "--log-level", "off"];
+    let sentence = siltstone(serve).fails(6);
+    assert!(sentence.contains("multiple of 512"), "{sentence}");
+}
