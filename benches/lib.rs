@@ -1,1 +1,12 @@
-//! Placeholder.
+//! What the benches share. The benches themselves:
+//!
+//! - `fingerprint`, `compress`, `index`, `log`, `map`: one stage each, by criterion.
+//!   `cargo bench -p siltstone-benches --bench map`.
+//! - `throughput`: a whole pool against what the machine can do, as ratios.
+//!   `cargo bench -p siltstone-benches --bench throughput -- --help`.
+//!
+//! All data is real: [`data`] takes it from this system's own files.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod data;

@@ -1,0 +1,92 @@
+//! Streams of new data, of the same again, and of data that does not compress.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use siltstone_device::SeededRandom;
+use siltstone_engine::{Pool, Result, Volume, VolumeOptions};
+
+use crate::{
+    Outcome,
+    bed::{Bed, RAW_BYTES},
+    limit::{self, PIECE_BYTES, Work},
+    raw::{self, Amount, Load},
+    report::{Report, Sample, Stopwatch, Target, Turns, Unit},
+};
+
+const INCOMPRESSIBLE_BYTES: usize = 512 << 20;
+
+/// Writes `data` to the volume from its start in pieces of 1 MiB, by as many clients as there are
+/// cores, and makes it durable. Counts bytes.
+pub(crate) fn write(bed: &Bed, pool: &Pool, volume: &Volume, data: &[u8]) -> Result<Sample> {
+    let next = AtomicUsize::new(0);
+    let client = || -> Result<()> {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed) * PIECE_BYTES;
+            let Some(rest) = data.get(at..).filter(|rest| !rest.is_empty()) else {
+                return Ok(());
+            };
+            volume.write_at(at as u64, &rest[..rest.len().min(PIECE_BYTES)])?;
+        }
+    };
+    let stopwatch = Stopwatch::start();
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..bed.cores).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().try_for_each(|client| client.join().expect("a client returns"))
+    })?;
+    pool.flush()?;
+    Ok(stopwatch.stop(data.len() as u64))
+}
+
+/// Distinct blocks against all the work that they need; then all of them again, against the work
+/// that recognising them needs.
+pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
+    let data = &bed.distinct.bytes;
+    let per_second = Unit::BytesPerSecond;
+    let mut unique = Turns::new("unique data", per_second, Target::ratio(0.92));
+    let mut duplicate = Turns::new("the same again", per_second, Target::value(4e9));
+    for round in 1..=bed.rounds {
+        let limit = limit::run(data, Work::Store, bed.cores);
+        let pool = bed.fresh_pool()?;
+        let size = VolumeOptions::new(data.len() as u64);
+        let before = pool.stat()?.stages;
+        let first = write(bed, &pool, &pool.create_volume("first", &size)?, data)?;
+        unique.add(first.rate(), limit.rate());
+        let between = pool.stat()?.stages;
+        let limit = limit::run(data, Work::Recognise, bed.cores);
+        let second = write(bed, &pool, &pool.create_volume("second", &size)?, data)?;
+        duplicate.add(second.rate(), limit.rate());
+        if round == bed.rounds {
+            report.explain("unique data", &before, &between, first.seconds());
+            let after = pool.stat()?.stages;
+            report.explain("the same again", &between, &after, second.seconds());
+        }
+        pool.close()?;
+    }
+    report.add(unique);
+    report.add(duplicate);
+    Ok(())
+}
+
+/// Noise against sequential writes to the device.
+pub(crate) fn incompressible(bed: &Bed, report: &mut Report) -> Outcome {
+    let mut noise = vec![0; INCOMPRESSIBLE_BYTES];
+    SeededRandom::new(1).fill(&mut noise);
+    let target = Target { ratio: Some(0.8), value: Some(2.5e9) };
+    let mut turns = Turns::new("incompressible data", Unit::BytesPerSecond, target);
+    for round in 1..=bed.rounds {
+        let amount = Amount::Bytes(noise.len() as u64);
+        let limit = raw::run_bytes(&bed.raw, RAW_BYTES, Load::SEQUENTIAL_WRITE, amount)?;
+        let pool = bed.fresh_pool()?;
+        let volume = pool.create_volume("noise", &VolumeOptions::new(noise.len() as u64))?;
+        let before = pool.stat()?.stages;
+        let written = write(bed, &pool, &volume, &noise)?;
+        turns.add(written.rate(), limit.rate());
+        if round == bed.rounds {
+            let after = pool.stat()?.stages;
+            report.explain("incompressible data", &before, &after, written.seconds());
+        }
+        pool.close()?;
+    }
+    report.add(turns);
+    Ok(())
+}

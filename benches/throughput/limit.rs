@@ -1,0 +1,126 @@
+//! The unavoidable work alone: on the same cores and the same data, with no engine around it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use siltstone_benches::data::BLOCK_BYTES;
+use siltstone_dedup::{Fingerprint, fingerprint_blocks};
+use zstd::zstd_safe::{CCtx, DCtx};
+
+use crate::report::{Sample, Stopwatch};
+
+pub(crate) const PIECE_BYTES: usize = 1 << 20;
+pub(crate) const FRAME_BYTES: usize = 32 << 10;
+const LEVEL: i32 = 1;
+
+/// What has to be done to data.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// It is known already: one copy and its fingerprints.
+    Recognise,
+    /// It is new: also compression, and a checksum of what comes of it.
+    Store,
+}
+
+/// Does the work in pieces of 1 MiB, on as many threads as there are cores. Counts bytes.
+pub(crate) fn run(data: &[u8], work: Work, cores: usize) -> Sample {
+    let pieces: Vec<&[u8]> = data.chunks(PIECE_BYTES).collect();
+    let next = AtomicUsize::new(0);
+    // Memory that each thread has ready, as an engine would.
+    let mut workers: Vec<Worker> = (0..cores).map(|_| Worker::new()).collect();
+    workers.iter_mut().for_each(|worker| worker.process(pieces[0], work));
+    let stopwatch = Stopwatch::start();
+    std::thread::scope(|scope| {
+        for worker in &mut workers {
+            let (pieces, next) = (&pieces, &next);
+            scope.spawn(move || {
+                while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    worker.process(piece, work);
+                }
+            });
+        }
+    });
+    stopwatch.stop(data.len() as u64)
+}
+
+struct Worker {
+    staging: Vec<u8>,
+    fingerprints: Vec<Fingerprint>,
+    context: CCtx<'static>,
+    out: Vec<u8>,
+}
+
+impl Worker {
+    fn new() -> Self {
+        Self {
+            staging: vec![0; PIECE_BYTES],
+            fingerprints: vec![Fingerprint::from_bytes([0; 32]); PIECE_BYTES / BLOCK_BYTES],
+            context: CCtx::create(),
+            out: vec![0; 2 * FRAME_BYTES],
+        }
+    }
+
+    fn process(&mut self, piece: &[u8], work: Work) {
+        let staging = &mut self.staging[..piece.len()];
+        staging.copy_from_slice(piece);
+        let blocks: Vec<_> = staging.as_chunks::<BLOCK_BYTES>().0.iter().collect();
+        fingerprint_blocks(&blocks, &mut self.fingerprints[..blocks.len()]);
+        if work == Work::Store {
+            for frame in staging.chunks(FRAME_BYTES) {
+                let len = self.context.compress(&mut self.out[..], frame, LEVEL);
+                let len = len.expect("the output has room");
+                std::hint::black_box(crc32fast::hash(&self.out[..len]));
+            }
+        }
+        std::hint::black_box(&self.fingerprints);
+    }
+}
+
+/// Data in frames of 32 KiB, each alone: compressed, or plain where that is not smaller.
+pub(crate) struct Frames {
+    frames: Vec<Vec<u8>>,
+    pub(crate) stored_bytes: u64,
+    plain_bytes: u64,
+}
+
+impl Frames {
+    pub(crate) fn compress(data: &[u8]) -> Self {
+        let mut context = CCtx::create();
+        let mut out = vec![0; 2 * FRAME_BYTES];
+        let frames: Vec<Vec<u8>> = data
+            .chunks(FRAME_BYTES)
+            .map(|frame| {
+                let len = context.compress(&mut out[..], frame, LEVEL);
+                let len = len.expect("the output has room");
+                if len < frame.len() { out[..len].to_vec() } else { frame.to_vec() }
+            })
+            .collect();
+        let stored_bytes = frames.iter().map(|frame| frame.len() as u64).sum();
+        Self { frames, stored_bytes, plain_bytes: data.len() as u64 }
+    }
+
+    /// Decompresses everything on as many threads as there are cores. Counts plain bytes.
+    pub(crate) fn decompress(&self, cores: usize) -> Sample {
+        let next = AtomicUsize::new(0);
+        let stopwatch = Stopwatch::start();
+        std::thread::scope(|scope| {
+            for _ in 0..cores {
+                scope.spawn(|| {
+                    let mut context = DCtx::create();
+                    let mut out = vec![0; FRAME_BYTES];
+                    // A few frames at a time, so that the counter is no bottleneck.
+                    let batches: Vec<_> = self.frames.chunks(32).collect();
+                    while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        for frame in *batch {
+                            // What does not decompress is plain.
+                            if context.decompress(&mut out[..], frame).is_err() {
+                                out[..frame.len()].copy_from_slice(frame);
+                            }
+                            std::hint::black_box(&out);
+                        }
+                    }
+                });
+            }
+        });
+        stopwatch.stop(self.plain_bytes)
+    }
+}

@@ -1,0 +1,89 @@
+//! Random overwrites of single blocks.
+
+use std::time::Instant;
+
+use siltstone_device::SeededRandom;
+use siltstone_engine::EngineError;
+
+use crate::{
+    Outcome,
+    bed::{Bed, LOADED, RAW_BYTES},
+    drive,
+    raw::{self, Amount, Load},
+    report::{Report, Stopwatch, Target, Turns, Unit},
+};
+
+const DEPTH: usize = 32;
+
+/// Makes blocks that were never written before and compress like real ones: they are real ones,
+/// numbered.
+pub(crate) struct NewBlocks<'a> {
+    blocks: &'a [[u8; 4096]],
+    random: SeededRandom,
+    number: u64,
+    step: u64,
+    block: [u8; 4096],
+}
+
+impl<'a> NewBlocks<'a> {
+    /// The blocks of one of `makers`, all of which make different ones.
+    pub(crate) fn new(data: &'a [u8], maker: usize, makers: usize) -> Self {
+        Self {
+            blocks: data.as_chunks().0,
+            random: SeededRandom::new(maker as u64),
+            number: maker as u64,
+            step: makers as u64,
+            block: [0; 4096],
+        }
+    }
+
+    /// Some byte offset below `span_bytes`, and a new block for it.
+    pub(crate) fn next(&mut self, span_bytes: u64) -> (u64, &[u8]) {
+        self.block = self.blocks[self.random.below(self.blocks.len() as u64) as usize];
+        self.block[2048..2056].copy_from_slice(&self.number.to_le_bytes());
+        self.number += self.step;
+        (self.random.below(span_bytes / 4096) * 4096, &self.block)
+    }
+}
+
+/// Random 4 KiB overwrites, 32 at a time and flushed at the end, against the device's own.
+pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
+    let data = &bed.distinct.bytes;
+    let name = "random 4 KiB overwrite, qd 32";
+    let mut turns = Turns::new(name, Unit::OperationsPerSecond, Target::ratio(2.0));
+    for round in 1..=bed.rounds {
+        let limit = raw::run(&bed.raw, RAW_BYTES, Load::RANDOM_WRITE, Amount::Time(bed.seconds))?;
+        // Each round anew: what was overwritten takes its space until it is collected.
+        bed.load_pool()?;
+        let pool = bed.open_pool(siltstone_engine::Tuning::default())?;
+        let volume = pool.volume(LOADED)?;
+        let span_bytes = volume.size_bytes();
+        let before = pool.stat()?.stages;
+        let end = Instant::now() + bed.seconds;
+        let stopwatch = Stopwatch::start();
+        let counts = drive::run(bed.cores, DEPTH, |lane| {
+            let mut blocks = NewBlocks::new(data, lane, DEPTH);
+            let volume = &volume;
+            async move {
+                let mut count = 0_u64;
+                while Instant::now() < end {
+                    let (offset, block) = blocks.next(span_bytes);
+                    volume.write(offset, block).await?;
+                    count += 1;
+                }
+                Ok::<u64, EngineError>(count)
+            }
+        })?;
+        pool.flush()?;
+        let written = stopwatch.stop(counts.into_iter().sum());
+        turns.add(written.rate(), limit.rate());
+        if round == bed.rounds {
+            let after = pool.stat()?.stages;
+            report.explain(name, &before, &after, written.seconds());
+        }
+        drop(volume);
+        pool.close()?;
+    }
+    report.add(turns);
+    Ok(())
+}
