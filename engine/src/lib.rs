@@ -15,6 +15,9 @@ pub mod error;
 mod frame;
 mod frame_cache;
 mod frontier;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod layout;
 mod overlay;

@@ -1,0 +1,119 @@
+//! A small pool, and the structures in its image.
+
+use std::{sync::Arc, time::Duration};
+
+use siltstone_device::{
+    BLOCK_BYTES, SeededRandom,
+    header::{HEADER_BYTES, Header, Kind, MAGIC},
+    sim::SimDevice,
+};
+use siltstone_engine::{CreateOptions, OpenOptions, Pool, Tuning, VolumeOptions};
+use zerocopy::FromBytes;
+
+/// The only volume of the pools here.
+pub const VOLUME: &str = "disk";
+/// Its size, in blocks.
+pub const VOLUME_BLOCKS: u64 = 64;
+
+const MIB: u64 = 1 << 20;
+
+/// Options for a pool that takes little memory and few threads.
+pub fn options() -> OpenOptions {
+    let tuning = Tuning {
+        staging_bytes: 256 << 10,
+        batch_bytes: 32 << 10,
+        frame_cache_bytes: 256 << 10,
+        page_cache_bytes: 64 << 10,
+        reducers: 1,
+        linger: Duration::ZERO,
+        memtable_entries: 50,
+        checkpoint_interval: Duration::from_secs(60),
+        log_commit_bytes: 64 << 10,
+        warm_index: false,
+    };
+    OpenOptions { read_only: false, tuning }
+}
+
+/// A new pool with an empty volume, closed.
+pub fn empty() -> Arc<SimDevice> {
+    let device = SimDevice::new(64 * MIB);
+    let options = CreateOptions {
+        segment_bytes: Some(256 << 10),
+        nvram_bytes: Some(MIB),
+        index_memory_bytes: 64 << 10,
+        ..CreateOptions::default()
+    };
+    Pool::create_on(device.clone(), None, &options).expect("the device is large enough");
+    let pool = Pool::open_on(device.clone(), None, &self::options()).expect("it is new");
+    let volume = VolumeOptions::new(VOLUME_BLOCKS * BLOCK_BYTES as u64);
+    pool.create_volume(VOLUME, &volume).expect("the name is free");
+    pool.close().expect("the device does not fail");
+    device.snapshot()
+}
+
+/// A pool whose power was cut: patches, segments, and records in its log.
+pub fn lived_in() -> Arc<SimDevice> {
+    let device = empty();
+    let pool = Pool::open_on(device.clone(), None, &options()).expect("it is whole");
+    let volume = pool.volume(VOLUME).expect("it is there");
+    let mut random = SeededRandom::new(1);
+    let block = BLOCK_BYTES as u64;
+    for round in 0..24 {
+        let first = random.below(VOLUME_BLOCKS - 8);
+        let mut data = vec![round as u8; (1 + random.below(8)) as usize * BLOCK_BYTES];
+        match round % 3 {
+            0 => random.fill(&mut data),
+            1 => data.chunks_mut(32).for_each(|chunk| random.fill(&mut chunk[..8])),
+            _ => {}
+        }
+        volume.write_at(first * block, &data).expect("there is room");
+        match round {
+            9 => volume.discard(first * block, 3 * block).expect("there is room"),
+            8 | 16 => pool.checkpoint().expect("the device does not fail"),
+            _ if round % 4 == 3 => volume.flush().expect("the device does not fail"),
+            _ => {}
+        }
+    }
+    device.cut_power();
+    drop(pool);
+    device.crash_at(device.history_len(), &mut random)
+}
+
+/// A structure with the common header.
+#[derive(Clone, Copy, Debug)]
+pub struct Structure {
+    /// Where it is.
+    pub offset_bytes: u64,
+    /// Its header.
+    pub header: Header,
+}
+
+impl Structure {
+    /// Its length, header included.
+    pub fn len_bytes(&self) -> usize {
+        self.header.length_bytes.get() as usize
+    }
+
+    /// Whether it is of that kind.
+    pub fn is(&self, kind: Kind) -> bool {
+        self.header.kind.get() == kind as u16
+    }
+
+    /// Its bytes.
+    pub fn read(&self, device: &SimDevice) -> Vec<u8> {
+        device.peek(self.offset_bytes, self.len_bytes())
+    }
+}
+
+/// Every structure of an image, in order.
+pub fn structures(device: &SimDevice) -> Vec<Structure> {
+    let mut found = Vec::new();
+    for offset_bytes in (0..64 * MIB).step_by(BLOCK_BYTES) {
+        let head = device.peek(offset_bytes, HEADER_BYTES);
+        let header = Header::read_from_bytes(&head).expect("the length is right");
+        if header.magic == MAGIC && header.address_bytes.get() == offset_bytes {
+            found.push(Structure { offset_bytes, header });
+        }
+    }
+    found
+}
