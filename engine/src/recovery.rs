@@ -4,7 +4,7 @@
 //! # What is found, and what is done
 //! | found | verdict |
 //! |---|---|
-//! | unit with number <= the record's | in patches already: counted, not applied |
+//! | unit with number <= the record's | in patches already: counted, not applied; damage of its frames is for reads to report |
 //! | whole unit, all units before it whole | applied |
 //! | whole unit after a missing or torn one | never acknowledged but through the log: ignored, for it may link into the missing one |
 //! | torn unit, or one of an older use of the segment | the end of what counts in that segment |
@@ -27,7 +27,7 @@ use crate::{
     frame::{self, FrameIdentity},
     layout::Layout,
     record::CheckpointBody,
-    segment_table::{FrontierSegment, SegmentTable},
+    segment_table::{FrontierSegment, SegmentState, SegmentTable},
     write_unit::Summary,
 };
 
@@ -49,7 +49,9 @@ pub(crate) struct RecoveredUnits {
     pub(crate) sequence: Sequence,
 }
 
-/// Scans one segment for whole units of its present use, front to back.
+/// Scans one segment for whole units of its present use, front to back. Of those up to number
+/// `covered` only the summaries are looked at: they are durable and in patches, and a frame that
+/// has been damaged since must not pass for a torn end that hides what follows.
 pub(crate) async fn scan_segment(
     device: &dyn Device,
     buffers: &BufferPool,
@@ -57,6 +59,7 @@ pub(crate) async fn scan_segment(
     layout: &Layout,
     id: SegmentId,
     generation: u64,
+    covered: u64,
 ) -> Result<Vec<FoundUnit>> {
     let start = layout.geometry().segment_start(id);
     let first = request::read(device, start, buffers.take(BLOCK_BYTES)).await?;
@@ -64,7 +67,7 @@ pub(crate) async fn scan_segment(
         return Ok(Vec::new());
     }
     let segment = read_segment(device, buffers, start, layout.segment_bytes).await?;
-    Ok(parse_segment(&segment, pool, start, id, generation))
+    Ok(parse_segment(&segment, pool, start, id, generation, covered))
 }
 
 /// Reads a whole segment.
@@ -95,6 +98,7 @@ fn parse_segment(
     start: ByteOffset,
     id: SegmentId,
     generation: u64,
+    covered: u64,
 ) -> Vec<FoundUnit> {
     let mut units = Vec::new();
     let mut at = 0;
@@ -103,8 +107,10 @@ fn parse_segment(
         let Ok(summary) = Summary::decode(&segment[at..], pool, address) else { break };
         let end = at + summary.unit_bytes as usize;
         let belongs = summary.generation == generation && summary.segment == id;
-        if !belongs || end > segment.len() || !frames_are_whole(&segment[..end], at, &summary, pool)
-        {
+        if !belongs || end > segment.len() {
+            break;
+        }
+        if summary.number > covered && !frames_are_whole(&segment[..end], at, &summary, pool) {
             break;
         }
         units.push(FoundUnit { address, summary });
@@ -138,15 +144,19 @@ pub(crate) async fn scan_frontier(
 ) -> Result<(RecoveredUnits, Vec<FrontierSegment>)> {
     let mut found: BTreeMap<u64, FoundUnit> = BTreeMap::new();
     for &(id, generation) in &body.frontier {
-        if table.generation(id) != Some((generation, true)) {
+        let reserved = table.segment(id).is_some_and(|segment| {
+            segment.state == SegmentState::Frontier && segment.generation == generation
+        });
+        if !reserved {
             return Err(MetadataError::Inconsistent {
                 structure: "segment table",
-                field: "generation of a frontier segment",
+                field: "a frontier segment's entry",
                 value: id.0.into(),
             }
             .into());
         }
-        let units = scan_segment(&**device, buffers, pool, layout, id, generation).await?;
+        let covered = body.unit;
+        let units = scan_segment(&**device, buffers, pool, layout, id, generation, covered).await?;
         found.extend(units.into_iter().map(|unit| (unit.summary.number, unit)));
     }
 

@@ -250,3 +250,43 @@ fn damage_in_a_pool_that_was_not_closed_invents_nothing() {
         }
     }
 }
+
+/// A damaged frame that patches refer to, in a segment that was still being written when the power
+/// went: what was flushed behind it is found all the same.
+#[test]
+fn a_damaged_old_frame_in_the_open_segment_hides_nothing_behind_it() {
+    let _watchdog = Watchdog::new("a damaged frame before newer units");
+    let device = SimDevice::new(64 * MIB);
+    let create = CreateOptions {
+        segment_bytes: Some(256 * KIB),
+        nvram_bytes: Some(MIB),
+        ..CreateOptions::default()
+    };
+    Pool::create_on(device.clone(), None, &create).unwrap();
+    let mut options = options(false);
+    options.tuning.log_commit_bytes = 0;
+    let pool = Pool::open_on(device.clone(), None, &options).unwrap();
+    let disk = pool.create_volume("disk", &VolumeOptions::new(MIB)).unwrap();
+    // Odd tags do not compress, so that the first one's sector is found on the device.
+    let old = [[1 << 24 | 1; SECTORS]];
+    let new = [[1 << 24 | 3; SECTORS]];
+    disk.write_at(0, &bytes_of(old.as_flattened())).unwrap();
+    pool.checkpoint().unwrap();
+    disk.write_at(64 * KIB, &bytes_of(new.as_flattened())).unwrap();
+    disk.flush().unwrap();
+    let crashed = device.snapshot();
+    pool.close().unwrap();
+
+    let sector = bytes_of(&old[0][..1]);
+    let start = 4 * MIB;
+    let segments = crashed.peek(start, 4 << 20);
+    let at = segments.windows(sector.len()).position(|window| window == sector).unwrap();
+    crashed.flip_bit(start + at as u64 + 100, 1);
+    let pool = Pool::open_on(crashed, None, &options).unwrap();
+    let disk = pool.volume("disk").unwrap();
+    let mut found = vec![0; BLOCK];
+    let error = disk.read_at(0, &mut found).unwrap_err();
+    assert!(matches!(error, EngineError::BlockDamaged { .. }), "{error}");
+    disk.read_at(64 * KIB, &mut found).unwrap();
+    assert!(found == bytes_of(new.as_flattened()), "a flushed block is gone");
+}
