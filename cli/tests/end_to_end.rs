@@ -68,8 +68,9 @@ fn images_pass_unchanged_through_nbd_and_export() {
     assert_within_a_hundredth(bytes(&after_first, "logical_bytes"), logical);
     assert!(bytes(&after_first, "stored_bytes") < distinct, "{after_first:#}");
 
-    // The same data in another volume, after a restart: links, not copies.
-    let server = Server::start(&pool, &[]);
+    // The same data in another volume, after a restart: links, not copies, once the index is warm.
+    let server = Server::start(&pool, &["--log-level", "info,siltstone_engine=debug"]);
+    server.wait_for_log("the index is warm");
     let second = server.uri("second");
     run("nbdcopy", ["--flush", image_text, &second]);
     compare(&second);

@@ -190,6 +190,18 @@ impl Server {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
+    /// Waits until the server has logged something, for at most half a minute.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        for _ in 0..3000 {
+            if self.log().contains(text) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{text:?} is not in the log: {}", self.log());
+    }
+
     /// Asks the server to stop, and waits for its end.
     pub fn stop(self) -> ExitStatus {
         self.end(Signal::TERM)
