@@ -16,8 +16,8 @@ use std::{
 };
 
 use siltstone_device::{
-    SeededRandom,
-    sim::{CompletionMode, CrashPolicy, SimDevice},
+    Durability, Operation, SeededRandom,
+    sim::{CompletionMode, CrashPolicy, SimDevice, Verdict},
 };
 use siltstone_engine::{OpenOptions, Pool};
 use support::{
@@ -56,10 +56,21 @@ impl Bases {
 struct Life {
     device: Arc<SimDevice>,
     model: Model,
+    /// Events around which much is decided: discards, and writes that are durable at once.
+    turning_points: Vec<usize>,
 }
 
 /// Opens the pool, lets clients work, and closes it or not.
 fn live(device: Arc<SimDevice>, model: Model, random: &mut SeededRandom, operations: u32) -> Life {
+    let turning_points = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&turning_points);
+    device.set_hook(Box::new(move |event| {
+        let is_discard = event.operation == Operation::Discard;
+        if is_discard || event.durability == Durability::Immediate {
+            noted.lock().unwrap().push(event.index);
+        }
+        Verdict::Proceed
+    }));
     set_completion(&device, random);
     let pool = Pool::open_on(device.clone(), None, &options(random)).unwrap();
     let model = Mutex::new(model);
@@ -73,7 +84,9 @@ fn live(device: Arc<SimDevice>, model: Model, random: &mut SeededRandom, operati
         drop(pool);
     }
     device.set_completion_mode(CompletionMode::Inline);
-    Life { device, model: model.into_inner().unwrap() }
+    device.clear_hook();
+    let turning_points = std::mem::take(&mut *turning_points.lock().unwrap());
+    Life { device, model: model.into_inner().unwrap(), turning_points }
 }
 
 /// Opens a device after a cut and compares it with the model.
@@ -145,6 +158,30 @@ fn cut(life: &Life, event: usize, random: &mut SeededRandom) -> Result<(), Strin
     Ok(())
 }
 
+/// Every event of a short history; of a longer one some, half of them near turning points.
+fn choose_cuts(life: &Life, only: Option<u64>, random: &mut SeededRandom) -> Vec<usize> {
+    const MOST: u64 = 64;
+    let events = life.device.history_len();
+    if let Some(only) = only {
+        return vec![(only as usize).min(events)];
+    }
+    if events < MOST as usize {
+        return (0..=events).collect();
+    }
+    let mut cuts = Vec::new();
+    for _ in 0..MOST / 2 {
+        cuts.push(random.below(events as u64 + 1) as usize);
+        if !life.turning_points.is_empty() {
+            let chosen = random.below(life.turning_points.len() as u64) as usize;
+            let near = life.turning_points[chosen] + random.below(4) as usize;
+            cuts.push(near.min(events));
+        }
+    }
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts
+}
+
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
@@ -172,10 +209,10 @@ fn a_power_cut_at_any_event_loses_nothing_acknowledged_and_invents_nothing() {
         let operations = 8 + random.below(60) as u32;
         let life = live(device, model, &mut random, operations);
         let events = life.device.history_len();
-        let step = (events / 48).max(1);
-        let mut event = random.below(step as u64) as usize;
-        while event <= events && start.elapsed() < Duration::from_secs(seconds + 20) {
-            let event_now = only_cut.map_or(event, |cut| (cut as usize).min(events));
+        for event_now in choose_cuts(&life, only_cut, &mut random) {
+            if start.elapsed() > Duration::from_secs(seconds + 10) {
+                break;
+            }
             watchdog.feed(format!("seed {seed}, cut {event_now} of {events}"));
             let mut random = SeededRandom::new(seed ^ (event_now as u64) << 32);
             if let Err(reason) = cut(&life, event_now, &mut random) {
@@ -186,10 +223,6 @@ fn a_power_cut_at_any_event_loses_nothing_acknowledged_and_invents_nothing() {
                 );
             }
             cuts += 1;
-            event += 1 + random.below(2 * step as u64 - 1) as usize;
-            if only_cut.is_some() {
-                break;
-            }
         }
         histories += 1;
     }
