@@ -20,8 +20,7 @@ pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
     after_help = errors::EXIT_STATUS_HELP
 )]
 pub(crate) struct Arguments {
-    /// What to log on stderr: error, warn, info, debug, trace or a filter as in RUST_LOG, which
-    /// counts otherwise (default: info for serve, warn for the rest).
+    /// What to log: off, error, warn, info, debug, trace [default: RUST_LOG, or info for serve].
     #[arg(long, global = true, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
 

@@ -157,7 +157,7 @@ pub(crate) enum CliError {
         source: io::Error,
     },
     /// The log filter makes no sense.
-    #[error("'{given}' is not a log level: use error, warn, info, debug or trace")]
+    #[error("'{given}' is not a log level: use off, error, warn, info, debug or trace")]
     LogLevel {
         /// What was given.
         given: String,
@@ -213,12 +213,8 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         E::Map(MapError::Read { source, .. } | MapError::Write { source, .. }) => {
             device_status(source)
         }
-        E::Map(MapError::Page { .. }) | E::BlockDamaged { .. } => match error {
-            E::BlockDamaged { source: FrameError::Device { source, .. }, .. } => {
-                device_status(source)
-            }
-            _ => ExitStatus::Damaged,
-        },
+        E::BlockDamaged { source: FrameError::Device { source, .. }, .. } => device_status(source),
+        E::Map(MapError::Page { .. }) | E::BlockDamaged { .. } => ExitStatus::Damaged,
         E::Log(LogError::Failed { cause, .. })
         | E::CheckpointRecord(CheckpointError::Failed { cause, .. }) => device_status(cause),
         E::CheckpointRecord(CheckpointError::Device(error))

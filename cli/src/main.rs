@@ -24,7 +24,10 @@ mod stat;
 mod target;
 mod volume;
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -69,6 +72,7 @@ fn start_log(arguments: &Arguments) -> Result<(), CliError> {
     let given = arguments.log_level.clone().or_else(from_environment);
     let given = given.unwrap_or_else(|| default.into());
     let filter = EnvFilter::try_new(&given).map_err(|_| CliError::LogLevel { given })?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
     Ok(())
 }

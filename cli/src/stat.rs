@@ -17,10 +17,9 @@ pub(crate) fn run(arguments: &ReportArguments) -> Result<(), CliError> {
 
 fn tables(stat: &PoolStat) -> String {
     let row = |name: &str, value: String, note: String| vec![name.into(), value, note];
-    let sampled = match stat.index_sample_bits {
-        0 => "every fingerprint fits".into(),
-        bits => format!("1 fingerprint in {} is kept", 1_u64 << bits.min(63)),
-    };
+    // How full the index is depends on the process that serves the pool; how far it reaches does not.
+    let reach_bytes = stat.index_capacity_entries.saturating_mul(4096);
+    let reach = format!("of memory: exact for {} of unique data", human(reach_bytes));
     let mut rows = vec![
         row("size", human(stat.size_bytes), String::new()),
         row("free", human(stat.free_bytes), "before reduction".into()),
@@ -28,7 +27,7 @@ fn tables(stat: &PoolStat) -> String {
         row("unique", human(stat.unique_bytes), ratio("dedup", stat.dedup_ratio)),
         row("stored", human(stat.stored_bytes), ratio("compression", stat.compression_ratio)),
         row("metadata", human(stat.metadata_bytes), String::new()),
-        row("index", human(stat.index_bytes), sampled),
+        row("index", human(stat.index_bytes), reach),
         row("NVRAM log", human(stat.nvram_used_bytes), "in use".into()),
     ];
     if let Some(failure) = &stat.failure {
