@@ -4,10 +4,11 @@
 # are cores. Inputs that were found to matter are kept in fuzz/corpus, those that fail and the
 # logs in fuzz/artifacts. Fails if any target does. Repeat a failure with the target's program and
 # the file: $(fuzz/build.sh)/TARGET fuzz/artifacts/TARGET/crash-...
+# (for pool_image with SILTSTONE_FUZZ_IMAGE=fuzz/artifacts/pool_image/base).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-[[ ${1:-} =~ ^[0-9]+$ ]] || { sed -n '2,6s/^# //p' "$0" >&2; exit 2; }
+[[ ${1:-} =~ ^[0-9]+$ ]] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
 export seconds=$1
 shift
 if [ $# -eq 0 ]; then
@@ -18,7 +19,7 @@ if [ $# -eq 0 ]; then
 fi
 
 programs=$("$here/build.sh")
-export here programs
+export here programs SILTSTONE_FUZZ_IMAGE=$here/corpus/pool_image.base
 "$programs/seeds" "$here/corpus"
 
 run() {
@@ -34,6 +35,7 @@ run() {
             END { printf "%-12s ok: %9d runs, %6d a second, %5d edges\n", target, runs, rate, cov }
         ' "$artifacts/log"
     else
+        [ "$target" != pool_image ] || cp "$SILTSTONE_FUZZ_IMAGE" "$artifacts/base"
         echo "$target FAILED: $artifacts/log ends with"
         tail -n 60 "$artifacts/log"
         return 1

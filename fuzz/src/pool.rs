@@ -79,6 +79,29 @@ pub fn lived_in() -> Arc<SimDevice> {
     device.crash_at(device.history_len(), &mut random)
 }
 
+/// The blocks of an image that are not zero, each after its offset.
+pub fn image_bytes(device: &SimDevice) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for offset_bytes in (0..64 * MIB).step_by(BLOCK_BYTES) {
+        let block = device.peek(offset_bytes, BLOCK_BYTES);
+        if block.iter().any(|byte| *byte != 0) {
+            bytes.extend_from_slice(&offset_bytes.to_le_bytes());
+            bytes.extend_from_slice(&block);
+        }
+    }
+    bytes
+}
+
+/// The image that [`image_bytes`] made into `bytes`.
+pub fn image(bytes: &[u8]) -> Arc<SimDevice> {
+    let device = SimDevice::new(64 * MIB);
+    for block in bytes.chunks_exact(8 + BLOCK_BYTES) {
+        let (offset_bytes, block) = block.split_first_chunk().expect("the chunk is longer");
+        device.corrupt(u64::from_le_bytes(*offset_bytes), block);
+    }
+    device.snapshot()
+}
+
 /// A structure with the common header.
 #[derive(Clone, Copy, Debug)]
 pub struct Structure {

@@ -1,5 +1,8 @@
 #![no_main]
 //! A pool whose structures say what no writer writes, under valid checksums.
+//!
+//! No two pools are alike, so the input says something only together with the pool that it
+//! damages: the file named by the environment variable SILTSTONE_FUZZ_IMAGE.
 
 use std::{
     collections::BTreeSet,
@@ -22,6 +25,8 @@ use zerocopy::FromBytes;
 
 /// Where the NVRAM log's nonces stand in the superblock.
 const NONCES: usize = HEADER_BYTES + 40;
+/// And the index's memory.
+const INDEX_MEMORY: usize = HEADER_BYTES + 120;
 
 struct Base {
     device: Arc<SimDevice>,
@@ -29,7 +34,10 @@ struct Base {
 }
 
 static BASE: LazyLock<Base> = LazyLock::new(|| {
-    let device = pool::lived_in();
+    let device = match std::env::var_os("SILTSTONE_FUZZ_IMAGE") {
+        Some(path) => pool::image(&std::fs::read(path).expect("the image is readable")),
+        None => pool::lived_in(),
+    };
     let structures = pool::structures(&device);
     Base { device, structures }
 });
@@ -47,6 +55,10 @@ const KINDS: [Kind; 8] = [
 
 /// Makes an edited structure valid again; only its sequence number is believed.
 fn seal(bytes: &mut [u8], structure: &Structure, device: &SimDevice) {
+    if structure.is(Kind::Superblock) {
+        // A terabyte is a valid setting, and too much for a fuzzer.
+        bytes[INDEX_MEMORY..INDEX_MEMORY + 8].copy_from_slice(&(64u64 << 10).to_le_bytes());
+    }
     let Some(kind) = KINDS.into_iter().find(|kind| structure.is(*kind)) else { return };
     let (edited, _) = Header::read_from_prefix(&*bytes).expect("structures have headers");
     if kind == Kind::LogRecord {

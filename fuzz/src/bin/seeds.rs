@@ -1,4 +1,5 @@
-//! Makes the inputs that the fuzzers start from: `seeds DIRECTORY`, one folder for each target.
+//! Makes the inputs that the fuzzers start from: `seeds DIRECTORY`, one folder for each target,
+//! and the image that `pool_image` damages.
 
 use std::{env, fs, path::PathBuf, process::ExitCode};
 
@@ -115,6 +116,11 @@ fn main() -> ExitCode {
     };
     let mut corpus = Corpus { directory: directory.into(), written: 0 };
     let device = pool::lived_in();
+    fs::create_dir_all(&corpus.directory)
+        .and_then(|()| {
+            fs::write(corpus.directory.join("pool_image.base"), pool::image_bytes(&device))
+        })
+        .expect("the image is written");
     for found in pool::structures(&device) {
         structure(&mut corpus, &device, &found);
     }
