@@ -60,6 +60,9 @@ pub(crate) struct CreateArguments {
     /// A file or block device of its own for the NVRAM log [default: inside the pool].
     #[arg(long, value_name = "PATH")]
     pub(crate) nvram: Option<PathBuf>,
+    /// The NVRAM log is on byte-addressable memory (DAX, battery-backed): map it.
+    #[arg(long, requires = "nvram")]
+    pub(crate) nvram_mapped: bool,
     /// The size of the NVRAM log [default: by the pool's size].
     #[arg(long, value_name = "SIZE")]
     pub(crate) nvram_size: Option<Size>,

@@ -13,6 +13,7 @@ pub(crate) fn run(arguments: &CreateArguments) -> Result<(), CliError> {
     let options = CreateOptions {
         size_bytes: arguments.size.map(|size| size.0),
         nvram: arguments.nvram.clone(),
+        nvram_mapped: arguments.nvram_mapped,
         nvram_bytes: arguments.nvram_size.map(|size| size.0),
         index_memory_bytes: arguments.index_memory.0,
         threshold: arguments.threshold,

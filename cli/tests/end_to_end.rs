@@ -131,6 +131,25 @@ fn imports_and_exports_keep_every_byte() {
     assert_sound(&pool);
 }
 
+#[test]
+fn a_pool_works_with_every_option_of_its_creation() {
+    let folder = Folder::new();
+    let (nvram, image) = (folder.text("nvram"), folder.path("image"));
+    let bytes = patchy(&image, 6 << 20, 11);
+    let mapped = ["--nvram", &nvram, "--nvram-mapped", "--nvram-size", "8M"];
+    let unmapped = ["--nvram", &nvram];
+    let tuned = ["--index-memory", "1M", "--threshold", "4", "--sync", "always"];
+    for (at, options) in [&mapped[..], &unmapped, &tuned].into_iter().enumerate() {
+        let (pool, out) = (folder.text(&format!("pool{at}")), folder.text(&format!("out{at}")));
+        siltstone([&["create", &pool, "--size", "128M"], options].concat()).succeeds();
+        siltstone(["import", &pool, "disk", image.to_str().unwrap()]).succeeds();
+        siltstone(["export", &pool, "disk", &out]).succeeds();
+        assert!(fs::read(&out).unwrap() == bytes, "{options:?}");
+        assert_sound(&pool);
+        let _ = fs::remove_file(&nvram);
+    }
+}
+
 /// A file with data, holes and an odd length, in which every byte tells its place.
 fn patchy(path: &Path, len: usize, salt: u8) -> Vec<u8> {
     let mut bytes = vec![0; len];

@@ -36,6 +36,7 @@ fn wrong_command_lines_are_usage_errors() {
         &["create"],
         &["create", "p", "--size", "big"],
         &["create", "p", "--size", "1G", "--sync", "sometimes"],
+        &["create", "p", "--size", "1G", "--nvram-mapped"],
         &["volume", "create", "p", "v"],
         &["serve", "p", "--listen", "nowhere"],
         &["serve", "p", "--create", "disk"],
