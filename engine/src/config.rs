@@ -1,6 +1,6 @@
 //! What a pool is made with (fixed in its superblock) and what a process opens it with.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use crate::error::EngineError;
 
@@ -15,6 +15,12 @@ pub const MAX_VOLUME_BYTES: u64 = 1 << 60;
 
 /// Longest volume name, in bytes.
 pub const MAX_NAME_BYTES: usize = 255;
+
+/// What the index may be allowed to take, in bytes: 64 KiB to 1 TiB.
+pub const INDEX_MEMORY_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 40;
+
+/// The longest run of duplicates that a pool may be told to wait for, in blocks.
+pub const MAX_THRESHOLD: u32 = 1024;
 
 /// How a pool is made. Everything here is fixed at creation and kept in the superblock.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use siltstone_cursor::{Manifest, Map, MapConfig};
+use siltstone_cursor::{MAX_BLOCKS, Manifest, Map, MapConfig};
 use siltstone_dedup::{InFlight, Index};
 use siltstone_device::{
     BufferPool, Device, Entropy, Sequence, SystemEntropy,
@@ -23,7 +23,9 @@ use crate::{
     budget::Budget,
     catalog::{Catalog, VolumeRecord},
     checkpointer::{self, Checkpointing},
-    config::{self, CreateOptions, OpenOptions, Tuning, VolumeOptions},
+    config::{
+        self, CreateOptions, INDEX_MEMORY_BYTES, MAX_THRESHOLD, OpenOptions, Tuning, VolumeOptions,
+    },
     core::{Core, Published},
     error::{EngineError, MetadataError, Result},
     frame_cache::FrameCache,
@@ -46,9 +48,6 @@ use crate::{
 /// Idle buffer memory that is kept for reuse. More than the pipeline ever holds, so that steady
 /// work never gives memory back to the system: that would interrupt every core.
 const IDLE_BUFFER_BYTES: usize = 96 << 20;
-
-/// Smallest index, in bytes.
-const MIN_INDEX_BYTES: u64 = 64 << 10;
 
 /// An open pool. Dropping it closes it; [`close`](Self::close) also says whether that went well.
 ///
@@ -390,11 +389,11 @@ async fn create_on(
 
 fn validate(options: &CreateOptions) -> Result<()> {
     let wrong = |option, value, allowed| EngineError::InvalidOption { option, value, allowed };
-    if options.threshold == 0 || options.threshold > 1024 {
+    if !(1..=MAX_THRESHOLD).contains(&options.threshold) {
         return Err(wrong("a threshold", options.threshold.into(), "from 1 to 1024 blocks"));
     }
     let memory = options.index_memory_bytes;
-    if !(MIN_INDEX_BYTES..=1 << 40).contains(&memory) {
+    if !INDEX_MEMORY_BYTES.contains(&memory) {
         return Err(wrong("an index memory", memory, "from 64 KiB to 1 TiB"));
     }
     Ok(())
@@ -498,6 +497,7 @@ async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result
         core.volumes.read().values().map(|volume| (volume.layer, Arc::clone(volume))).collect();
     while let Some(record) = replay.next_record().await? {
         for change in record.changes() {
+            check_range(&change)?;
             // An append that was tried again leaves a change in two records.
             if change.sequence <= core.admission.admitted() {
                 continue;
@@ -533,6 +533,17 @@ async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result
     Ok(())
 }
 
+/// Refuses a change that no volume is large enough for: no program of ours logged it.
+fn check_range(change: &siltstone_nvram::Change<'_>) -> Result<()> {
+    let end = change.address.0.checked_add(change.len_blocks.into());
+    if end.is_some_and(|end| end <= MAX_BLOCKS) {
+        return Ok(());
+    }
+    let structure = "NVRAM log record";
+    let value = change.address.0;
+    Err(MetadataError::Inconsistent { structure, field: "block address", value }.into())
+}
+
 fn volumes(catalog: &Catalog) -> BTreeMap<String, Arc<VolumeCore>> {
     let volume = |(name, record): (&String, &VolumeRecord)| {
         let core = VolumeCore::new(name, record, catalog.chain(record.layer));
@@ -548,4 +559,25 @@ fn fitted(tuning: &Tuning, layout: &Layout) -> Tuning {
     let batch_bytes = tuning.batch_bytes.min(most).clamp(32 << 10, 8 << 20);
     let batch_bytes = batch_bytes - batch_bytes % siltstone_device::BLOCK_BYTES;
     Tuning { batch_bytes, ..tuning.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use siltstone_device::{BlockAddress, LayerId};
+
+    #[test]
+    fn a_logged_change_past_the_last_address_is_refused() {
+        let change = |address, len_blocks| siltstone_nvram::Change {
+            layer: LayerId(1),
+            address: BlockAddress(address),
+            len_blocks,
+            sequence: Sequence(1),
+            body: siltstone_nvram::ChangeBody::Zero,
+        };
+        check_range(&change(MAX_BLOCKS - 8, 8)).unwrap();
+        for (address, len_blocks) in [(MAX_BLOCKS - 8, 9), (MAX_BLOCKS, 1), (u64::MAX, 1)] {
+            check_range(&change(address, len_blocks)).unwrap_err();
+        }
+    }
 }

@@ -14,6 +14,7 @@ use zerocopy::{
 };
 
 use crate::{
+    config::{INDEX_MEMORY_BYTES, MAX_THRESHOLD},
     error::{EngineError, MetadataError, NewerFeature, Result},
     layout::{Layout, SUPERBLOCK_A, SUPERBLOCK_B},
 };
@@ -157,8 +158,12 @@ impl Superblock {
             return Err(SuperblockError::Body("NVRAM path length", path_bytes as u64));
         };
         let threshold = body.threshold.get();
-        if threshold == 0 {
-            return Err(SuperblockError::Body("threshold", 0));
+        if !(1..=MAX_THRESHOLD).contains(&threshold) {
+            return Err(SuperblockError::Body("threshold", threshold.into()));
+        }
+        let index_memory_bytes = body.index_memory_bytes.get();
+        if !INDEX_MEMORY_BYTES.contains(&index_memory_bytes) {
+            return Err(SuperblockError::Body("index memory", index_memory_bytes));
         }
         Ok(Self {
             sequence: header.sequence.get(),
@@ -166,7 +171,7 @@ impl Superblock {
             uuid: body.uuid,
             nvram_nonce: body.nvram_nonce.map(U64::get),
             layout,
-            index_memory_bytes: body.index_memory_bytes.get(),
+            index_memory_bytes,
             threshold,
             sync_always: flags & FLAG_SYNC_ALWAYS != 0,
             nvram_path: nvram_path.to_vec(),
@@ -294,6 +299,20 @@ mod tests {
             let mut damaged = block.to_vec();
             damaged[at] ^= 0x10;
             assert!(Superblock::decode(&damaged, SUPERBLOCK_A).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn settings_that_no_pool_is_made_with_are_refused() {
+        for index_memory_bytes in [0, (64 << 10) - 1, (1 << 40) + 1, u64::MAX] {
+            let block = Superblock { index_memory_bytes, ..superblock() }.encode(SUPERBLOCK_A);
+            let error = Superblock::decode(&block, SUPERBLOCK_A).unwrap_err();
+            assert!(matches!(error, SuperblockError::Body("index memory", _)), "{error:?}");
+        }
+        for threshold in [0, 1025, u32::MAX] {
+            let block = Superblock { threshold, ..superblock() }.encode(SUPERBLOCK_A);
+            let error = Superblock::decode(&block, SUPERBLOCK_A).unwrap_err();
+            assert!(matches!(error, SuperblockError::Body("threshold", _)), "{error:?}");
         }
     }
 
