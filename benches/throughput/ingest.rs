@@ -44,6 +44,9 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
     let per_second = Unit::BytesPerSecond;
     let mut unique = Turns::new("unique data", per_second, Target::ratio(0.92));
     let mut duplicate = Turns::new("the same again", per_second, Target::value(4e9));
+    let by_cpu = |name| Turns::new(name, per_second, Target::NONE);
+    let mut unique_cpu = by_cpu("unique data, a core's second");
+    let mut duplicate_cpu = by_cpu("the same again, a core's second");
     for round in 1..=bed.rounds {
         let limit = limit::run(data, Work::Store, bed.cores);
         let pool = bed.fresh_pool()?;
@@ -51,10 +54,12 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
         let before = pool.stat()?.stages;
         let first = write(bed, &pool, &pool.create_volume("first", &size)?, data)?;
         unique.add(first.rate(), limit.rate());
+        unique_cpu.add_cpu(&first, &limit);
         let between = pool.stat()?.stages;
         let limit = limit::run(data, Work::Recognise, bed.cores);
         let second = write(bed, &pool, &pool.create_volume("second", &size)?, data)?;
         duplicate.add(second.rate(), limit.rate());
+        duplicate_cpu.add_cpu(&second, &limit);
         if round == bed.rounds {
             report.explain("unique data", &before, &between, first.seconds());
             let after = pool.stat()?.stages;
@@ -62,8 +67,9 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
         }
         pool.close()?;
     }
-    report.add(unique);
-    report.add(duplicate);
+    for turns in [unique, unique_cpu, duplicate, duplicate_cpu] {
+        report.add(turns);
+    }
     Ok(())
 }
 

@@ -159,6 +159,12 @@ impl Turns {
         self.limits.push(limit);
     }
 
+    /// A turn in processor time, which other work on the machine hardly disturbs: how much of the
+    /// least that the work needs it is.
+    pub(crate) fn add_cpu(&mut self, sample: &Sample, limit: &Sample) {
+        self.add(sample.cpu_rate(), limit.cpu_rate());
+    }
+
     /// A turn of a row without a limit.
     pub(crate) fn add_alone(&mut self, value: f64) {
         self.values.push(value);
