@@ -1,6 +1,8 @@
 //! Runs the real program: commands, servers that never outlive their test, disk images.
 #![allow(dead_code, unreachable_pub)] // Every test program uses its own part of this.
 
+pub mod nbd_client;
+
 use std::{
     ffi::OsStr,
     fs::File,
@@ -174,6 +176,17 @@ impl Server {
     /// The NBD URI of a volume with a plain name.
     pub fn uri(&self, volume: &str) -> String {
         format!("nbd+unix:///{volume}?socket={}", self.socket.display())
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The most memory that the server has ever had, in bytes.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10
     }
 
     /// What the server printed until it was ready.
