@@ -32,8 +32,6 @@ pub enum Kind {
     PatchFence = 6,
     /// A page of the segment table (engine).
     SegmentTable = 7,
-    /// The catalog of volumes and layers (engine).
-    Catalog = 8,
 }
 
 impl std::fmt::Display for Kind {
@@ -46,7 +44,6 @@ impl std::fmt::Display for Kind {
             Self::PatchLeaf => "patch leaf page",
             Self::PatchFence => "patch fence page",
             Self::SegmentTable => "segment table page",
-            Self::Catalog => "catalog",
         })
     }
 }

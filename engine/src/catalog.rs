@@ -139,6 +139,14 @@ impl Catalog {
         }
     }
 
+    /// Bytes that the catalog takes in a checkpoint record.
+    pub(crate) fn encoded_bytes(&self) -> u64 {
+        let names: usize = self.volumes.keys().map(String::len).sum();
+        let volumes = self.volumes.len() * size_of::<DiskVolume>() + names;
+        let layers = self.layers.len() * size_of::<DiskLayer>();
+        (size_of::<DiskHead>() + volumes + layers) as u64
+    }
+
     /// The catalog as it lies in a checkpoint record.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let head = DiskHead {
@@ -240,6 +248,7 @@ mod tests {
         let mut bytes = Vec::new();
         catalog.encode(&mut bytes);
         assert_eq!(Catalog::decode(&bytes).unwrap(), catalog);
+        assert_eq!(bytes.len() as u64, catalog.encoded_bytes());
         for len in 0..bytes.len() {
             assert!(Catalog::decode(&bytes[..len]).is_err(), "{len} bytes");
         }

@@ -20,8 +20,8 @@ use std::{sync::Arc, time::Duration, time::Instant};
 
 use event_listener::Event;
 use parking_lot::{Condvar, Mutex};
-use siltstone_cursor::SegmentSource;
-use siltstone_device::{SegmentId, Sequence, request};
+use siltstone_cursor::{MapError, SegmentSource};
+use siltstone_device::{BLOCK_BYTES, SegmentId, Sequence, request};
 
 use crate::{
     core::Core,
@@ -176,11 +176,14 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
         let mut steps = 0;
         // The sealer must not wait for a merge when its frontier is nearly used up.
         while compact || (steps < MERGE_STEPS && !(steps > 0 && core.frontier.is_low())) {
+            let pages = merge_pages(core);
             let step = if compact {
-                core.map.compact_step(&mut source, &layers, MERGE_PAGES).await?
+                core.map.compact_step(&mut source, &layers, pages).await
             } else {
-                core.map.merge_step(&mut source, &layers, MERGE_PAGES).await?
+                core.map.merge_step(&mut source, &layers, pages).await
             };
+            // What the steps so far let go of is free once this checkpoint is stored.
+            let step = if matches!(step, Err(MapError::NoSpace)) { None } else { step? };
             let Some(edit) = step else { break };
             core.table.apply(&edit)?;
             steps += 1;
@@ -225,6 +228,14 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     add(&core.stats.counters.checkpoints, 1);
     drop(timer);
     Ok(())
+}
+
+/// How much one merge step may write: no more than half of what is free, for the pages that it
+/// replaces stay until the checkpoint is stored.
+fn merge_pages(core: &Core) -> usize {
+    let segment_pages = core.superblock.layout.segment_bytes / BLOCK_BYTES as u64;
+    let free_pages = core.table.free_segments() * segment_pages;
+    MERGE_PAGES.min(free_pages as usize / 2).max(1)
 }
 
 /// Gives freed segments back to the medium before they are used again. A medium that cannot take

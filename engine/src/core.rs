@@ -12,18 +12,29 @@ use siltstone_device::{BufferPool, Device, Sequence};
 use siltstone_nvram::{CheckpointStore, GroupCommit, Log};
 
 use crate::{
-    admission::Admission, budget::Budget, catalog::Catalog, checkpointer::Checkpointing,
-    config::Tuning, error::EngineError, frame_cache::FrameCache, frontier::Frontier,
-    health::Health, segment_table::SegmentTable, space::Space, stats::Stats,
-    summaries::SummaryCache, superblock::Superblock, volume_core::VolumeCore,
+    admission::Admission,
+    budget::Budget,
+    catalog::Catalog,
+    checkpointer::Checkpointing,
+    config::Tuning,
+    error::EngineError,
+    frame_cache::FrameCache,
+    frontier::Frontier,
+    health::{Health, Milestone},
+    segment_table::SegmentTable,
+    space::Space,
+    stats::Stats,
+    summaries::SummaryCache,
+    superblock::Superblock,
+    volume_core::VolumeCore,
 };
 
 /// An open pool's parts.
 ///
 /// # Lock order
 /// `catalog` -> `publishing` -> admission's queue -> an overlay; `space` -> the segment table.
-/// All others are leaves. None is held across a device wait, but `catalog`, which only changes of
-/// volumes take.
+/// All others are leaves. None is held across a device wait; a change of volumes, which does wait,
+/// is alone by a lock of the pool's own that comes before all of these.
 pub(crate) struct Core {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) superblock: Superblock,
@@ -57,6 +68,8 @@ pub(crate) struct Core {
     pub(crate) checkpoints: CheckpointStore,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) frame_cache: Arc<FrameCache>,
+    /// Every fingerprint on the device has been told to the index.
+    pub(crate) index_is_warm: Milestone,
     /// Tells background work that is not part of the pipeline to stop.
     pub(crate) stopping: AtomicBool,
 }
@@ -88,5 +101,6 @@ impl Core {
         self.admission.wake();
         self.frontier.wake();
         self.checkpointing.wake();
+        self.index_is_warm.wake();
     }
 }

@@ -13,6 +13,44 @@ use event_listener::Event;
 
 use crate::error::{EngineError, Result};
 
+/// Something that happens once.
+#[derive(Default)]
+pub(crate) struct Milestone {
+    reached: AtomicBool,
+    event: Event,
+}
+
+impl Milestone {
+    /// It has happened.
+    pub(crate) fn set(&self) {
+        self.reached.store(true, Ordering::Release);
+        self.event.notify(usize::MAX);
+    }
+
+    /// Whether it has happened.
+    pub(crate) fn is_set(&self) -> bool {
+        self.reached.load(Ordering::Acquire)
+    }
+
+    /// Waits until it has happened, or `give_up` says that it never will; [`wake`](Self::wake)
+    /// has it asked again.
+    pub(crate) async fn wait(&self, give_up: impl Fn() -> Result<()>) -> Result<()> {
+        loop {
+            let listener = self.event.listen();
+            if self.is_set() {
+                return Ok(());
+            }
+            give_up()?;
+            listener.await;
+        }
+    }
+
+    /// Lets those who wait ask whether to give up.
+    pub(crate) fn wake(&self) {
+        self.event.notify(usize::MAX);
+    }
+}
+
 /// See the module's page. Thread-safe.
 #[derive(Default)]
 pub(crate) struct Health {

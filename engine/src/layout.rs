@@ -10,7 +10,10 @@
 //! ```
 
 use siltstone_cursor::SegmentGeometry;
-use siltstone_device::{BLOCK_BYTES, ByteOffset, units::MAX_SEGMENT_BYTES};
+use siltstone_device::{
+    BLOCK_BYTES, ByteOffset,
+    units::{MAX_SEGMENT_BYTES, MAX_SEGMENT_ID},
+};
 
 use crate::{
     config::{CreateOptions, MIN_POOL_BYTES},
@@ -26,6 +29,10 @@ const CHECKPOINTS: ByteOffset = ByteOffset(1 << 20);
 
 /// A pool may grow to this many times its size at creation before the segment table is full.
 const GROWTH: u64 = 16;
+
+/// Largest pool: what the index can name is a pebibyte, what a place can name depends on the
+/// segment size.
+const MAX_POOL_BYTES: u64 = 512 << 40;
 
 /// The fewest segments with which a pool works: frontier, patches and reserve need some each.
 const MIN_SEGMENTS: u64 = 16;
@@ -50,6 +57,13 @@ impl Layout {
         let size_bytes = size_bytes - size_bytes % BLOCK_BYTES as u64;
         if size_bytes < MIN_POOL_BYTES {
             return Err(EngineError::TooSmall { size_bytes, needed_bytes: MIN_POOL_BYTES });
+        }
+        if size_bytes > MAX_POOL_BYTES {
+            return Err(EngineError::InvalidOption {
+                option: "a pool size",
+                value: size_bytes,
+                allowed: "at most 512 TiB",
+            });
         }
         let small = size_bytes < 2 << 30;
         let segment_bytes = options.segment_bytes.unwrap_or(if small { 2 << 20 } else { 8 << 20 });
@@ -94,6 +108,13 @@ impl Layout {
             segment_table_pages: table_pages,
             data_start: ByteOffset(data_start),
         };
+        if layout.segment_count() > MAX_SEGMENT_ID.0 {
+            return Err(EngineError::InvalidOption {
+                option: "a segment size",
+                value: segment_bytes,
+                allowed: "larger for a pool of this size",
+            });
+        }
         if u64::from(layout.segment_count()) < MIN_SEGMENTS {
             let needed_bytes = data_start + MIN_SEGMENTS * segment_bytes;
             return Err(EngineError::TooSmall { size_bytes, needed_bytes });
@@ -138,6 +159,8 @@ impl Layout {
             && end(self.segment_table_offset.0, table_bytes) <= self.data_start.0
             && self.data_start.0.is_multiple_of(block)
             && self.data_start.0 < self.size_bytes
+            && self.size_bytes <= MAX_POOL_BYTES
+            && self.segment_count() <= MAX_SEGMENT_ID.0
             && u64::from(self.segment_count()) <= self.segment_table_pages * ENTRIES_PER_PAGE as u64
             && u64::from(self.segment_count()) >= MIN_SEGMENTS
     }

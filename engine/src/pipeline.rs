@@ -49,6 +49,7 @@ impl Pipeline {
             let core = Arc::clone(core);
             Some(spawn("index-warmer", move || warm_index(&core))?)
         } else {
+            core.index_is_warm.set();
             None
         };
         Ok(Self { reducers, sealer, checkpointer, warmer })
@@ -105,7 +106,7 @@ fn reduce(core: &Core, sealer: &mpsc::Sender<Message>) {
 
 /// Fills the index from the summaries on the device, so that a restart does not store anew what
 /// is there. In the background, segment by segment, and stopped at once when the pool closes.
-fn warm_index(core: &Core) {
+pub(crate) fn warm_index(core: &Core) {
     let layout = &core.superblock.layout;
     for id in (0..core.table.len()).map(siltstone_device::SegmentId) {
         let Some(segment) = core.table.segment(id) else { continue };
@@ -130,6 +131,7 @@ fn warm_index(core: &Core) {
         }
     }
     tracing::debug!(entries = core.index.stats().entries, "the index is warm");
+    core.index_is_warm.set();
 }
 
 /// Enters recovered units into map and index, as publishing would have.

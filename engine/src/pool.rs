@@ -30,7 +30,7 @@ use crate::{
     error::{EngineError, MetadataError, Result},
     frame_cache::FrameCache,
     frontier::Frontier,
-    health::Health,
+    health::{Health, Milestone},
     layout::Layout,
     overlay::ChangeBody,
     pipeline::{self, Pipeline},
@@ -95,6 +95,11 @@ impl Pool {
     /// # Errors
     /// If the file exists, the device holds a pool, an option is out of range, or the device fails.
     pub fn create(path: &Path, options: &CreateOptions) -> Result<()> {
+        validate(options)?;
+        if let Some(size_bytes) = options.size_bytes {
+            // Before a file of that size is made.
+            Layout::new(size_bytes, options)?;
+        }
         let access = Access::Create { size_bytes: options.size_bytes.unwrap_or(0) };
         let device = file::open(path, &FileOptions { access, ..FileOptions::default() })?;
         let nvram = match &options.nvram {
@@ -193,6 +198,11 @@ impl Pool {
         let (record, chain) = {
             let mut catalog = self.core.catalog.lock();
             let record = catalog.create(name, options)?;
+            // The other half of a checkpoint slot is the patches'.
+            if catalog.encoded_bytes() > self.core.checkpoints.max_body_bytes() / 2 {
+                catalog.delete(name)?;
+                return Err(EngineError::CatalogFull { volumes: catalog.volumes.len() });
+            }
             let chain = catalog.chain(record.layer);
             (record, chain)
         };
@@ -266,6 +276,20 @@ impl Pool {
         self.core.check_writable()?;
         self.drain()?;
         self.store_catalog()
+    }
+
+    /// Waits until the index knows every fingerprint on the device, as far as it has room: what is
+    /// written before that after an opening may be stored again. In a pool that is open for
+    /// reading only, fills the index now; nothing else does.
+    ///
+    /// # Errors
+    /// If the pool fails or is closed meanwhile.
+    pub fn wait_index_warm(&self) -> Result<()> {
+        let core = &self.core;
+        if core.read_only && !core.index_is_warm.is_set() {
+            pipeline::warm_index(core);
+        }
+        pollster::block_on(core.index_is_warm.wait(|| core.health.check_open()))
     }
 
     /// Finishes what was written, makes it durable and closes the pool. Handles that still exist
@@ -480,6 +504,7 @@ async fn open_on(
         checkpoints,
         checkpointing: Checkpointing::default(),
         frame_cache: Arc::new(FrameCache::new(tuning.frame_cache_bytes)),
+        index_is_warm: Milestone::default(),
         stopping: AtomicBool::new(false),
         device,
         superblock,

@@ -27,7 +27,7 @@ use crate::{
     frame::{self, FrameIdentity},
     layout::Layout,
     record::CheckpointBody,
-    segment_table::{FrontierSegment, SegmentState, SegmentTable},
+    segment_table::{FrontierSegment, Segment, SegmentState, SegmentTable},
     write_unit::Summary,
 };
 
@@ -58,16 +58,17 @@ pub(crate) async fn scan_segment(
     pool: u64,
     layout: &Layout,
     id: SegmentId,
-    generation: u64,
+    segment: &Segment,
     covered: u64,
 ) -> Result<Vec<FoundUnit>> {
     let start = layout.geometry().segment_start(id);
     let first = request::read(device, start, buffers.take(BLOCK_BYTES)).await?;
-    if Summary::peek_bytes(&first).is_none() {
+    // Most of the frontier is unused; the rest need not be read.
+    if segment.used_bytes == 0 && Summary::peek_bytes(&first).is_none() {
         return Ok(Vec::new());
     }
-    let segment = read_segment(device, buffers, start, layout.segment_bytes).await?;
-    Ok(parse_segment(&segment, pool, start, id, generation, covered))
+    let bytes = read_segment(device, buffers, start, layout.segment_bytes).await?;
+    Ok(parse_segment(&bytes, pool, start, id, segment.generation, covered))
 }
 
 /// Reads a whole segment.
@@ -91,7 +92,7 @@ pub(crate) async fn read_segment(
     Ok(segment)
 }
 
-/// Finds the whole units at the front of a segment's bytes.
+/// Finds the whole units in a segment's bytes, up to the first that is torn.
 fn parse_segment(
     segment: &[u8],
     pool: u64,
@@ -104,11 +105,17 @@ fn parse_segment(
     let mut at = 0;
     while at + BLOCK_BYTES <= segment.len() {
         let address = start.plus(at as u64);
-        let Ok(summary) = Summary::decode(&segment[at..], pool, address) else { break };
+        // Behind a damaged summary of a unit that patches cover there may be units that count.
+        // Behind one that they do not cover nothing does: its number will be missing.
+        let Ok(summary) = Summary::decode(&segment[at..], pool, address) else {
+            at += BLOCK_BYTES;
+            continue;
+        };
         let end = at + summary.unit_bytes as usize;
         let belongs = summary.generation == generation && summary.segment == id;
         if !belongs || end > segment.len() {
-            break;
+            at += BLOCK_BYTES;
+            continue;
         }
         if summary.number > covered && !frames_are_whole(&segment[..end], at, &summary, pool) {
             break;
@@ -144,19 +151,19 @@ pub(crate) async fn scan_frontier(
 ) -> Result<(RecoveredUnits, Vec<FrontierSegment>)> {
     let mut found: BTreeMap<u64, FoundUnit> = BTreeMap::new();
     for &(id, generation) in &body.frontier {
-        let reserved = table.segment(id).is_some_and(|segment| {
+        let reserved = table.segment(id).filter(|segment| {
             segment.state == SegmentState::Frontier && segment.generation == generation
         });
-        if !reserved {
+        let Some(segment) = reserved else {
             return Err(MetadataError::Inconsistent {
                 structure: "segment table",
                 field: "a frontier segment's entry",
                 value: id.0.into(),
             }
             .into());
-        }
+        };
         let covered = body.unit;
-        let units = scan_segment(&**device, buffers, pool, layout, id, generation, covered).await?;
+        let units = scan_segment(&**device, buffers, pool, layout, id, &segment, covered).await?;
         found.extend(units.into_iter().map(|unit| (unit.summary.number, unit)));
     }
 
@@ -173,7 +180,8 @@ pub(crate) async fn scan_frontier(
         }
         let (blocks, bytes) = sizes.entry(summary.segment).or_default();
         *blocks += summary.fingerprints.len() as u32;
-        *bytes += summary.unit_bytes;
+        let start = layout.geometry().segment_start(summary.segment);
+        *bytes = (*bytes).max((unit.address.0 - start.0) as u32 + summary.unit_bytes);
         let segment = FrontierSegment {
             id: summary.segment,
             generation: summary.generation,

@@ -45,6 +45,13 @@ pub(crate) enum PlannedTarget {
     },
 }
 
+impl PlannedTarget {
+    /// Whether the block was still on its way when this batch was reduced.
+    pub(crate) fn is_in_flight(&self) -> bool {
+        matches!(self, Self::InFlight { .. })
+    }
+}
+
 /// A map entry whose place is not known before the unit is placed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlannedEntry {

@@ -155,6 +155,8 @@ impl Sealer {
         }
         let registered: Vec<_> = batch.registered.iter().map(|at| at.map(own)).collect();
         self.placed.insert(batch.number, registered);
+        let in_flight = batch.entries.iter().filter(|entry| entry.target.is_in_flight()).count();
+        add(&core.stats.counters.linked_in_flight_blocks, in_flight as u64);
         let mut entries: Vec<(Extent, Sequence)> = Vec::with_capacity(batch.entries.len());
         for entry in &batch.entries {
             let target = match entry.target {

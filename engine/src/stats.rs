@@ -87,9 +87,9 @@ counters! {
     batches,
     /// Blocks found to be zero.
     zero_blocks,
-    /// Blocks linked to published ones.
+    /// Blocks linked rather than stored.
     linked_blocks,
-    /// Blocks linked to ones that were still in flight.
+    /// Of those, blocks linked to ones that were still in flight.
     linked_in_flight_blocks,
     /// Blocks stored.
     stored_blocks,

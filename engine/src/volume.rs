@@ -20,8 +20,9 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// What a change without data holds of the staging budget.
 const ZERO_STAGED_BYTES: usize = 512;
 
-/// A dead segment is condemned by one checkpoint and freed by the next (see the segment table).
-const RECLAIM_ROUNDS: usize = 2;
+/// A write gives up once so many rounds of reclaiming in a row have freed nothing: a dead segment
+/// is condemned by one checkpoint and freed by the next (see the segment table).
+const FRUITLESS_ROUNDS: usize = 2;
 
 /// A handle to a volume. Cheap to clone; every method may be called from any thread.
 ///
@@ -536,13 +537,18 @@ impl Volume {
     /// needs and a checkpoint free what it can.
     async fn promise_space(&self, bytes: u64) -> Result<()> {
         let core = &self.core;
-        for _ in 0..RECLAIM_ROUNDS {
-            match core.space.promise(&core.table, bytes) {
-                Err(EngineError::NoSpace { .. }) => core.reclaim().await?,
-                promised => return promised,
+        let mut fruitless = 0;
+        loop {
+            let promised = core.space.promise(&core.table, bytes);
+            let full = matches!(promised, Err(EngineError::NoSpace { .. }));
+            if !full || fruitless == FRUITLESS_ROUNDS {
+                return promised;
             }
+            let free = core.space.free_bytes(&core.table);
+            core.reclaim().await?;
+            let freed = core.space.free_bytes(&core.table) > free;
+            fruitless = if freed { 0 } else { fruitless + 1 };
         }
-        core.space.promise(&core.table, bytes)
     }
 }
 

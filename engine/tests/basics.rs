@@ -229,6 +229,58 @@ fn a_full_pool_says_so_keeps_everything_and_recovers_by_trimming() {
     check(written / 2, written);
 }
 
+/// Many links make a map that outweighs what it maps: overwriting them in a small pool ends in
+/// ENOSPC, and trimming in room again, however little room merges have.
+#[test]
+fn a_pool_full_of_map_says_so_and_recovers() {
+    let (_device, pool) = pool(64 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(4 << 30)).unwrap();
+    let same = [7; 4096].repeat(256);
+    for piece in 0..2000u64 {
+        disk.write_at(piece * MIB, &same).unwrap();
+    }
+    let mut random = siltstone_device::SeededRandom::new(3);
+    let mut refused = 0;
+    for _ in 0..12_000 {
+        let at = random.below(512_000) * 4096;
+        let fill = random.below(2) as u8 + 8;
+        match disk.write_at(at, &[fill; 4096]) {
+            Ok(()) => {}
+            Err(EngineError::NoSpace { .. }) => {
+                refused += 1;
+                if refused > 3 {
+                    break;
+                }
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    disk.flush().unwrap();
+    disk.discard(0, 4 << 30).unwrap();
+    disk.flush().unwrap();
+    for piece in 0..20u64 {
+        disk.write_at(piece * MIB, &pattern(piece, MIB as usize)).unwrap();
+    }
+    pool.close().unwrap();
+}
+
+#[test]
+fn a_catalog_that_is_full_says_so() {
+    let (_device, pool) = pool(64 * MIB);
+    let mut full = None;
+    for number in 0..5000 {
+        let name = format!("{number:0>250}");
+        if let Err(error) = pool.create_volume(&name, &VolumeOptions::new(4096)) {
+            full = Some(error);
+            break;
+        }
+    }
+    assert!(matches!(full, Some(EngineError::CatalogFull { .. })), "{full:?}");
+    pool.delete_volume(&format!("{:0>250}", 7)).unwrap();
+    pool.create_volume("another", &VolumeOptions::new(4096)).unwrap();
+    pool.close().unwrap();
+}
+
 #[test]
 fn volumes_come_go_and_change_size() {
     let (device, pool) = pool(256 * MIB);
