@@ -42,6 +42,8 @@ pub(crate) struct Bed {
     pool: Arc<dyn Device>,
     is_direct: bool,
     pub(crate) cores: usize,
+    /// What the rest of the machine did before this began.
+    pub(crate) load: f64,
     pub(crate) seconds: Duration,
     pub(crate) rounds: u32,
     /// Last: they are removed when everything else is gone.
@@ -67,6 +69,7 @@ impl Bed {
         seconds: Duration,
         rounds: u32,
     ) -> Result<Self, Box<dyn Error>> {
+        let load = load_average();
         data::check_directory(directory)?;
         let image = match data {
             Some(path) => data::load(path)?,
@@ -88,6 +91,7 @@ impl Bed {
             raw,
             pool,
             cores: std::thread::available_parallelism()?.get(),
+            load,
             seconds,
             rounds,
             _files: files,
@@ -123,20 +127,34 @@ impl Bed {
 impl fmt::Display for Bed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |blocks: u64| (blocks * BLOCK_BYTES as u64) >> 20;
-        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         write!(
             f,
             "data: {} MiB, of which {} MiB zero, {} MiB distinct, {} MiB duplicate; {} cores; \
-             load {}; {}",
+             load {:.1}; {}",
             self.image.len() >> 20,
             mib(self.distinct.zero_blocks),
             self.distinct.bytes.len() >> 20,
             mib(self.distinct.duplicate_blocks),
             self.cores,
-            load.split(' ').next().unwrap_or("unknown"),
+            self.load,
             if self.is_direct { "direct I/O" } else { "I/O through the page cache" },
-        )
+        )?;
+        if self.load > self.cores as f64 / 4.0 {
+            write!(
+                f,
+                "\nOther work keeps this machine busy. The engine has more threads than its limits \
+                 have, so it gets more of the processors, and ratios of time flatter it, even \
+                 beyond 100 %. The rows by processor time hold all the same."
+            )?;
+        }
+        Ok(())
     }
+}
+
+/// How many threads wanted to run in the last minute.
+fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }
 
 /// A file of which every block has been written.

@@ -109,7 +109,7 @@ fn measure() -> Outcome {
         measure(&bed, &mut report)?;
     }
     if let Some(path) = arguments.json {
-        report.save(&path)?;
+        report.save(&path, bed.load)?;
     }
     Ok(())
 }

@@ -255,8 +255,10 @@ impl Report {
         }
     }
 
-    pub(crate) fn save(&self, path: &Path) -> io::Result<()> {
-        let text = serde_json::to_string_pretty(&self.rows).map_err(io::Error::from)?;
+    /// Writes everything to a file, with the load that the machine had before.
+    pub(crate) fn save(&self, path: &Path, load: f64) -> io::Result<()> {
+        let all = serde_json::json!({ "load_before": load, "rows": self.rows });
+        let text = serde_json::to_string_pretty(&all).map_err(io::Error::from)?;
         std::fs::write(path, text + "\n")
     }
 }
