@@ -9,7 +9,7 @@ use std::{collections::VecDeque, sync::Arc};
 use siltstone_device::{AlignedBuffer, request::Pending};
 
 use crate::{
-    error::MapError,
+    error::{MapError, PageError},
     extent::{Extent, Key},
     page::{self, PAGE_BYTES, Page, PageRef},
     page_store::PageStore,
@@ -39,6 +39,8 @@ pub(crate) struct PatchReader {
     queue: VecDeque<Batch>,
     queued_pages: usize,
     current: Option<Current>,
+    /// The patch of the last leaf, and where its last entry ended: the patch goes on from there.
+    leaf_end: (u64, Key),
     pages_consumed: u64,
 }
 
@@ -102,6 +104,7 @@ impl PatchReader {
             queue: VecDeque::new(),
             queued_pages: 0,
             current: None,
+            leaf_end: (u64::MAX, Key::MIN),
             pages_consumed: 0,
         }
     }
@@ -178,7 +181,15 @@ impl PatchReader {
                     })?
                 }
             };
-        current.next = current.entries().partition_point(|entry| entry.extent().end() <= clip.0);
+        // Whole pages in a wrong order: merges rely on order.
+        let entries = current.entries();
+        let (patch, end) = self.leaf_end;
+        if patch == page.patch && entries[0].key() < end {
+            let (address, source) = (page.address, PageError::OutsideFence);
+            return Err(MapError::Page { patch, address, source });
+        }
+        self.leaf_end = (page.patch, entries[entries.len() - 1].extent().end());
+        current.next = entries.partition_point(|entry| entry.extent().end() <= clip.0);
         Ok(())
     }
 
@@ -262,6 +273,87 @@ impl Current {
             Bytes::Read(bytes) => {
                 page::leaf_entries(&bytes[self.leaf * PAGE_BYTES..][..PAGE_BYTES], self.count)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pollster::block_on;
+    use siltstone_device::{BlockAddress, ByteOffset, LayerId, SegmentId, sim::SimDevice};
+
+    use super::*;
+    use crate::{
+        entry::{FenceEntry, LeafEntry},
+        extent::Target,
+        patch::PageExtent,
+        space::SegmentGeometry,
+    };
+
+    /// Reads a patch of two leaves, whose root says that they begin at 0 and 100.
+    fn read(firsts: [u64; 2]) -> Result<Vec<u64>, MapError> {
+        let key = |address| Key::new(LayerId(1), address);
+        let device = SimDevice::new(1 << 20);
+        let put = |number: u64, height, build: &dyn Fn(&mut [u8], PageRef) -> u32| {
+            let address = ByteOffset(number * PAGE_BYTES as u64);
+            let page = PageRef { address, patch: 7, checksum: 0, height };
+            let mut bytes = vec![0; PAGE_BYTES];
+            let checksum = build(&mut bytes, page);
+            device.corrupt(address.0, &bytes);
+            PageRef { checksum, ..page }
+        };
+        let fences = [0, 1].map(|at| {
+            let entries: Vec<_> = (firsts[at]..firsts[at] + 3)
+                .map(|address| Extent {
+                    layer: LayerId(1),
+                    address: BlockAddress(address),
+                    len_blocks: 1,
+                    target: Target::Hole,
+                })
+                .map(|extent| LeafEntry::encode(&extent))
+                .collect();
+            let leaf = put(at as u64, 0, &|bytes, page| page::build_leaf(bytes, &entries, 5, page));
+            FenceEntry::new(key(at as u64 * 100), leaf.address, leaf.checksum)
+        });
+        let root = put(2, 1, &|bytes, page| page::build_fence(bytes, &fences, 5, page));
+        let patch = Patch {
+            id: 7,
+            level: 0,
+            draining: false,
+            root_address: root.address,
+            root_checksum: root.checksum,
+            root_height: 1,
+            first: key(0),
+            last: key(200),
+            entries: 6,
+            holes: 6,
+            layers: vec![LayerId(1)],
+            pages: vec![PageExtent { segment: SegmentId(0), first_page: 0, count: 3 }],
+        };
+        let geometry = SegmentGeometry { data_start: ByteOffset(0), segment_bytes: 1 << 20 };
+        let store = Arc::new(PageStore::new(device.clone(), 5, geometry, 0));
+        let patches = [Arc::new(patch)].into_iter();
+        let mut reader = PatchReader::new(store, patches, Key::MIN, key(1000), 8);
+        let mut found = Vec::new();
+        while block_on(reader.refill())? {
+            while let Some(extent) = reader.buffered() {
+                found.push(extent.address.0);
+            }
+        }
+        Ok(found)
+    }
+
+    #[test]
+    fn whole_leaves_in_a_wrong_order_are_an_error() {
+        assert_eq!(read([0, 100]).unwrap(), [0, 1, 2, 100, 101, 102]);
+        assert_eq!(read([0, 3]).unwrap(), [0, 1, 2, 3, 4, 5]);
+        for firsts in [[100, 0], [50, 50], [0, 2]] {
+            let error = read(firsts).unwrap_err();
+            let MapError::Page { patch: 7, address, source: PageError::OutsideFence } = error
+            else {
+                panic!("{error}")
+            };
+            assert_eq!(address.0, PAGE_BYTES as u64);
         }
     }
 }
