@@ -15,6 +15,6 @@ flags=(
     -Ccodegen-units=1
 )
 # With --target, the flags do not reach build scripts and macros, which run without libFuzzer.
-RUSTFLAGS="${flags[*]}" cargo build --release --locked --target "$host" >&2
+RUSTFLAGS="${flags[*]}" cargo build --release --target "$host" >&2
 
 echo "${CARGO_TARGET_DIR:-$PWD/target}/$host/release"

@@ -42,7 +42,7 @@ static BASE: LazyLock<Base> = LazyLock::new(|| {
     Base { device, structures }
 });
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 7] = [
     Kind::Superblock,
     Kind::Checkpoint,
     Kind::LogRecord,
@@ -50,7 +50,6 @@ const KINDS: [Kind; 8] = [
     Kind::PatchLeaf,
     Kind::PatchFence,
     Kind::SegmentTable,
-    Kind::Catalog,
 ];
 
 /// Makes an edited structure valid again; only its sequence number is believed.
