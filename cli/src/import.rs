@@ -29,6 +29,8 @@ pub(crate) fn run(arguments: &ImportArguments) -> Result<(), CliError> {
     let pool = open::open(&arguments.pool)?;
     let (volume, is_new) = volume_for(&image, &pool, arguments)?;
     let name = image.name().to_owned();
+    // What the index does not know yet would be stored again.
+    pool.wait_index_warm()?;
     let start = Instant::now();
     if let Err(error) = copy(image, &volume, is_new).and_then(|()| Ok(pool.checkpoint()?)) {
         if is_new {

@@ -11,15 +11,18 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &ReportArguments) -> Result<(), CliError> {
-    let stat = open::open_read_only(&arguments.pool)?.stat()?;
+    let pool = open::open_read_only(&arguments.pool)?;
+    // So that its fill and sampling are those that a server would have.
+    pool.wait_index_warm()?;
+    let stat = pool.stat()?;
     if arguments.json { print_json(&stat) } else { print(&tables(&stat)) }
 }
 
 fn tables(stat: &PoolStat) -> String {
     let row = |name: &str, value: String, note: String| vec![name.into(), value, note];
-    // How full the index is depends on the process that serves the pool; how far it reaches does not.
-    let reach_bytes = stat.index_capacity_entries.saturating_mul(4096);
-    let reach = format!("of memory: exact for {} of unique data", human(reach_bytes));
+    let full = 100 * stat.index_entries / stat.index_capacity_entries.max(1);
+    let one_in = 1u64 << stat.index_sample_bits;
+    let index = format!("of memory, {full} % full, keeps one fingerprint in {one_in}");
     let mut rows = vec![
         row("size", human(stat.size_bytes), String::new()),
         row("free", human(stat.free_bytes), "before reduction".into()),
@@ -27,7 +30,7 @@ fn tables(stat: &PoolStat) -> String {
         row("unique", human(stat.unique_bytes), ratio("dedup", stat.dedup_ratio)),
         row("stored", human(stat.stored_bytes), ratio("compression", stat.compression_ratio)),
         row("metadata", human(stat.metadata_bytes), String::new()),
-        row("index", human(stat.index_bytes), reach),
+        row("index", human(stat.index_bytes), index),
         row("NVRAM log", human(stat.nvram_used_bytes), "in use".into()),
     ];
     if let Some(failure) = &stat.failure {

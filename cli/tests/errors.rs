@@ -167,7 +167,7 @@ fn a_pool_that_cannot_be_created_leaves_nothing_behind() {
         (&[][..], 2, "add --size"),
         (&["--size", "1M"], 6, "at least"),
         (&["--size", "1000000001"], 6, "multiple of 4096"),
-        (&["--size", "0"], 6, "multiple of 4096"),
+        (&["--size", "0"], 6, "at least"),
         (&["--size", POOL_SIZE, "--threshold", "0"], 6, "threshold"),
         (&["--size", POOL_SIZE, "--index-memory", "1"], 6, "index memory"),
         (&["--size", POOL_SIZE, "--nvram-size", "1"], 6, "NVRAM log size"),

@@ -242,6 +242,7 @@ impl Reducer {
     /// Returns the frames of the units that they are in.
     fn find_stored(&mut self, core: &Core) -> HashMap<UnitAddress, Arc<UnitFrames>> {
         self.candidates.clear();
+        pollster::block_on(core.summaries.collect_ahead());
         core.summaries.lookup(&self.shorts, &mut self.candidates);
         let unknown = |candidates: &[Option<Candidate>], shorts: &[ShortFingerprint]| {
             let missing = candidates.iter().zip(shorts).filter(|(found, _)| found.is_none());

@@ -28,6 +28,9 @@ use crate::{
 /// Units whose summaries are kept: with 256 blocks each, about 5 MiB.
 const MAX_UNITS: usize = 768;
 
+/// Most summaries that are being read ahead.
+const MAX_AHEAD: usize = 64;
+
 /// What is read at first: the summary of a full batch fits.
 const FIRST_READ_BYTES: usize = 8 << 10;
 
@@ -84,6 +87,8 @@ pub(crate) struct SummaryCache {
     layout: Layout,
     neighbourhood: Neighbourhood,
     frames: Mutex<FrameLists>,
+    /// Reads started ahead of the stream.
+    ahead: Mutex<Vec<(ByteOffset, Pending<AlignedBuffer>)>>,
     loads: AtomicU64,
 }
 
@@ -121,6 +126,7 @@ impl SummaryCache {
             layout,
             neighbourhood: Neighbourhood::new(MAX_UNITS),
             frames: Mutex::default(),
+            ahead: Mutex::default(),
             loads: AtomicU64::new(0),
         }
     }
@@ -152,8 +158,8 @@ impl SummaryCache {
         self.neighbourhood.lookup_batch(fingerprints, out);
     }
 
-    /// Loads the summaries of `units` that are not here, and of the units that follow them: a
-    /// stream of duplicates will want those next. Hints that lead nowhere are ignored.
+    /// Loads the summaries of `units` that are not here, and starts to load those of the units that
+    /// follow them: a stream of duplicates will want those next. Hints that lead nowhere are ignored.
     pub(crate) async fn load(&self, units: &[UnitAddress]) {
         let mut wanted: Vec<UnitAddress> = units.to_vec();
         wanted.retain(|&unit| !self.neighbourhood.contains(unit));
@@ -169,7 +175,27 @@ impl SummaryCache {
             }
         }
         next.retain(|&unit| !self.neighbourhood.contains(unit));
-        self.load_now(&next).await;
+        let mut ahead = self.ahead.lock();
+        for unit in next {
+            let address = Self::address_of(unit);
+            let known = ahead.iter().any(|(started, _)| *started == address);
+            if !known
+                && ahead.len() < MAX_AHEAD
+                && let Some(read) = self.first_read(address)
+            {
+                ahead.push((address, read));
+            }
+        }
+    }
+
+    /// Takes up what earlier batches started to load: usually it is here by now.
+    pub(crate) async fn collect_ahead(&self) {
+        let ahead = std::mem::take(&mut *self.ahead.lock());
+        for (address, read) in ahead {
+            if let Some(summary) = self.finish_read(address, read).await {
+                self.insert(address, &summary);
+            }
+        }
     }
 
     fn is_in_same_segment(&self, one: ByteOffset, other: ByteOffset) -> bool {
