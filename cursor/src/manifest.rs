@@ -20,10 +20,14 @@ use zerocopy::{
 
 use crate::{
     extent::{Key, MAX_BLOCKS},
+    page::ENTRIES_PER_PAGE,
     patch::{MAX_LEVELS, PageExtent, Patch},
 };
 
 const VERSION: u16 = 1;
+
+/// More patches than can be written; leaves room to count on.
+const MAX_PATCHES: u64 = u64::MAX >> 1;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -278,7 +282,7 @@ fn decode_patch(
             .collect(),
     };
     let impossible = |field| Err(ManifestError::Patch { patch: id, field });
-    if id >= next_patch {
+    if id >= next_patch || next_patch > MAX_PATCHES {
         return impossible("number");
     }
     if usize::from(patch.level) >= MAX_LEVELS {
@@ -298,6 +302,10 @@ fn decode_patch(
     let ends = patch.pages.iter().map(|extent| extent.first_page.checked_add(extent.count));
     if patch.pages.is_empty() || ends.into_iter().any(|end| end.is_none()) {
         return impossible("page extents");
+    }
+    let room = patch.page_count().saturating_mul(ENTRIES_PER_PAGE as u64);
+    if patch.entries > room || patch.holes > patch.entries {
+        return impossible("number of entries");
     }
     if !patch.layers.is_sorted() {
         return impossible("layers");

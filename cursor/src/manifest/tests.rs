@@ -78,3 +78,26 @@ fn patches_that_exclude_each_other_are_refused() {
         Err(ManifestError::Patch { patch: 5, field: "number" })
     ));
 }
+
+#[test]
+fn counts_that_no_writer_reaches_are_refused() {
+    let decode = |change: &dyn Fn(&mut Patch)| {
+        let mut manifest = manifest();
+        change(Arc::make_mut(&mut manifest.patches[0]));
+        Manifest::decode(&manifest.encode())
+    };
+    decode(&|patch| patch.entries = 9 * 168).unwrap();
+    for change in [
+        &(|patch: &mut Patch| patch.entries = 9 * 168 + 1) as &dyn Fn(&mut Patch),
+        &|patch| patch.entries = u64::MAX,
+        &|patch| patch.holes = 11,
+    ] {
+        let impossible = ManifestError::Patch { patch: 5, field: "number of entries" };
+        assert_eq!(decode(change), Err(impossible));
+    }
+    let endless = Manifest { next_patch: u64::MAX, ..manifest() };
+    assert!(matches!(
+        Manifest::decode(&endless.encode()),
+        Err(ManifestError::Patch { field: "number", .. })
+    ));
+}
