@@ -11,7 +11,7 @@
 //!
 //! The media, each an implementation of [`Device`]:
 //!
-//! - [`file`]: files and block devices, opened, locked, and driven by io_uring, or by a few
+//! - [`mod@file`]: files and block devices, opened, locked, and driven by io_uring, or by a few
 //!   threads where there is none.
 //! - [`mapped`]: byte-addressable non-volatile memory, mapped.
 //! - [`sim`]: a simulated medium that remembers every write, cuts the power anywhere, and fails
