@@ -203,7 +203,7 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     let number = core.checkpoints.newest() + 1;
     let stored = pollster::block_on(async {
         let stored = core.table.store_changes(&*core.device, number).await?;
-        request::flush(&*core.device).await?;
+        core.flush_device().await?;
         let body = CheckpointBody {
             sequence: published.sequence,
             unit: published.unit,

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | nothing | nothing | none |
 //! | little | nothing | one NVRAM log record, one device write |
-//! | little | something | log record and device flush, at the same time |
+//! | little | something | device flush, then a log record |
 //! | nothing | something | device flush |
 //! | much, or no room in the log | any | drain the pipeline to here, then device flush |
 //!
@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 
-use siltstone_device::{Sequence, request};
+use siltstone_device::Sequence;
 use siltstone_nvram::{Change as LogChange, ChangeBody as LogBody, LogError, record_bytes_for};
 
 use crate::{
@@ -57,13 +57,10 @@ impl Core {
         let by_log = unpublished.data_bytes <= self.tuning.log_commit_bytes
             && record_bytes <= self.log.max_record_bytes();
         if count == 0 || by_log {
-            // Started before the record is written, awaited after.
-            let flush = flush_needed.then(|| request::flush(&*self.device));
-            let logged = self.append(&unpublished).await;
-            if let Some(flush) = flush {
-                flush.await?;
+            if flush_needed {
+                self.flush_device().await?;
             }
-            match logged {
+            match self.append(&unpublished).await {
                 Ok(()) => return Ok(target),
                 // Nothing was written. A checkpoint makes room; this round goes on without.
                 Err(LogError::Full { .. }) => self.checkpointing.request(),
@@ -72,7 +69,7 @@ impl Core {
         }
         self.admission.drain_to(target);
         self.admission.wait_published(target, || self.health.check()).await?;
-        request::flush(&*self.device).await?;
+        self.flush_device().await?;
         Ok(target)
     }
 

@@ -8,7 +8,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use siltstone_cursor::Map;
 use siltstone_dedup::{InFlight, Index};
-use siltstone_device::{BufferPool, Device, Sequence};
+use siltstone_device::{BufferPool, Device, DeviceError, Operation, Request, Sequence};
 use siltstone_nvram::{CheckpointStore, GroupCommit, Log};
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     catalog::Catalog,
     checkpointer::Checkpointing,
     config::Tuning,
-    error::EngineError,
+    error::{EngineError, Result},
     frame_cache::FrameCache,
     frontier::Frontier,
     health::{Health, Milestone},
@@ -42,8 +42,10 @@ pub(crate) struct Core {
     pub(crate) read_only: bool,
     pub(crate) threshold: u32,
     pub(crate) buffers: BufferPool,
-    pub(crate) health: Health,
+    pub(crate) health: Arc<Health>,
     pub(crate) stats: Stats,
+    /// Held while the device is flushed.
+    pub(crate) flushing: tokio::sync::Mutex<()>,
 
     pub(crate) catalog: Mutex<Catalog>,
     pub(crate) volumes: RwLock<BTreeMap<String, Arc<VolumeCore>>>,
@@ -85,6 +87,27 @@ pub(crate) struct Published {
 }
 
 impl Core {
+    /// Flushes the device. The only way to do so: the completion itself makes a failure final,
+    /// before anyone can flush again and take the next success for this one's (the system reports
+    /// a failed write-back once), and one flush is under way at a time for the same reason.
+    pub(crate) async fn flush_device(&self) -> Result<()> {
+        let _alone = self.flushing.lock().await;
+        self.health.check()?;
+        let (answer, outcome) = tokio::sync::oneshot::channel();
+        let health = Arc::clone(&self.health);
+        let completion = Box::new(move |flushed: std::result::Result<(), DeviceError>| {
+            if let Err(error) = &flushed {
+                health.fail(error.clone().into());
+            }
+            // Whoever asked may have given up.
+            let _ = answer.send(flushed);
+        });
+        self.device.submit(vec![Request::Flush { completion }]);
+        let closed = DeviceError::Closed { operation: Operation::Flush };
+        outcome.await.unwrap_or(Err(closed))?;
+        Ok(())
+    }
+
     /// Makes a failure final and wakes everyone who waits for what will not come.
     pub(crate) fn fail(&self, error: EngineError) {
         self.health.fail(error);

@@ -165,6 +165,18 @@ pub enum EngineError {
         /// The first failure.
         cause: Arc<EngineError>,
     },
+    /// A thread of the pool has met a broken invariant.
+    #[error("the pool's thread '{thread}' panicked; what is durable is safe, please report this")]
+    Panicked {
+        /// The thread.
+        thread: String,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread for the pool: {source}")]
+    Thread {
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
     /// The pool is shutting down.
     #[error("the pool is closing")]
     Closing,

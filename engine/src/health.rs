@@ -56,8 +56,6 @@ impl Milestone {
 pub(crate) struct Health {
     failure: OnceLock<Arc<EngineError>>,
     closing: AtomicBool,
-    /// Notified when either changes.
-    changed: Event,
 }
 
 impl Health {
@@ -70,7 +68,6 @@ impl Health {
         if self.failure.set(Arc::clone(&cause)).is_ok() {
             tracing::error!(error = %cause, "the pool accepts no more changes");
         }
-        self.changed.notify(usize::MAX);
     }
 
     /// The first failure, if there was one.
@@ -81,7 +78,6 @@ impl Health {
     /// Refuses new changes because the pool is being closed.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        self.changed.notify(usize::MAX);
     }
 
     /// Whether the pipeline still works.

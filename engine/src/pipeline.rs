@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
 };
@@ -9,7 +10,7 @@ use std::{
 use crate::{
     checkpointer,
     core::Core,
-    error::Result,
+    error::{EngineError, Result},
     recovery,
     reduce::Reducer,
     sealer::{Message, Sealer},
@@ -30,26 +31,27 @@ impl Pipeline {
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub(crate) fn start(core: &Arc<Core>) -> io::Result<Self> {
-        let count = match core.tuning.reducers {
+    pub(crate) fn start(pool: &Arc<Core>) -> io::Result<Self> {
+        let count = match pool.tuning.reducers {
             0 => thread::available_parallelism().map_or(2, usize::from),
             count => count,
         };
         let (sender, receiver) = mpsc::channel();
         let mut reducers = Vec::with_capacity(count);
         for number in 0..count {
-            let (core, sender) = (Arc::clone(core), sender.clone());
-            reducers.push(spawn(&format!("reducer-{number}"), move || reduce(&core, &sender))?);
+            let (core, sender) = (Arc::clone(pool), sender.clone());
+            reducers
+                .push(spawn(pool, &format!("reducer-{number}"), move || reduce(&core, &sender))?);
         }
-        let sealer = Sealer::new(Arc::clone(core), receiver, sender, count);
-        let sealer = spawn("sealer", move || sealer.run())?;
-        let checkpointing = Arc::clone(core);
-        let checkpointer = spawn("checkpointer", move || checkpointer::run(&checkpointing))?;
-        let warmer = if core.tuning.warm_index {
-            let core = Arc::clone(core);
-            Some(spawn("index-warmer", move || warm_index(&core))?)
+        let sealer = Sealer::new(Arc::clone(pool), receiver, sender, count);
+        let sealer = spawn(pool, "sealer", move || sealer.run())?;
+        let checkpointing = Arc::clone(pool);
+        let checkpointer = spawn(pool, "checkpointer", move || checkpointer::run(&checkpointing))?;
+        let warmer = if pool.tuning.warm_index {
+            let core = Arc::clone(pool);
+            Some(spawn(pool, "index-warmer", move || warm_index(&core))?)
         } else {
-            core.index_is_warm.set();
+            pool.index_is_warm.set();
             None
         };
         Ok(Self { reducers, sealer, checkpointer, warmer })
@@ -81,14 +83,26 @@ impl Pipeline {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(name.into()).spawn(work)
+/// Starts a thread that fails the pool if it panics, so that nobody waits for it for ever.
+fn spawn(
+    core: &Arc<Core>,
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let (core, thread) = (Arc::clone(core), name.to_owned());
+    thread::Builder::new().name(name.into()).spawn(move || {
+        let outcome = panic::catch_unwind(AssertUnwindSafe(work));
+        if let Err(panic) = outcome {
+            core.fail(EngineError::Panicked { thread });
+            panic::resume_unwind(panic);
+        }
+    })
 }
 
 fn join(thread: JoinHandle<()>) {
     if let Err(panic) = thread.join() {
         // A broken invariant must not be mistaken for a clean end.
-        std::panic::resume_unwind(panic);
+        panic::resume_unwind(panic);
     }
 }
 

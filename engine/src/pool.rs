@@ -34,16 +34,19 @@ use crate::{
     layout::Layout,
     overlay::ChangeBody,
     pipeline::{self, Pipeline},
-    record::CheckpointBody,
+    record::{CheckpointBody, MAX_COUNT},
     recovery,
     segment_table::SegmentTable,
-    space::Space,
+    space::{Space, worst_case_bytes},
     stats::Stats,
     summaries::SummaryCache,
     superblock::{MAX_PATH_BYTES, Superblock},
     volume::Volume,
     volume_core::VolumeCore,
 };
+
+/// Largest batch, and so the largest change, in bytes.
+const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// Idle buffer memory that is kept for reuse. More than the pipeline ever holds, so that steady
 /// work never gives memory back to the system: that would interrupt every core.
@@ -157,9 +160,12 @@ impl Pool {
         } else {
             // What recovery ignored must never count: see the recovery module.
             checkpointer::checkpoint(&core, false)?;
-            Some(Pipeline::start(&core).map_err(|source| siltstone_device::DeviceError::Open {
-                path: "a thread".into(),
-                source: Arc::new(source),
+            let started = Pipeline::start(&core);
+            Some(started.map_err(|source| {
+                // Threads that did start end, and let go of the device.
+                core.fail(EngineError::Thread { source: Arc::new(source) });
+                core.checkpointing.stop();
+                EngineError::Failed { cause: core.health.failure().expect("it has just failed") }
             })?)
         };
         Ok(Self { core, pipeline: Mutex::new(pipeline), changing: Mutex::new(()) })
@@ -370,8 +376,13 @@ async fn create_on(
             allowed: "at most 1024 bytes",
         });
     }
-    if Superblock::load(&*device).await.is_ok() {
-        return Err(EngineError::PoolExists);
+    match Superblock::load(&*device).await {
+        Err(EngineError::NotAPool { .. }) => {}
+        // One that cannot be used is still somebody's pool.
+        Ok(_) | Err(EngineError::NewerVersion { .. } | EngineError::Metadata(_)) => {
+            return Err(EngineError::PoolExists);
+        }
+        Err(error) => return Err(error),
     }
     let superblock = Superblock {
         sequence: 1,
@@ -481,7 +492,8 @@ async fn open_on(
     let core = Core {
         threshold: superblock.threshold,
         read_only: options.read_only,
-        health: Health::default(),
+        health: Arc::new(Health::default()),
+        flushing: tokio::sync::Mutex::new(()),
         stats: Stats::default(),
         volumes: RwLock::new(volumes(&body.catalog)),
         catalog: Mutex::new(body.catalog),
@@ -536,6 +548,11 @@ async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result
                 }
                 siltstone_nvram::ChangeBody::Zero => ChangeBody::Zero,
             };
+            let space_bytes = match &body {
+                ChangeBody::Data(data) => worst_case_bytes(data.len()),
+                ChangeBody::Zero => 0,
+            };
+            core.space.promise_regardless(space_bytes);
             let change_again = Admittable {
                 volume: Arc::clone(volume),
                 address: change.address,
@@ -543,7 +560,7 @@ async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result
                 body,
                 // Bounded by the ring; waiting here would be for threads that do not run yet.
                 staged_bytes: 0,
-                space_bytes: 0,
+                space_bytes,
                 // The volume may have become smaller since; then zeros follow.
                 end_bytes: 0,
             };
@@ -560,13 +577,22 @@ async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result
 
 /// Refuses a change that no volume is large enough for: no program of ours logged it.
 fn check_range(change: &siltstone_nvram::Change<'_>) -> Result<()> {
+    let wrong = |field, value| {
+        Err(MetadataError::Inconsistent { structure: "NVRAM log record", field, value }.into())
+    };
     let end = change.address.0.checked_add(change.len_blocks.into());
-    if end.is_some_and(|end| end <= MAX_BLOCKS) {
-        return Ok(());
+    if end.is_none_or(|end| end > MAX_BLOCKS) {
+        return wrong("block address", change.address.0);
     }
-    let structure = "NVRAM log record";
-    let value = change.address.0;
-    Err(MetadataError::Inconsistent { structure, field: "block address", value }.into())
+    if change.sequence.0 >= MAX_COUNT {
+        return wrong("sequence", change.sequence.0);
+    }
+    if let siltstone_nvram::ChangeBody::Data(data) = change.body
+        && data.len() > MAX_BATCH_BYTES
+    {
+        return wrong("data length", data.len() as u64);
+    }
+    Ok(())
 }
 
 fn volumes(catalog: &Catalog) -> BTreeMap<String, Arc<VolumeCore>> {
@@ -581,7 +607,7 @@ fn volumes(catalog: &Catalog) -> BTreeMap<String, Arc<VolumeCore>> {
 /// fit into is wasted, so units stay well below a segment.
 fn fitted(tuning: &Tuning, layout: &Layout) -> Tuning {
     let most = (layout.segment_bytes / 8) as usize;
-    let batch_bytes = tuning.batch_bytes.min(most).clamp(32 << 10, 8 << 20);
+    let batch_bytes = tuning.batch_bytes.min(most).clamp(32 << 10, MAX_BATCH_BYTES);
     let batch_bytes = batch_bytes - batch_bytes % siltstone_device::BLOCK_BYTES;
     Tuning { batch_bytes, ..tuning.clone() }
 }

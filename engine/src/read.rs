@@ -114,7 +114,7 @@ impl Core {
     ) -> Result<()> {
         let len_blocks = (out.len() / BLOCK_BYTES) as u32;
         let mut runs: Vec<Run> = Vec::new();
-        self.map.lookup(&volume.chain, address, len_blocks, &mut runs).await?;
+        self.find(volume, address, len_blocks, &mut runs).await?;
         let mut wanted = Vec::new();
         for run in &runs {
             let at = (run.address.0 - address.0) as usize * BLOCK_BYTES;
@@ -143,7 +143,7 @@ impl Core {
                     EngineError::BlockDamaged { volume, address: run.address, source }
                 };
                 runs.clear();
-                self.map.lookup(&volume.chain, run.address, run.len_blocks, &mut runs).await?;
+                self.find(volume, run.address, run.len_blocks, &mut runs).await?;
                 let same = runs.len() == 1
                     && runs[0].target == Target::Stored(run.place)
                     && self.generation_of(run.place) == Some(run.generation);
@@ -168,6 +168,31 @@ impl Core {
         }
     }
 
+    /// Looks a range up, so that each place found is in the use of its segment that the table
+    /// names now: generations only grow, and one that was given out before the lookup began cannot
+    /// be of a later use. A place in a younger segment is looked up again.
+    async fn find(
+        &self,
+        volume: &VolumeCore,
+        address: BlockAddress,
+        len_blocks: u32,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
+        loop {
+            let before = self.table.next_generation();
+            self.map.lookup(&volume.chain, address, len_blocks, runs).await?;
+            let is_young = |run: &Run| match run.target {
+                Target::Stored(place) => {
+                    self.generation_of(place).is_some_and(|generation| generation >= before)
+                }
+                Target::Hole => false,
+            };
+            if !runs.iter().any(is_young) {
+                return Ok(());
+            }
+        }
+    }
+
     fn generation_of(&self, place: Place) -> Option<u64> {
         self.table.generation(place.segment()).map(|(generation, _)| generation)
     }
@@ -180,7 +205,9 @@ impl Core {
         len_blocks: u32,
         out_bytes: usize,
     ) -> Result<Wanted> {
-        match self.generation_of(place) {
+        let segment_bytes = self.superblock.layout.segment_bytes;
+        let inside = u64::from(place.frame_offset_bytes()) < segment_bytes;
+        match self.generation_of(place).filter(|_| inside) {
             Some(generation) => Ok(Wanted { address, place, len_blocks, generation, out_bytes }),
             None => Err(EngineError::BlockDamaged {
                 volume: volume.name.clone(),
@@ -198,8 +225,9 @@ impl Core {
             match self.frame_cache.get(&run.key()) {
                 Some(cached) => {
                     add(&self.stats.counters.frame_cache_hits, 1);
-                    if let Err(error) = self.take_cached(run, cached, out) {
-                        failed.push((*run, error));
+                    // Of what was read ahead nothing is believed: the device decides.
+                    if self.take_cached(run, cached, out).is_err() {
+                        missing.push(at);
                     }
                 }
                 None => missing.push(at),
@@ -342,7 +370,7 @@ impl Core {
     pub(crate) async fn read_ahead(&self, volume: &VolumeCore, ahead: Ahead) {
         let mut runs: Vec<Run> = Vec::new();
         let (first, len) = (BlockAddress(ahead.first), ahead.len_blocks as u32);
-        if self.map.lookup(&volume.chain, first, len, &mut runs).await.is_err() {
+        if self.find(volume, first, len, &mut runs).await.is_err() {
             return;
         }
         let mut wanted = Vec::new();

@@ -4,6 +4,8 @@
 //! head | frontier segments | catalog | patch manifest
 //! ```
 
+use std::collections::BTreeSet;
+
 use siltstone_cursor::Manifest;
 use siltstone_device::{SegmentId, Sequence};
 use zerocopy::{
@@ -43,6 +45,9 @@ struct DiskFrontier {
     generation: U64,
 }
 const _: () = assert!(size_of::<DiskFrontier>() == 16);
+
+/// Sequence, unit and generation numbers stay below this for ever: hostile ones must not overflow.
+pub(crate) const MAX_COUNT: u64 = 1 << 62;
 
 /// What a checkpoint record says.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,13 +113,20 @@ impl CheckpointBody {
         if head.frontier_count.get() > segment_count {
             return Err(wrong("frontier length", head.frontier_count.get().into()));
         }
+        let counts = [head.sequence.get(), head.unit.get(), head.next_generation.get()];
+        if let Some(&count) = counts.iter().find(|count| **count >= MAX_COUNT) {
+            return Err(wrong("sequence, unit or generation", count));
+        }
+        if head.frontier_count.get() as usize > rest.len() / size_of::<DiskFrontier>() {
+            return Err(short());
+        }
+        let mut seen = BTreeSet::new();
         let mut frontier = Vec::with_capacity(head.frontier_count.get() as usize);
         for _ in 0..head.frontier_count.get() {
             let (segment, after) = DiskFrontier::ref_from_prefix(rest).map_err(|_| short())?;
             rest = after;
             let id = SegmentId(segment.id.get());
-            let twice = frontier.iter().any(|&(other, _)| other == id);
-            if id.0 >= segment_count || twice {
+            if id.0 >= segment_count || !seen.insert(id) {
                 return Err(wrong("frontier segment", id.0.into()));
             }
             frontier.push((id, segment.generation.get()));

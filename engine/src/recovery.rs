@@ -31,7 +31,7 @@ use crate::{
     write_unit::Summary,
 };
 
-/// Device reads under way at a time when a segment is scanned.
+/// Length of the device reads with which a segment is scanned, all under way at once.
 const SCAN_READ_BYTES: u64 = 1 << 20;
 
 /// A whole write unit found on the device.

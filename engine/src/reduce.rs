@@ -267,11 +267,13 @@ impl Reducer {
         }
         siltstone_dedup::run::extend(&self.shorts, &mut self.candidates, &core.summaries);
         let mut units = HashMap::new();
-        for candidate in &mut self.candidates {
-            let Some(unit) = candidate.map(|candidate| candidate.unit) else { continue };
+        for (candidate, short) in self.candidates.iter_mut().zip(&self.shorts) {
+            let Some(Candidate { unit, ordinal }) = *candidate else { continue };
             let frames =
                 units.entry(unit).or_insert_with(|| core.summaries.linkable(unit, &core.table));
-            if frames.is_none() {
+            // Asked again of what gives the place: the unit's address may have been used anew
+            // since the candidate was found.
+            if !frames.as_ref().is_some_and(|frames| frames.holds(ordinal, short)) {
                 *candidate = None;
             }
         }

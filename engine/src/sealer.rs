@@ -319,15 +319,12 @@ impl Sealer {
     fn publish(&mut self, batch: u64, unit: Unit) {
         let core = &self.core;
         let Unit { changes, summary, address, .. } = unit;
-        {
-            let mut published = core.publishing.lock();
-            core.map.publish(&summary.entries);
-            *published = Published {
-                sequence: summary.last_sequence,
-                unit: summary.number,
-                batch: Some(batch),
-            };
-        }
+        // Until the batch is retired: a checkpoint that covers it must not begin while others can
+        // still name it as the owner of a block, or it could condemn what they link to.
+        let mut published = core.publishing.lock();
+        core.map.publish(&summary.entries);
+        *published =
+            Published { sequence: summary.last_sequence, unit: summary.number, batch: Some(batch) };
         if !summary.fingerprints.is_empty() {
             core.summaries.insert(address, &summary);
             let unit = crate::summaries::SummaryCache::unit_at(address);
@@ -336,10 +333,12 @@ impl Sealer {
         for change in &changes {
             change.volume.overlay.remove(change);
         }
-        core.admission.publish(&changes);
+        // Before anyone who waits for this is told.
         core.staging.give_back(changes.iter().map(|change| change.staged_bytes).sum());
+        core.admission.publish(&changes);
         let newest_started = core.admission.newest_started().expect("a batch was published");
         core.in_flight.retire(batch, newest_started);
+        drop(published);
         self.forget_placed();
         let core = &self.core;
         if core.map.memtable_len() >= core.tuning.memtable_entries {

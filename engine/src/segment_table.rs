@@ -148,6 +148,9 @@ pub(crate) struct SegmentTable {
     pool: u64,
     layout: Layout,
     generations: Box<[AtomicU64]>,
+    /// The generation that the next taken segment gets: every use that began later has at least
+    /// this one.
+    next_generation: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -156,7 +159,6 @@ struct Inner {
     free: u64,
     /// Where the search for a free segment goes on.
     search_from: usize,
-    next_generation: u64,
     dirty_pages: BTreeSet<usize>,
     /// For each page its newest durable version, and the slot of it.
     newest: Vec<Newest>,
@@ -197,7 +199,6 @@ impl SegmentTable {
         let inner = Inner {
             free: segments.iter().filter(|s| s.state == SegmentState::Free).count() as u64,
             search_from: 0,
-            next_generation,
             dirty_pages: BTreeSet::new(),
             versions_sum: sum_of(&newest),
             newest,
@@ -206,7 +207,13 @@ impl SegmentTable {
             freeing: Vec::new(),
             segments,
         };
-        Self { pool, layout, generations, inner: Mutex::new(inner) }
+        Self {
+            pool,
+            layout,
+            generations,
+            next_generation: AtomicU64::new(next_generation),
+            inner: Mutex::new(inner),
+        }
     }
 
     /// Reads the table as of checkpoint `number`, whose record carries `versions_sum`.
@@ -286,7 +293,7 @@ impl SegmentTable {
 
     /// The generation that the next reserved segment gets; goes into the checkpoint record.
     pub(crate) fn next_generation(&self) -> u64 {
-        self.inner.lock().next_generation
+        self.next_generation.load(Ordering::SeqCst)
     }
 
     /// Takes a free segment for the sealer or for patch pages.
@@ -301,8 +308,8 @@ impl SegmentTable {
         let mut order = (from..count).chain(0..from);
         let segments = &inner.segments;
         let at = order.find(|&at| segments[at].state == SegmentState::Free)?;
-        let generation = inner.next_generation;
-        inner.next_generation += 1;
+        // Before the segment can be written, and so before anything in it can be found.
+        let generation = self.next_generation.fetch_add(1, Ordering::SeqCst);
         inner.search_from = at + 1;
         inner.free -= 1;
         inner.segments[at] = Segment { state, generation, ..UNUSED };

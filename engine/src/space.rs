@@ -61,6 +61,11 @@ impl Space {
         Ok(())
     }
 
+    /// Promises `bytes` to a change that was admitted in a former life and cannot be refused.
+    pub(crate) fn promise_regardless(&self, bytes: u64) {
+        self.inner.lock().promised_bytes += bytes;
+    }
+
     /// A promise is settled or not needed after all.
     pub(crate) fn release(&self, bytes: u64) {
         let mut inner = self.inner.lock();

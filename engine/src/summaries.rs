@@ -39,6 +39,8 @@ const FIRST_READ_BYTES: usize = 8 << 10;
 pub(crate) struct UnitFrames {
     segment: SegmentId,
     generation: u64,
+    /// Those that the places belong to: what the neighbourhood says may be of an older use.
+    fingerprints: Arc<[ShortFingerprint]>,
     /// For each frame its first block's ordinal and its first block's place.
     frames: Box<[(u32, Place)]>,
     block_count: u32,
@@ -48,7 +50,12 @@ pub(crate) struct UnitFrames {
 
 impl UnitFrames {
     /// From a unit that starts `unit_offset` bytes into its segment.
-    fn new(summary: &Summary, unit_offset: u64, address: ByteOffset) -> Self {
+    fn new(
+        summary: &Summary,
+        fingerprints: Arc<[ShortFingerprint]>,
+        unit_offset: u64,
+        address: ByteOffset,
+    ) -> Self {
         let mut ordinal = 0;
         let place = |frame: &UnitFrame| {
             let offset = unit_offset as usize + frame.offset_bytes as usize;
@@ -62,10 +69,16 @@ impl UnitFrames {
         Self {
             segment: summary.segment,
             generation: summary.generation,
+            fingerprints,
             frames: frames.into(),
             block_count: ordinal,
             end: address.plus(summary.unit_bytes.into()),
         }
+    }
+
+    /// Whether the block at `ordinal` has this fingerprint.
+    pub(crate) fn holds(&self, ordinal: u32, fingerprint: &ShortFingerprint) -> bool {
+        self.fingerprints.get(ordinal as usize) == Some(fingerprint)
     }
 
     /// The place of a block by its ordinal in the unit.
@@ -143,10 +156,11 @@ impl SummaryCache {
     /// Takes up a unit that is known from elsewhere: just published, or read by a scan.
     pub(crate) fn insert(&self, address: ByteOffset, summary: &Summary) {
         let offset = (address.0 - self.layout.data_start.0) % self.layout.segment_bytes;
-        let frames = UnitFrames::new(summary, offset, address);
+        let fingerprints: Arc<[ShortFingerprint]> = summary.fingerprints.clone().into();
+        let frames = UnitFrames::new(summary, Arc::clone(&fingerprints), offset, address);
         let unit = Self::unit_at(address);
         self.frames.lock().insert(unit, Arc::new(frames));
-        self.neighbourhood.insert(unit, summary.fingerprints.clone().into());
+        self.neighbourhood.insert(unit, fingerprints);
     }
 
     /// Looks blocks up in the loaded summaries.

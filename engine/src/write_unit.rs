@@ -25,7 +25,7 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use crate::error::MetadataError;
+use crate::{error::MetadataError, record::MAX_COUNT};
 
 const VERSION: u16 = 1;
 
@@ -226,8 +226,11 @@ impl Summary {
         if !(unit_bytes as usize).is_multiple_of(BLOCK_BYTES) || (unit_bytes as usize) < length {
             return Err(wrong("unit length", unit_bytes.into()));
         }
-        if head.first_sequence.get() > head.last_sequence.get() {
-            return Err(wrong("first sequence", head.first_sequence.get()));
+        if head.first_sequence.get() > head.last_sequence.get()
+            || head.last_sequence.get() >= MAX_COUNT
+            || head.number.get() >= MAX_COUNT
+        {
+            return Err(wrong("sequence or number", head.last_sequence.get()));
         }
         let (entry_bytes, body) = body.split_at(entries * ENTRY_BYTES);
         let (frame_bytes, fingerprint_bytes) = body.split_at(frames * FRAME_ENTRY_BYTES);
