@@ -72,6 +72,9 @@ pub(crate) struct CreateArguments {
     /// The shortest run of duplicate 4 KiB blocks that is not stored again.
     #[arg(long, value_name = "BLOCKS", default_value_t = 1)]
     pub(crate) threshold: u32,
+    /// Overwrite what a block device holds: a file system, or another pool.
+    #[arg(long)]
+    pub(crate) force: bool,
     /// When writes are made durable.
     #[arg(long, value_enum, default_value_t = Sync::Flush)]
     pub(crate) sync: Sync,

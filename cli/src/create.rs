@@ -18,6 +18,7 @@ pub(crate) fn run(arguments: &CreateArguments) -> Result<(), CliError> {
         index_memory_bytes: arguments.index_memory.0,
         threshold: arguments.threshold,
         sync_always: arguments.sync == Sync::Always,
+        overwrite: arguments.force,
         ..CreateOptions::default()
     };
     open::create(&arguments.pool, &options)?;

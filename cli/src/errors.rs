@@ -165,7 +165,7 @@ pub(crate) enum CliError {
     /// A check found problems.
     #[error(
         "{path}: the check found {problems} problem(s); what it lists as lost cannot be read, \
-         everything else can: copy it with 'siltstone export'"
+         everything else can"
     )]
     CheckFailed {
         /// The pool.
@@ -226,6 +226,7 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         | E::Truncated { .. }
         | E::Metadata(_) => ExitStatus::BadPool,
         E::PoolExists
+        | E::NotEmpty
         | E::TooSmall { .. }
         | E::InvalidOption { .. }
         | E::NoSuchVolume { .. }
@@ -237,9 +238,12 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         | E::VolumeDeleted { .. }
         | E::OutOfRange { .. } => ExitStatus::Refused,
         E::Failed { cause } => engine_status(cause),
-        E::Log(LogError::TooLarge { .. }) | E::Index(_) | E::ReadOnly | E::Closing => {
-            ExitStatus::Other
-        }
+        E::Log(LogError::TooLarge { .. })
+        | E::Index(_)
+        | E::Panicked { .. }
+        | E::Thread { .. }
+        | E::ReadOnly
+        | E::Closing => ExitStatus::Other,
     }
 }
 

@@ -80,6 +80,7 @@ fn naming(path: &Path, source: EngineError) -> CliError {
         EngineError::Device(DeviceError::Io { .. })
         | EngineError::NotAPool { .. }
         | EngineError::PoolExists
+        | EngineError::NotEmpty
         | EngineError::NewerVersion { .. }
         | EngineError::Truncated { .. }
         | EngineError::Metadata(_)

@@ -42,6 +42,8 @@ pub struct CreateOptions {
     pub threshold: u32,
     /// Commit every write before it is acknowledged.
     pub sync_always: bool,
+    /// Make the pool even if the device holds something: a file system, or another pool.
+    pub overwrite: bool,
 }
 
 impl Default for CreateOptions {
@@ -55,6 +57,7 @@ impl Default for CreateOptions {
             index_memory_bytes: 64 << 20,
             threshold: 1,
             sync_always: false,
+            overwrite: false,
         }
     }
 }

@@ -72,6 +72,8 @@ pub(crate) struct Core {
     pub(crate) frame_cache: Arc<FrameCache>,
     /// Every fingerprint on the device has been told to the index.
     pub(crate) index_is_warm: Milestone,
+    /// The last write was refused for lack of space.
+    pub(crate) was_full: AtomicBool,
     /// Tells background work that is not part of the pipeline to stop.
     pub(crate) stopping: AtomicBool,
 }

@@ -31,8 +31,11 @@ pub enum EngineError {
     Index(#[from] IndexError),
 
     /// A pool is there already.
-    #[error("the device holds a siltstone pool already; wipe its first megabyte to make another")]
+    #[error("the device holds a siltstone pool already; 'create --force' would overwrite it")]
     PoolExists,
+    /// Something is there already.
+    #[error("the device is not empty; if what it holds may go, use 'create --force'")]
+    NotEmpty,
     /// No superblock is there.
     #[error("this is not a siltstone pool: neither superblock is valid ({first}; {second})")]
     NotAPool {

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use siltstone_cursor::{MAX_BLOCKS, Manifest, Map, MapConfig};
 use siltstone_dedup::{InFlight, Index};
 use siltstone_device::{
-    BufferPool, Device, Entropy, Sequence, SystemEntropy,
+    AlignedBuffer, BufferPool, ByteOffset, Device, Entropy, Sequence, SystemEntropy,
     file::{self, Access, FileOptions},
     mapped, request,
 };
@@ -376,14 +376,11 @@ async fn create_on(
             allowed: "at most 1024 bytes",
         });
     }
-    match Superblock::load(&*device).await {
-        Err(EngineError::NotAPool { .. }) => {}
-        // One that cannot be used is still somebody's pool.
-        Ok(_) | Err(EngineError::NewerVersion { .. } | EngineError::Metadata(_)) => {
-            return Err(EngineError::PoolExists);
-        }
-        Err(error) => return Err(error),
+    if !options.overwrite {
+        refuse_to_overwrite(&*device).await?;
     }
+    // The memory that every opening will need.
+    drop(Index::new(options.index_memory_bytes as usize)?);
     let superblock = Superblock {
         sequence: 1,
         pool: entropy.next_u64() | 1,
@@ -420,6 +417,25 @@ async fn create_on(
     table.stored(stored);
     // Last: until this is durable there is no pool.
     superblock.store(&*device).await
+}
+
+/// Checks that a device holds nothing where pools and file systems keep what names them.
+async fn refuse_to_overwrite(device: &dyn Device) -> Result<()> {
+    match Superblock::load(device).await {
+        Err(EngineError::NotAPool { .. }) => {}
+        // One that cannot be used is still somebody's pool.
+        Ok(_) | Err(EngineError::NewerVersion { .. } | EngineError::Metadata(_)) => {
+            return Err(EngineError::PoolExists);
+        }
+        Err(error) => return Err(error),
+    }
+    const LOOKED_AT_BYTES: usize = 1 << 20;
+    let start = AlignedBuffer::zeroed(LOOKED_AT_BYTES);
+    let start = request::read(device, ByteOffset(0), start).await?;
+    if start.iter().any(|&byte| byte != 0) {
+        return Err(EngineError::NotEmpty);
+    }
+    Ok(())
 }
 
 fn validate(options: &CreateOptions) -> Result<()> {
@@ -517,6 +533,7 @@ async fn open_on(
         checkpointing: Checkpointing::default(),
         frame_cache: Arc::new(FrameCache::new(tuning.frame_cache_bytes)),
         index_is_warm: Milestone::default(),
+        was_full: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         device,
         superblock,

@@ -1,6 +1,6 @@
 //! A volume: a thin-provisioned virtual disk, read and written by byte range.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use siltstone_cursor::{Run, Target};
 use siltstone_device::{AlignedBuffer, BLOCK_BYTES, BlockAddress};
@@ -542,6 +542,7 @@ impl Volume {
             let promised = core.space.promise(&core.table, bytes);
             let full = matches!(promised, Err(EngineError::NoSpace { .. }));
             if !full || fruitless == FRUITLESS_ROUNDS {
+                core.note_fullness(&promised);
                 return promised;
             }
             let free = core.space.free_bytes(&core.table);
@@ -558,6 +559,16 @@ impl Core {
             return Err(EngineError::ReadOnly);
         }
         self.health.check_open()
+    }
+
+    /// Logs when the pool becomes full, once until it has room again.
+    fn note_fullness(&self, promised: &Result<()>) {
+        let was_full = self.was_full.swap(promised.is_err(), Ordering::Relaxed);
+        if let Err(error) = promised
+            && !was_full
+        {
+            tracing::warn!(%error, "writes are refused");
+        }
     }
 
     async fn take_staging(&self, bytes: usize) -> Result<()> {

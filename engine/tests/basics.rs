@@ -265,6 +265,21 @@ fn a_pool_full_of_map_says_so_and_recovers() {
 }
 
 #[test]
+fn a_device_that_holds_something_is_not_overwritten_unasked() {
+    let device = SimDevice::new(64 * MIB);
+    // Where ext4 keeps its magic number.
+    device.corrupt(1080, &[0x53, 0xef]);
+    let options = CreateOptions::default();
+    let refused = Pool::create_on(device.clone(), None, &options);
+    assert!(matches!(refused, Err(EngineError::NotEmpty)), "{refused:?}");
+    let forced = CreateOptions { overwrite: true, ..options.clone() };
+    Pool::create_on(device.clone(), None, &forced).unwrap();
+    let refused = Pool::create_on(device.clone(), None, &options);
+    assert!(matches!(refused, Err(EngineError::PoolExists)), "{refused:?}");
+    Pool::create_on(device, None, &forced).unwrap();
+}
+
+#[test]
 fn a_catalog_that_is_full_says_so() {
     let (_device, pool) = pool(64 * MIB);
     let mut full = None;
