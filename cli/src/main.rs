@@ -67,7 +67,8 @@ fn start_log(arguments: &Arguments) -> Result<(), CliError> {
     let from_environment = || std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|f| !f.is_empty());
     let default = match arguments.command {
         Command::Serve(_) => "info",
-        _ => "warn",
+        // That a pool is full is what the command itself will say.
+        _ => "warn,siltstone_engine::volume=error",
     };
     let given = arguments.log_level.clone().or_else(from_environment);
     let given = given.unwrap_or_else(|| default.into());
