@@ -1,4 +1,23 @@
-//! The Siltstone engine: pools and volumes.
+//! The Siltstone engine: a pool of segments on a device, and thin volumes in it that are
+//! deduplicated and compressed as they are written.
+//!
+//! Begin with [`Pool`] and [`Volume`]; `docs/architecture.md` tells the whole story. In the order of
+//! a write's life:
+//!
+//! - `volume` and `admission`: a write gets its memory, its space and its place in the total order,
+//!   and is visible at once through the volume's `overlay`.
+//! - `reduce` (with `compress` and `summaries`): on every core, a batch at a time, zeros, duplicates
+//!   and compression.
+//! - `sealer`: places batches as write units (`write_unit`, `frame`) in frontier segments, and
+//!   publishes them once the device has them.
+//! - `commit`: flushes, through the NVRAM log or the pipeline.
+//! - `checkpointer` (with `segment_table`, `frontier`, `space`, `record`, `catalog`): makes the state
+//!   a place to recover from, and frees what nothing refers to.
+//! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
+//! - `recovery`, `check`, `stat`: coming back, looking at everything, counting.
+//!
+//! `core` is what the parts of an open pool share, and has their lock order; `pipeline` has the
+//! threads; `health` the failure after which nothing changes any more.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
