@@ -14,7 +14,7 @@ use zerocopy::{
 };
 
 use crate::{
-    config::{self, MAX_NAME_BYTES, VolumeOptions},
+    config::{self, VolumeOptions},
     error::{EngineError, MetadataError, Result},
 };
 
@@ -215,7 +215,7 @@ impl Catalog {
                 level: volume.level,
             };
             let options = VolumeOptions { size_bytes: record.size_bytes, level: record.level };
-            if config::validate_name(name).is_err() || name.len() > MAX_NAME_BYTES {
+            if config::validate_name(name).is_err() {
                 return Err(wrong("name", name_bytes as u64));
             }
             if options.validate(name).is_err() || volume.key.get() != 0 {

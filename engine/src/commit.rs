@@ -13,15 +13,13 @@
 //! "Durable" is a prefix of the total order: in segments under a completed flush, or in the log.
 //! The log keeps a record until a checkpoint covers its changes.
 
-use std::sync::Arc;
-
 use siltstone_device::Sequence;
 use siltstone_nvram::{Change as LogChange, ChangeBody as LogBody, LogError, record_bytes_for};
 
 use crate::{
     admission::Unpublished,
     core::Core,
-    error::{EngineError, Result},
+    error::Result,
     overlay::ChangeBody,
     stats::{Stage, add},
 };
@@ -98,13 +96,5 @@ impl Core {
             self.checkpointing.request();
         }
         Ok(())
-    }
-
-    /// Makes a failure of the checkpointer or of background work final.
-    pub(crate) fn fail_with(self: &Arc<Self>, outcome: Result<()>) {
-        match outcome {
-            Ok(()) | Err(EngineError::Failed { .. } | EngineError::Closing) => {}
-            Err(error) => self.fail(error),
-        }
     }
 }

@@ -121,6 +121,14 @@ impl Core {
         self.wake_all();
     }
 
+    /// Makes a failure of the checkpointer or of background work final.
+    pub(crate) fn fail_with(&self, outcome: Result<()>) {
+        match outcome {
+            Ok(()) | Err(EngineError::Failed { .. } | EngineError::Closing) => {}
+            Err(error) => self.fail(error),
+        }
+    }
+
     /// Lets everyone who waits look at the pool's health again.
     pub(crate) fn wake_all(&self) {
         self.admission.wake();

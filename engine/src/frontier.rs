@@ -11,9 +11,20 @@ use siltstone_device::{SegmentId, Sequence};
 
 use crate::{
     health::Health,
-    segment_table::{FrontierSegment, SegmentState, SegmentTable},
+    segment_table::{SegmentState, SegmentTable},
     space::reserve_segments,
 };
+
+/// A frontier segment that is being written, or was, and is not settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrontierSegment {
+    pub(crate) id: SegmentId,
+    pub(crate) generation: u64,
+    /// The newest change placed in it so far.
+    pub(crate) last_sequence: Sequence,
+    /// Nothing more will be placed in it.
+    pub(crate) full: bool,
+}
 
 /// See the module's page. The lock is a leaf but for the segment table's.
 pub(crate) struct Frontier {

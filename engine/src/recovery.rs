@@ -25,9 +25,10 @@ use siltstone_device::{BLOCK_BYTES, BufferPool, ByteOffset, Device, SegmentId, S
 use crate::{
     error::{MetadataError, Result},
     frame::{self, FrameIdentity},
+    frontier::FrontierSegment,
     layout::Layout,
     record::CheckpointBody,
-    segment_table::{FrontierSegment, Segment, SegmentState, SegmentTable},
+    segment_table::{Segment, SegmentState, SegmentTable},
     write_unit::Summary,
 };
 

@@ -32,7 +32,7 @@ use std::{
 use parking_lot::Mutex;
 use siltstone_cursor::Edit;
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, SegmentId, Sequence,
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, SegmentId,
     header::{self, HEADER_BYTES, HeaderError, Identity, Kind},
     request,
 };
@@ -635,17 +635,6 @@ fn has_later_slot(slots: &[u8], pool: u64, layout: &Layout, page: usize, number:
 
 fn inconsistent(field: &'static str, value: u64) -> crate::error::EngineError {
     MetadataError::Inconsistent { structure: "segment table", field, value }.into()
-}
-
-/// The frontier: segments that may be written before the next checkpoint, oldest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FrontierSegment {
-    pub(crate) id: SegmentId,
-    pub(crate) generation: u64,
-    /// The newest change placed in it so far.
-    pub(crate) last_sequence: Sequence,
-    /// Nothing more will be placed in it.
-    pub(crate) full: bool,
 }
 
 #[cfg(test)]
