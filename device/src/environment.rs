@@ -1,70 +1,6 @@
-//! Time and randomness, as traits, so that a simulation decides both.
-
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
-};
+//! Randomness, as a trait, so that a simulation decides it.
 
 use parking_lot::Mutex;
-
-/// Tells the time.
-pub trait Clock: Send + Sync {
-    /// Time since some fixed moment (the clock's start); never goes back.
-    fn now(&self) -> Duration;
-}
-
-/// The machine's monotonic clock.
-#[derive(Clone, Copy, Debug)]
-pub struct SystemClock {
-    start: Instant,
-}
-
-impl SystemClock {
-    /// A clock that starts now.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { start: Instant::now() }
-    }
-}
-
-impl Default for SystemClock {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Clock for SystemClock {
-    fn now(&self) -> Duration {
-        self.start.elapsed()
-    }
-}
-
-/// A clock that moves only when it is told to.
-#[derive(Debug, Default)]
-pub struct ManualClock {
-    nanos: AtomicU64,
-}
-
-impl ManualClock {
-    /// A clock that stands at zero.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Moves the clock forward. It stops at its end, after five centuries.
-    pub fn advance(&self, by: Duration) {
-        let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
-        let later = |nanos: u64| nanos.saturating_add(by);
-        self.nanos.update(Ordering::AcqRel, Ordering::Acquire, later);
-    }
-}
-
-impl Clock for ManualClock {
-    fn now(&self) -> Duration {
-        Duration::from_nanos(self.nanos.load(Ordering::Acquire))
-    }
-}
 
 /// Gives random bytes, for identities and salts.
 pub trait Entropy: Send + Sync {
@@ -167,24 +103,6 @@ impl SeededRandom {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_manual_clock_moves_only_when_told() {
-        let clock = ManualClock::new();
-        assert_eq!(clock.now(), Duration::ZERO);
-        clock.advance(Duration::from_millis(5));
-        clock.advance(Duration::from_millis(7));
-        assert_eq!(clock.now(), Duration::from_millis(12));
-        clock.advance(Duration::MAX);
-        assert!(clock.now() > Duration::from_secs(1 << 30));
-    }
-
-    #[test]
-    fn the_system_clock_never_goes_back() {
-        let clock = SystemClock::new();
-        let first = clock.now();
-        assert!(clock.now() >= first);
-    }
 
     #[test]
     fn a_seed_determines_every_number() {

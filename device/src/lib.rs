@@ -19,7 +19,8 @@
 //!
 //! And the rest of the outside world:
 //!
-//! - [`environment`]: the clock and randomness, real and simulated.
+//! - [`runtime`]: tasks and time: threads and a clock, or a simulated machine.
+//! - [`environment`]: randomness, real and simulated.
 
 pub mod buffer;
 mod completing;
@@ -30,6 +31,7 @@ pub mod header;
 mod lock;
 pub mod mapped;
 pub mod request;
+pub mod runtime;
 pub mod sim;
 mod threads;
 pub mod units;
@@ -37,11 +39,10 @@ mod uring;
 mod validate;
 
 pub use buffer::{AlignedBuffer, BufferPool};
-pub use environment::{
-    Clock, Entropy, ManualClock, SeededEntropy, SeededRandom, SystemClock, SystemEntropy,
-};
+pub use environment::{Entropy, SeededEntropy, SeededRandom, SystemEntropy};
 pub use error::{DeviceError, Operation};
 pub use request::{Durability, Request};
+pub use runtime::{Runtime, Threads};
 pub use units::{BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence};
 
 /// A medium that holds bytes: a file, a block device, mapped or simulated memory.

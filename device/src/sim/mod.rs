@@ -10,11 +10,13 @@
 //! - `image`: the contents, sparse and cheap to clone.
 //! - `history`: what happened, and since when it is durable.
 //! - `crash`: what is left after a power cut.
+//! - `machine`: the machine around the devices, whose tasks and time a seed drives.
 
 mod crash;
 pub mod fault;
 mod history;
 mod image;
+mod machine;
 mod shuffle;
 
 use std::{
@@ -30,6 +32,7 @@ use parking_lot::Mutex;
 pub use crash::{CrashPolicy, SECTOR_BYTES};
 pub use fault::{Cause, Fault, Times};
 pub use history::Event;
+pub use machine::Machine;
 
 use crate::{BLOCK_BYTES, Device, DeviceError, Operation, Request, SeededRandom, validate::admit};
 use fault::Faults;
@@ -48,6 +51,8 @@ pub enum CompletionMode {
         /// Where the random numbers start.
         seed: u64,
     },
+    /// When [`SimDevice::complete_queued`] says so: for a simulation that decides every order.
+    Queued,
 }
 
 /// What a hook decides about an operation.
@@ -89,9 +94,16 @@ pub struct Counters {
 /// [`forget_history`](Self::forget_history).
 pub struct SimDevice {
     medium: Arc<Medium>,
-    shuffler: Mutex<Option<Shuffler>>,
+    completing: Mutex<Completing>,
     hook: Mutex<Option<Hook>>,
     size_bytes: AtomicU64,
+}
+
+/// What completes requests, by mode.
+enum Completing {
+    Inline,
+    Shuffled(Shuffler),
+    Queued(Vec<Underway>),
 }
 
 /// What the device shares with the thread that completes its requests.
@@ -140,7 +152,7 @@ impl SimDevice {
         let state = State { image, history, faults, counters, has_power: true };
         Arc::new(Self {
             medium: Arc::new(Medium { state: Mutex::new(state) }),
-            shuffler: Mutex::new(None),
+            completing: Mutex::new(Completing::Inline),
             hook: Mutex::new(None),
             size_bytes: AtomicU64::new(size_bytes),
         })
@@ -150,13 +162,38 @@ impl SimDevice {
     /// Not to be called from a completion.
     pub fn set_completion_mode(&self, mode: CompletionMode) {
         let new = match mode {
-            CompletionMode::Inline => None,
-            CompletionMode::Shuffled { seed } => Some(Shuffler::start(&self.medium, seed)),
+            CompletionMode::Inline => Completing::Inline,
+            CompletionMode::Shuffled { seed } => {
+                Completing::Shuffled(Shuffler::start(&self.medium, seed))
+            }
+            CompletionMode::Queued => Completing::Queued(Vec::new()),
         };
-        // The old one completes what it has while it is dropped: not under the lock, which its
-        // completions may need.
-        let old = std::mem::replace(&mut *self.shuffler.lock(), new);
-        drop(old);
+        // The old one completes what it has: not under the lock, which its completions may need.
+        let old = std::mem::replace(&mut *self.completing.lock(), new);
+        if let Completing::Queued(waiting) = old {
+            waiting.into_iter().for_each(|underway| self.medium.complete(underway));
+        }
+    }
+
+    /// Requests that wait for [`complete_queued`](Self::complete_queued).
+    #[must_use]
+    pub fn queued_len(&self) -> usize {
+        match &*self.completing.lock() {
+            Completing::Queued(waiting) => waiting.len(),
+            Completing::Inline | Completing::Shuffled(_) => 0,
+        }
+    }
+
+    /// Carries out and completes one of the requests that wait, by its place among them.
+    ///
+    /// # Panics
+    /// If so many do not wait.
+    pub fn complete_queued(&self, chosen: usize) {
+        let underway = match &mut *self.completing.lock() {
+            Completing::Queued(waiting) => waiting.swap_remove(chosen),
+            Completing::Inline | Completing::Shuffled(_) => panic!("nothing waits in this mode"),
+        };
+        self.medium.complete(underway);
     }
 
     /// Shows every later write, flush and discard to `hook`; replaces an earlier hook.
@@ -320,14 +357,23 @@ impl Device for SimDevice {
         for request in batch {
             let Some(request) = admit(request, self.size_bytes()) else { continue };
             let Some(underway) = self.start(request) else { continue };
-            let shuffler = self.shuffler.lock();
-            if let Some(shuffler) = &*shuffler {
-                shuffler.push(underway);
-            } else {
-                drop(shuffler);
-                self.medium.complete(underway);
+            let mut completing = self.completing.lock();
+            match &mut *completing {
+                Completing::Inline => {
+                    drop(completing);
+                    self.medium.complete(underway);
+                }
+                Completing::Shuffled(shuffler) => shuffler.push(underway),
+                Completing::Queued(waiting) => waiting.push(underway),
             }
         }
+    }
+}
+
+impl Drop for SimDevice {
+    /// Completes what waits, as every device does.
+    fn drop(&mut self) {
+        self.set_completion_mode(CompletionMode::Inline);
     }
 }
 
