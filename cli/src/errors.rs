@@ -243,7 +243,8 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         | E::Panicked { .. }
         | E::Thread { .. }
         | E::ReadOnly
-        | E::Closing => ExitStatus::Other,
+        | E::Closing
+        | E::Abandoned => ExitStatus::Other,
     }
 }
 

@@ -51,7 +51,7 @@ struct Outcome<'a> {
     /// Stop after about so many pages read or written.
     max_pages: u64,
     version: &'a Version,
-    layers: &'a dyn Fn(LayerId) -> LayerState,
+    layers: &'a (dyn Fn(LayerId) -> LayerState + Sync),
 }
 
 /// What a merge wrote, and how far it came: everything before `cut`, or everything.
@@ -93,8 +93,8 @@ impl Map {
     /// [`MapError::NoSpace`], or a device failure: the frozen memtable is then still there.
     pub async fn write_frozen(
         &self,
-        source: &mut dyn SegmentSource,
-        layers: &dyn Fn(LayerId) -> LayerState,
+        source: &mut (dyn SegmentSource + Send),
+        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
     ) -> Result<Edit, MapError> {
         let _maintenance = Maintenance::begin(&self.shared);
         let snapshot = self.shared.snapshot();
@@ -117,8 +117,8 @@ impl Map {
     /// [`MapError::NoSpace`], a device failure, or a damaged page: nothing has changed then.
     pub async fn merge_step(
         &self,
-        source: &mut dyn SegmentSource,
-        layers: &dyn Fn(LayerId) -> LayerState,
+        source: &mut (dyn SegmentSource + Send),
+        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
         max_pages: usize,
     ) -> Result<Option<Edit>, MapError> {
         let is_dead = |layer| layers(layer) == LayerState::Dead;
@@ -133,8 +133,8 @@ impl Map {
     /// As `merge_step`.
     pub async fn compact_step(
         &self,
-        source: &mut dyn SegmentSource,
-        layers: &dyn Fn(LayerId) -> LayerState,
+        source: &mut (dyn SegmentSource + Send),
+        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
         max_pages: usize,
     ) -> Result<Option<Edit>, MapError> {
         let is_dead = |layer| layers(layer) == LayerState::Dead;
@@ -148,10 +148,10 @@ impl Map {
 
     async fn step(
         &self,
-        source: &mut dyn SegmentSource,
-        layers: &dyn Fn(LayerId) -> LayerState,
+        source: &mut (dyn SegmentSource + Send),
+        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
         max_pages: usize,
-        decide: &dyn Fn(&Version) -> Option<Decision>,
+        decide: &(dyn Fn(&Version) -> Option<Decision> + Sync),
     ) -> Result<Option<Edit>, MapError> {
         let _maintenance = Maintenance::begin(&self.shared);
         let snapshot = self.shared.snapshot();
@@ -201,7 +201,7 @@ impl Shared {
         mut merge: Merge,
         counted: &[bool],
         outcome: &Outcome<'_>,
-        source: &mut dyn SegmentSource,
+        source: &mut (dyn SegmentSource + Send),
         edit: &mut Edit,
     ) -> Result<Merged, MapError> {
         let at = self.append.lock().clone();

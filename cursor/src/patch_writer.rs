@@ -42,7 +42,7 @@ pub(crate) struct AppendPoint {
 
 pub(crate) struct PatchWriter<'a> {
     store: &'a PageStore,
-    source: &'a mut dyn SegmentSource,
+    source: &'a mut (dyn SegmentSource + Send),
     before: AppendPoint,
     at: AppendPoint,
     /// Segments taken from `source` by this writer.
@@ -84,7 +84,7 @@ pub(crate) struct Written {
 impl<'a> PatchWriter<'a> {
     pub(crate) fn new(
         store: &'a PageStore,
-        source: &'a mut dyn SegmentSource,
+        source: &'a mut (dyn SegmentSource + Send),
         at: AppendPoint,
         level: u8,
         max_leaves: u32,

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use parking_lot::{Condvar, Mutex};
+use event_listener::Event;
+use parking_lot::Mutex;
 
 /// The gate was closed: the pool is shutting down, and no batch passes any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -12,18 +13,18 @@ pub struct GateClosed {
     pub batch: u64,
 }
 
-/// Lets batches 0, 1, 2, ... through one at a time and in this order, whichever thread brings
+/// Lets batches 0, 1, 2, ... through one at a time and in this order, whichever task brings
 /// them.
 ///
-/// Every number must come: a batch with no business here calls [`skip`](Self::skip). If threads
+/// Every number must come: a batch with no business here calls [`skip`](Self::skip). If tasks
 /// take batches in order and do not wait for a later batch while they hold an earlier one, the
-/// lowest batch not yet through is always in some thread's hands, and nobody waits for ever.
+/// lowest batch not yet through is always in some task's hands, and nobody waits for ever.
 ///
 /// Thread safety: the lock is a leaf, and is not held while a batch has its turn.
 #[derive(Default)]
 pub struct OrderGate {
     state: Mutex<State>,
-    changed: Condvar,
+    changed: Event,
 }
 
 #[derive(Default)]
@@ -53,17 +54,20 @@ impl OrderGate {
     ///
     /// # Panics
     /// If the batch has passed already: numbers are given out once.
-    pub fn enter(&self, batch: u64) -> Result<Turn<'_>, GateClosed> {
-        let mut state = self.state.lock();
+    pub async fn enter(&self, batch: u64) -> Result<Turn<'_>, GateClosed> {
         loop {
-            if state.closed {
-                return Err(GateClosed { batch });
-            }
-            assert!(state.next <= batch, "a batch passes once");
-            if state.next == batch {
-                return Ok(Turn { gate: self, batch });
-            }
-            self.changed.wait(&mut state);
+            let changed = {
+                let state = self.state.lock();
+                if state.closed {
+                    return Err(GateClosed { batch });
+                }
+                assert!(state.next <= batch, "a batch passes once");
+                if state.next == batch {
+                    return Ok(Turn { gate: self, batch });
+                }
+                self.changed.listen()
+            };
+            changed.await;
         }
     }
 
@@ -83,7 +87,7 @@ impl OrderGate {
     /// Sends everyone away who waits now or comes later. A turn that has begun may end.
     pub fn close(&self) {
         self.state.lock().closed = true;
-        self.changed.notify_all();
+        self.changed.notify(usize::MAX);
     }
 
     /// The batch whose turn it is: all lower ones have passed.
@@ -96,7 +100,7 @@ impl OrderGate {
         while state.skipped.remove(&state.next) {
             state.next += 1;
         }
-        self.changed.notify_all();
+        self.changed.notify(usize::MAX);
     }
 }
 
@@ -125,6 +129,7 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pollster::block_on;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
@@ -140,7 +145,7 @@ mod tests {
                         gate.skip(batch);
                         return;
                     }
-                    let turn = gate.enter(batch).unwrap();
+                    let turn = block_on(gate.enter(batch)).unwrap();
                     let mut passed = passed.try_lock().expect("one at a time");
                     passed.push(turn.batch());
                 });
@@ -158,7 +163,7 @@ mod tests {
         gate.skip(1);
         gate.skip(4);
         assert_eq!(gate.next(), 0);
-        drop(gate.enter(0).unwrap());
+        drop(block_on(gate.enter(0)).unwrap());
         assert_eq!(gate.next(), 3);
         gate.skip(3);
         assert_eq!(gate.next(), 5);
@@ -167,13 +172,13 @@ mod tests {
     #[test]
     fn closing_sends_away_who_waits_and_who_comes_later() {
         let gate = OrderGate::new();
-        let turn = gate.enter(0).unwrap();
+        let turn = block_on(gate.enter(0)).unwrap();
         let sent_away = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for batch in 1..8 {
                 let (gate, sent_away) = (&gate, &sent_away);
                 scope.spawn(move || {
-                    assert_eq!(gate.enter(batch).err(), Some(GateClosed { batch }));
+                    assert_eq!(block_on(gate.enter(batch)).err(), Some(GateClosed { batch }));
                     sent_away.fetch_add(1, Ordering::Relaxed);
                 });
             }
@@ -183,7 +188,7 @@ mod tests {
         });
         assert_eq!(sent_away.into_inner(), 7);
         drop(turn);
-        assert_eq!(gate.enter(1).err(), Some(GateClosed { batch: 1 }));
+        assert_eq!(block_on(gate.enter(1)).err(), Some(GateClosed { batch: 1 }));
     }
 
     #[test]
@@ -191,11 +196,11 @@ mod tests {
         let gate = OrderGate::new();
         std::thread::scope(|scope| {
             let panicking = scope.spawn(|| {
-                let _turn = gate.enter(0).unwrap();
+                let _turn = block_on(gate.enter(0)).unwrap();
                 panic!("expected by this test");
             });
             assert!(panicking.join().is_err());
         });
-        assert_eq!(gate.enter(1).unwrap().batch(), 1);
+        assert_eq!(block_on(gate.enter(1)).unwrap().batch(), 1);
     }
 }

@@ -13,15 +13,11 @@
 //! The queue's lock comes before any overlay's. It is held for a few instructions, never across a
 //! copy or a wait.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use event_listener::Event;
-use parking_lot::{Condvar, Mutex};
-use siltstone_device::{BlockAddress, Sequence};
+use parking_lot::Mutex;
+use siltstone_device::{BlockAddress, Runtime, Sequence, runtime::either};
 
 use crate::{
     overlay::{Change, ChangeBody, Merge},
@@ -77,11 +73,12 @@ pub(crate) struct Unpublished {
 pub(crate) struct Admission {
     queue: Mutex<Queue>,
     /// Something for reducers to look at.
-    work: Condvar,
+    work: Event,
     /// The published prefix has grown.
     published: Event,
     batch_bytes: usize,
     linger: Duration,
+    runtime: Arc<dyn Runtime>,
 }
 
 struct Queue {
@@ -100,7 +97,12 @@ struct Queue {
 
 impl Admission {
     /// An empty queue; the next change comes after `last`.
-    pub(crate) fn new(last: Sequence, batch_bytes: usize, linger: Duration) -> Self {
+    pub(crate) fn new(
+        last: Sequence,
+        batch_bytes: usize,
+        linger: Duration,
+        runtime: Arc<dyn Runtime>,
+    ) -> Self {
         let queue = Queue {
             next_sequence: last.next(),
             published: last,
@@ -113,10 +115,11 @@ impl Admission {
         };
         Self {
             queue: Mutex::new(queue),
-            work: Condvar::new(),
+            work: Event::new(),
             published: Event::new(),
             batch_bytes,
             linger,
+            runtime,
         }
     }
 
@@ -134,7 +137,7 @@ impl Admission {
         merge: Option<&Merge<'_>>,
         at_sequence: Option<Sequence>,
     ) -> Result<Sequence, (Admittable, Refusal)> {
-        let admitted_at = Instant::now();
+        let admitted_at = self.runtime.now();
         let mut queue = self.queue.lock();
         if queue.closed {
             return Err((change, Refusal::Closed));
@@ -167,7 +170,7 @@ impl Admission {
             waiting == 1 || queue.waiting_bytes >= self.batch_bytes || waiting >= MAX_BATCH_CHANGES;
         drop(queue);
         if wake {
-            self.work.notify_one();
+            self.work.notify_additional(1);
         }
         Ok(sequence)
     }
@@ -188,26 +191,36 @@ impl Admission {
     }
 
     /// Waits for a batch; `None` once the queue is closed and empty.
-    pub(crate) fn take_batch(&self) -> Option<Batch> {
-        let mut queue = self.queue.lock();
+    pub(crate) async fn take_batch(&self) -> Option<Batch> {
         loop {
-            let taken = queue.taken;
-            match queue.pending.get(taken) {
-                None if queue.closed => return None,
-                None => self.work.wait(&mut queue),
-                Some(oldest) => {
-                    let waiting = queue.pending.len() - taken;
-                    let full =
-                        queue.waiting_bytes >= self.batch_bytes || waiting >= MAX_BATCH_CHANGES;
-                    let due = oldest.admitted_at + self.linger;
-                    let urgent = queue.closed || oldest.sequence <= queue.drain_to;
-                    if full || urgent || Instant::now() >= due {
-                        break;
+            let (work, due) = {
+                let mut queue = self.queue.lock();
+                let due = match queue.pending.get(queue.taken) {
+                    None if queue.closed => return None,
+                    None => None,
+                    Some(oldest) => {
+                        let waiting = queue.pending.len() - queue.taken;
+                        let full =
+                            queue.waiting_bytes >= self.batch_bytes || waiting >= MAX_BATCH_CHANGES;
+                        let urgent = queue.closed || oldest.sequence <= queue.drain_to;
+                        let due = oldest.admitted_at + self.linger;
+                        if full || urgent || self.runtime.now() >= due {
+                            return Some(self.cut_batch(&mut queue));
+                        }
+                        Some(due)
                     }
-                    self.work.wait_until(&mut queue, due);
-                }
+                };
+                (self.work.listen(), due)
+            };
+            match due {
+                Some(due) => either(work, self.runtime.sleep_until(due)).await,
+                None => work.await,
             }
         }
+    }
+
+    /// Takes the next batch from a queue that has changes to take.
+    fn cut_batch(&self, queue: &mut Queue) -> Batch {
         let mut changes = Vec::new();
         let mut bytes = 0;
         while let Some(change) = queue.pending.get(queue.taken) {
@@ -224,12 +237,10 @@ impl Admission {
         queue.waiting_bytes -= bytes;
         let number = queue.next_batch;
         queue.next_batch += 1;
-        let more = queue.pending.len() > queue.taken;
-        drop(queue);
-        if more {
-            self.work.notify_one();
+        if queue.pending.len() > queue.taken {
+            self.work.notify_additional(1);
         }
-        Some(Batch { number, changes })
+        Batch { number, changes }
     }
 
     /// The oldest batch has been published: its changes leave the queue.
@@ -264,7 +275,7 @@ impl Admission {
         let mut queue = self.queue.lock();
         queue.drain_to = queue.drain_to.max(sequence);
         drop(queue);
-        self.work.notify_all();
+        self.work.notify(usize::MAX);
     }
 
     /// Waits until everything up to `sequence` is published, or `give_up` says that it never will.
@@ -286,13 +297,13 @@ impl Admission {
     /// Lets everyone who waits look again; after a failure.
     pub(crate) fn wake(&self) {
         self.published.notify(usize::MAX);
-        self.work.notify_all();
+        self.work.notify(usize::MAX);
     }
 
     /// No more changes come: reducers finish what is there and stop.
     pub(crate) fn close(&self) {
         self.queue.lock().closed = true;
-        self.work.notify_all();
+        self.work.notify(usize::MAX);
     }
 
     /// Changes admitted and not yet published.

@@ -19,9 +19,9 @@
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use event_listener::Event;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use siltstone_cursor::{MapError, SegmentSource};
-use siltstone_device::{BLOCK_BYTES, SegmentId, Sequence, request};
+use siltstone_device::{BLOCK_BYTES, Runtime, SegmentId, Sequence, request, runtime::either};
 
 use crate::{
     core::Core,
@@ -37,10 +37,10 @@ const MERGE_PAGES: usize = 4096;
 const MERGE_STEPS: usize = 8;
 
 /// Requests to the checkpointer, and who waits for them.
-#[derive(Default)]
 pub(crate) struct Checkpointing {
+    runtime: Arc<dyn Runtime>,
     state: Mutex<State>,
-    work: Condvar,
+    work: Event,
     finished: Event,
 }
 
@@ -58,21 +58,26 @@ struct State {
 }
 
 impl Checkpointing {
+    pub(crate) fn new(runtime: Arc<dyn Runtime>) -> Self {
+        let (work, finished) = (Event::new(), Event::new());
+        Self { runtime, state: Mutex::default(), work, finished }
+    }
+
     /// Asks for a checkpoint; returns at once.
     pub(crate) fn request(&self) {
         let mut state = self.state.lock();
         state.requested = true;
         drop(state);
-        self.work.notify_all();
+        self.work.notify(usize::MAX);
     }
 
     /// Something was published: a checkpoint is due some time later.
     pub(crate) fn note_change(&self) {
         let mut state = self.state.lock();
         if state.changed_at.is_none() {
-            state.changed_at = Some(Instant::now());
+            state.changed_at = Some(self.runtime.now());
             drop(state);
-            self.work.notify_all();
+            self.work.notify(usize::MAX);
         }
     }
 
@@ -89,7 +94,7 @@ impl Checkpointing {
             state.compact |= compact;
             state.begun + 1
         };
-        self.work.notify_all();
+        self.work.notify(usize::MAX);
         loop {
             let listener = self.finished.listen();
             if self.state.lock().finished >= ticket {
@@ -102,36 +107,36 @@ impl Checkpointing {
 
     /// Lets everyone who waits look at the pool's health.
     pub(crate) fn wake(&self) {
-        drop(self.state.lock());
-        self.work.notify_all();
+        self.work.notify(usize::MAX);
         self.finished.notify(usize::MAX);
     }
 
-    /// Ends the thread after what is requested.
+    /// Ends the task after what is requested.
     pub(crate) fn stop(&self) {
         self.state.lock().stopping = true;
-        self.work.notify_all();
+        self.work.notify(usize::MAX);
     }
 
     /// Waits for the next checkpoint to do; `None` to end. Says whether to merge everything.
-    fn next(&self, interval: Duration) -> Option<bool> {
-        let mut state = self.state.lock();
+    async fn next(&self, interval: Duration) -> Option<bool> {
         loop {
-            let due = state.changed_at.map(|changed_at| changed_at + interval);
-            if state.requested || due.is_some_and(|due| due <= Instant::now()) {
-                state.requested = false;
-                state.changed_at = None;
-                state.begun += 1;
-                return Some(std::mem::take(&mut state.compact));
-            }
-            if state.stopping {
-                return None;
-            }
-            match due {
-                Some(due) => {
-                    self.work.wait_until(&mut state, due);
+            let (work, due) = {
+                let mut state = self.state.lock();
+                let due = state.changed_at.map(|changed_at| changed_at + interval);
+                if state.requested || due.is_some_and(|due| due <= self.runtime.now()) {
+                    state.requested = false;
+                    state.changed_at = None;
+                    state.begun += 1;
+                    return Some(std::mem::take(&mut state.compact));
                 }
-                None => self.work.wait(&mut state),
+                if state.stopping {
+                    return None;
+                }
+                (self.work.listen(), due)
+            };
+            match due {
+                Some(due) => either(work, self.runtime.sleep_until(due)).await,
+                None => work.await,
             }
         }
     }
@@ -144,10 +149,13 @@ impl Checkpointing {
     }
 }
 
-/// The checkpointer's thread.
-pub(crate) fn run(core: &Arc<Core>) {
-    while let Some(compact) = core.checkpointing.next(core.tuning.checkpoint_interval) {
-        let outcome = core.health.check().and_then(|()| checkpoint(core, compact));
+/// The checkpointer's task.
+pub(crate) async fn run(core: &Arc<Core>) {
+    while let Some(compact) = core.checkpointing.next(core.tuning.checkpoint_interval).await {
+        let outcome = match core.health.check() {
+            Ok(()) => checkpoint(core, compact).await,
+            failed => failed,
+        };
         if outcome.is_err() {
             // Whoever waits is woken by the pool's failure. This checkpoint is never finished:
             // they would take that for success.
@@ -159,7 +167,7 @@ pub(crate) fn run(core: &Arc<Core>) {
 }
 
 /// Makes one checkpoint. See the module's page for the order and its reasons.
-pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
+pub(crate) async fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     let timer = core.stats.time(Stage::Checkpoint);
     let catalog = core.catalog.lock().clone();
     let published = {
@@ -170,29 +178,26 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
 
     let layers = |layer| catalog.layer_state(layer);
     let mut source = MetadataSegments { table: &core.table };
-    pollster::block_on(async {
-        let edit = core.map.write_frozen(&mut source, &layers).await?;
+    let edit = core.map.write_frozen(&mut source, &layers).await?;
+    core.table.apply(&edit)?;
+    let mut steps = 0;
+    // The sealer must not wait for a merge when its frontier is nearly used up.
+    while compact || (steps < MERGE_STEPS && !(steps > 0 && core.frontier.is_low())) {
+        let pages = merge_pages(core);
+        let step = if compact {
+            core.map.compact_step(&mut source, &layers, pages).await
+        } else {
+            core.map.merge_step(&mut source, &layers, pages).await
+        };
+        // What the steps so far let go of is free once this checkpoint is stored.
+        let step = if matches!(step, Err(MapError::NoSpace)) { None } else { step? };
+        let Some(edit) = step else { break };
         core.table.apply(&edit)?;
-        let mut steps = 0;
-        // The sealer must not wait for a merge when its frontier is nearly used up.
-        while compact || (steps < MERGE_STEPS && !(steps > 0 && core.frontier.is_low())) {
-            let pages = merge_pages(core);
-            let step = if compact {
-                core.map.compact_step(&mut source, &layers, pages).await
-            } else {
-                core.map.merge_step(&mut source, &layers, pages).await
-            };
-            // What the steps so far let go of is free once this checkpoint is stored.
-            let step = if matches!(step, Err(MapError::NoSpace)) { None } else { step? };
-            let Some(edit) = step else { break };
-            core.table.apply(&edit)?;
-            steps += 1;
-        }
-        if steps == MERGE_STEPS {
-            core.checkpointing.request();
-        }
-        crate::error::Result::Ok(())
-    })?;
+        steps += 1;
+    }
+    if steps == MERGE_STEPS {
+        core.checkpointing.request();
+    }
 
     core.frontier.settle(&core.table, published.sequence);
     let count_batches = |newest: Option<u64>| newest.map_or(0, |batch| batch + 1);
@@ -201,23 +206,20 @@ pub(crate) fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     let reservation = core.frontier.reserve(&core.table);
 
     let number = core.checkpoints.newest() + 1;
-    let stored = pollster::block_on(async {
-        let stored = core.table.store_changes(&*core.device, number).await?;
-        core.flush_device().await?;
-        let body = CheckpointBody {
-            sequence: published.sequence,
-            unit: published.unit,
-            next_generation: core.table.next_generation(),
-            table_versions_sum: stored.versions_sum,
-            frontier: reservation.segments,
-            catalog,
-            manifest: core.map.manifest(),
-        };
-        let stored_number = core.checkpoints.store(&body.encode()).await?;
-        assert_eq!(stored_number, number, "only the checkpointer stores checkpoints");
-        discard(core, &stored.freeing).await;
-        crate::error::Result::Ok(stored)
-    })?;
+    let stored = core.table.store_changes(&*core.device, number).await?;
+    core.flush_device().await?;
+    let body = CheckpointBody {
+        sequence: published.sequence,
+        unit: published.unit,
+        next_generation: core.table.next_generation(),
+        table_versions_sum: stored.versions_sum,
+        frontier: reservation.segments,
+        catalog,
+        manifest: core.map.manifest(),
+    };
+    let stored_number = core.checkpoints.store(&body.encode()).await?;
+    assert_eq!(stored_number, number, "only the checkpointer stores checkpoints");
+    discard(core, &stored.freeing).await;
     core.table.stored(stored);
     core.frontier.extend(reservation.added);
     core.space.set_frontier_bytes(core.frontier.free_bytes());

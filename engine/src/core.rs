@@ -8,7 +8,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use siltstone_cursor::Map;
 use siltstone_dedup::{InFlight, Index};
-use siltstone_device::{BufferPool, Device, DeviceError, Operation, Request, Sequence};
+use siltstone_device::{BufferPool, Device, DeviceError, Operation, Request, Runtime, Sequence};
 use siltstone_nvram::{CheckpointStore, GroupCommit, Log};
 
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
 /// All others are leaves. None is held across a device wait; a change of volumes, which does wait,
 /// is alone by a lock of the pool's own that comes before all of these.
 pub(crate) struct Core {
+    pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) device: Arc<dyn Device>,
     pub(crate) superblock: Superblock,
     pub(crate) tuning: Tuning,

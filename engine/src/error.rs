@@ -183,6 +183,9 @@ pub enum EngineError {
     /// The pool is shutting down.
     #[error("the pool is closing")]
     Closing,
+    /// The pool was abandoned.
+    #[error("the pool was abandoned")]
+    Abandoned,
 
     /// A block's stored data is damaged.
     #[error("volume '{volume}', {address}: {source}")]

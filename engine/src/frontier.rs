@@ -6,7 +6,8 @@
 
 use std::collections::VecDeque;
 
-use parking_lot::{Condvar, Mutex};
+use event_listener::Event;
+use parking_lot::Mutex;
 use siltstone_device::{SegmentId, Sequence};
 
 use crate::{
@@ -29,7 +30,7 @@ pub(crate) struct FrontierSegment {
 /// See the module's page. The lock is a leaf but for the segment table's.
 pub(crate) struct Frontier {
     inner: Mutex<Inner>,
-    extended: Condvar,
+    extended: Event,
     target: usize,
     /// Free segments to leave for patches: without them no checkpoint, and without that no trim
     /// ever frees anything.
@@ -54,7 +55,7 @@ impl Frontier {
         let inner = Inner { begun: VecDeque::new(), ready: VecDeque::new(), open_bytes: 0 };
         Self {
             inner: Mutex::new(inner),
-            extended: Condvar::new(),
+            extended: Event::new(),
             target: target as usize,
             keep_segments: reserve_segments(segment_count),
             segment_bytes,
@@ -68,21 +69,28 @@ impl Frontier {
 
     /// The next segment for the sealer; waits for a checkpoint if there is none. `on_wait` is
     /// called before waiting, to ask for one. `None` if the pool has failed.
-    pub(crate) fn next(&self, health: &Health, on_wait: impl Fn()) -> Option<(SegmentId, u64)> {
-        let mut inner = self.inner.lock();
+    pub(crate) async fn next(
+        &self,
+        health: &Health,
+        on_wait: impl Fn(),
+    ) -> Option<(SegmentId, u64)> {
         loop {
-            if let Some((id, generation)) = inner.ready.pop_front() {
-                let last_sequence = Sequence(0);
-                let full = false;
-                inner.begun.push_back(FrontierSegment { id, generation, last_sequence, full });
-                inner.open_bytes = self.segment_bytes;
-                return Some((id, generation));
-            }
+            let extended = {
+                let mut inner = self.inner.lock();
+                if let Some((id, generation)) = inner.ready.pop_front() {
+                    let last_sequence = Sequence(0);
+                    let full = false;
+                    inner.begun.push_back(FrontierSegment { id, generation, last_sequence, full });
+                    inner.open_bytes = self.segment_bytes;
+                    return Some((id, generation));
+                }
+                self.extended.listen()
+            };
             if health.check().is_err() {
                 return None;
             }
             on_wait();
-            self.extended.wait(&mut inner);
+            extended.await;
         }
     }
 
@@ -152,14 +160,12 @@ impl Frontier {
     /// Checkpoint: the record is stored; the sealer may use what it names.
     pub(crate) fn extend(&self, added: Vec<(SegmentId, u64)>) {
         self.inner.lock().ready.extend(added);
-        self.extended.notify_all();
+        self.extended.notify(usize::MAX);
     }
 
     /// Lets the sealer look at the pool's health.
     pub(crate) fn wake(&self) {
-        // Taken so that a sealer between its check and its wait is not missed.
-        drop(self.inner.lock());
-        self.extended.notify_all();
+        self.extended.notify(usize::MAX);
     }
 }
 

@@ -1,11 +1,13 @@
-//! The write pipeline's threads: reducers, sealer, checkpointer, and the one that warms the index.
+//! The write pipeline's tasks: reducers, sealer, checkpointer, and the one that warms the index.
 
 use std::{
-    io,
-    panic::{self, AssertUnwindSafe},
-    sync::{Arc, atomic::Ordering, mpsc},
-    thread::{self, JoinHandle},
+    io, panic,
+    sync::{Arc, atomic::Ordering},
+    thread,
 };
+
+use siltstone_device::runtime::Joining;
+use tokio::sync::mpsc;
 
 use crate::{
     checkpointer,
@@ -18,38 +20,39 @@ use crate::{
     summaries::SummaryCache,
 };
 
-/// The running threads of a pool.
+/// The running tasks of a pool.
 pub(crate) struct Pipeline {
-    reducers: Vec<JoinHandle<()>>,
-    sealer: JoinHandle<()>,
-    checkpointer: JoinHandle<()>,
-    warmer: Option<JoinHandle<()>>,
+    reducers: Vec<Joining>,
+    sealer: Joining,
+    checkpointer: Joining,
+    warmer: Option<Joining>,
 }
 
 impl Pipeline {
-    /// Starts the threads.
+    /// Starts the tasks.
     ///
     /// # Errors
     /// If the system refuses a thread.
     pub(crate) fn start(pool: &Arc<Core>) -> io::Result<Self> {
         let count = match pool.tuning.reducers {
-            0 => thread::available_parallelism().map_or(2, usize::from),
+            0 => pool.runtime.parallelism(),
             count => count,
         };
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = mpsc::unbounded_channel();
         let mut reducers = Vec::with_capacity(count);
         for number in 0..count {
             let (core, sender) = (Arc::clone(pool), sender.clone());
-            reducers
-                .push(spawn(pool, &format!("reducer-{number}"), move || reduce(&core, &sender))?);
+            let work = async move { reduce(&core, &sender).await };
+            reducers.push(spawn(pool, &format!("reducer-{number}"), work)?);
         }
         let sealer = Sealer::new(Arc::clone(pool), receiver, sender, count);
-        let sealer = spawn(pool, "sealer", move || sealer.run())?;
-        let checkpointing = Arc::clone(pool);
-        let checkpointer = spawn(pool, "checkpointer", move || checkpointer::run(&checkpointing))?;
+        let sealer = spawn(pool, "sealer", sealer.run())?;
+        let core = Arc::clone(pool);
+        let checkpointer =
+            spawn(pool, "checkpointer", async move { checkpointer::run(&core).await })?;
         let warmer = if pool.tuning.warm_index {
             let core = Arc::clone(pool);
-            Some(spawn(pool, "index-warmer", move || warm_index(&core))?)
+            Some(spawn(pool, "index-warmer", async move { warm_index(&core).await })?)
         } else {
             pool.index_is_warm.set();
             None
@@ -57,59 +60,71 @@ impl Pipeline {
         Ok(Self { reducers, sealer, checkpointer, warmer })
     }
 
-    /// Finishes what is admitted, makes a last checkpoint and ends the threads.
+    /// Finishes what is admitted, makes a last checkpoint and ends the tasks.
     ///
     /// # Errors
     /// The pool's failure, if it has failed.
-    pub(crate) fn stop(self, core: &Core) -> Result<()> {
+    pub(crate) async fn stop(self, core: &Core) -> Result<()> {
         core.health.close();
         core.stopping.store(true, Ordering::Release);
         core.staging.close();
         core.admission.close();
         core.wake_all();
         for reducer in self.reducers {
-            join(reducer);
+            join(reducer).await;
         }
-        join(self.sealer);
-        let last = pollster::block_on(core.checkpointing.run(false, || core.health.check()));
+        join(self.sealer).await;
+        let last = core.checkpointing.run(false, || core.health.check()).await;
         core.checkpointing.stop();
-        join(self.checkpointer);
+        join(self.checkpointer).await;
         if let Some(warmer) = self.warmer {
-            join(warmer);
+            join(warmer).await;
         }
         last?;
-        pollster::block_on(core.log.persist_trim())?;
+        core.log.persist_trim().await?;
         Ok(())
     }
 }
 
-/// Starts a thread that fails the pool if it panics, so that nobody waits for it for ever.
+/// Starts a task that fails the pool if it panics, so that nobody waits for it for ever.
 fn spawn(
     core: &Arc<Core>,
     name: &str,
-    work: impl FnOnce() + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
-    let (core, thread) = (Arc::clone(core), name.to_owned());
-    thread::Builder::new().name(name.into()).spawn(move || {
-        let outcome = panic::catch_unwind(AssertUnwindSafe(work));
-        if let Err(panic) = outcome {
-            core.fail(EngineError::Panicked { thread });
-            panic::resume_unwind(panic);
-        }
-    })
+    work: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<Joining> {
+    let guard = FailOnPanic { core: Arc::clone(core), task: name.to_owned() };
+    let task = async move {
+        let guard = guard;
+        work.await;
+        drop(guard);
+    };
+    core.runtime.spawn(name, Box::pin(task))
 }
 
-fn join(thread: JoinHandle<()>) {
-    if let Err(panic) = thread.join() {
+struct FailOnPanic {
+    core: Arc<Core>,
+    task: String,
+}
+
+impl Drop for FailOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.core.fail(EngineError::Panicked { thread: std::mem::take(&mut self.task) });
+        }
+    }
+}
+
+async fn join(task: Joining) {
+    if let Err(panic) = task.await {
         // A broken invariant must not be mistaken for a clean end.
         panic::resume_unwind(panic);
     }
 }
 
-fn reduce(core: &Core, sealer: &mpsc::Sender<Message>) {
+async fn reduce(core: &Core, sealer: &mpsc::UnboundedSender<Message>) {
     let mut reducer = Reducer::new();
-    while let Some(batch) = core.admission.take_batch() {
-        let Ok(reduced) = reducer.reduce(core, batch) else { break };
+    while let Some(batch) = core.admission.take_batch().await {
+        let Ok(reduced) = reducer.reduce(core, batch).await else { break };
         if sealer.send(Message::Reduced(Box::new(reduced))).is_err() {
             break;
         }
@@ -120,7 +135,7 @@ fn reduce(core: &Core, sealer: &mpsc::Sender<Message>) {
 
 /// Fills the index from the summaries on the device, so that a restart does not store anew what
 /// is there. In the background, segment by segment, and stopped at once when the pool closes.
-pub(crate) fn warm_index(core: &Core) {
+pub(crate) async fn warm_index(core: &Core) {
     let layout = &core.superblock.layout;
     for id in (0..core.table.len()).map(siltstone_device::SegmentId) {
         let Some(segment) = core.table.segment(id) else { continue };
@@ -134,8 +149,7 @@ pub(crate) fn warm_index(core: &Core) {
             if core.stopping.load(Ordering::Acquire) || core.health.check().is_err() {
                 return;
             }
-            let read = core.summaries.read(at);
-            let Some(summary) = pollster::block_on(read) else { break };
+            let Some(summary) = core.summaries.read(at).await else { break };
             if summary.generation != segment.generation {
                 break;
             }

@@ -12,7 +12,8 @@ use parking_lot::{Mutex, RwLock};
 use siltstone_cursor::{MAX_BLOCKS, Manifest, Map, MapConfig};
 use siltstone_dedup::{InFlight, Index};
 use siltstone_device::{
-    AlignedBuffer, BufferPool, ByteOffset, Device, Entropy, Sequence, SystemEntropy,
+    AlignedBuffer, BufferPool, ByteOffset, Device, Entropy, Runtime, Sequence, SystemEntropy,
+    Threads,
     file::{self, Access, FileOptions},
     mapped, request,
 };
@@ -54,6 +55,11 @@ const IDLE_BUFFER_BYTES: usize = 96 << 20;
 
 /// An open pool. Dropping it closes it; [`close`](Self::close) also says whether that went well.
 ///
+/// What waits for the device comes in two forms: a blocking one (`checkpoint`), and an asynchronous
+/// one (`checkpoint_async`) that any executor can drive. A pool that was opened in a simulation
+/// ([`open_in`](Self::open_in)) has only the second, and is to be closed or
+/// [abandoned](Self::abandon), not dropped.
+///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let directory = tempfile::tempdir()?;
@@ -78,7 +84,7 @@ pub struct Pool {
     /// `None` when open for reading only, or closed.
     pipeline: Mutex<Option<Pipeline>>,
     /// Held while the catalog is changed and the change made durable.
-    changing: Mutex<()>,
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// A volume's properties.
@@ -125,7 +131,21 @@ impl Pool {
         nvram: Option<Arc<dyn Device>>,
         options: &CreateOptions,
     ) -> Result<()> {
-        pollster::block_on(create_on(device, nvram, options))
+        pollster::block_on(create_on(device, nvram, options, &SystemEntropy))
+    }
+
+    /// Makes a new pool whose identity comes from `entropy`: what a simulation needs to make the
+    /// same pool again. A real pool's log would be open to forgery by guests who know the seed.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn create_from(
+        device: Arc<dyn Device>,
+        nvram: Option<Arc<dyn Device>>,
+        options: &CreateOptions,
+        entropy: &dyn Entropy,
+    ) -> Result<()> {
+        create_on(device, nvram, options, entropy).await
     }
 
     /// Opens a pool in a file or on a block device, and recovers it if it was not closed.
@@ -154,12 +174,25 @@ impl Pool {
         nvram: Option<Arc<dyn Device>>,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let core = Arc::new(pollster::block_on(open_on(device, nvram, options))?);
+        pollster::block_on(Self::open_in(Arc::new(Threads), device, nvram, options))
+    }
+
+    /// Opens a pool on a device, with its background work on `runtime`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_in(
+        runtime: Arc<dyn Runtime>,
+        device: Arc<dyn Device>,
+        nvram: Option<Arc<dyn Device>>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let core = Arc::new(open_on(runtime, device, nvram, options).await?);
         let pipeline = if options.read_only {
             None
         } else {
             // What recovery ignored must never count: see the recovery module.
-            checkpointer::checkpoint(&core, false)?;
+            checkpointer::checkpoint(&core, false).await?;
             let started = Pipeline::start(&core);
             Some(started.map_err(|source| {
                 // Threads that did start end, and let go of the device.
@@ -168,7 +201,7 @@ impl Pool {
                 EngineError::Failed { cause: core.health.failure().expect("it has just failed") }
             })?)
         };
-        Ok(Self { core, pipeline: Mutex::new(pipeline), changing: Mutex::new(()) })
+        Ok(Self { core, pipeline: Mutex::new(pipeline), changing: tokio::sync::Mutex::new(()) })
     }
 
     /// A handle to a volume.
@@ -199,8 +232,16 @@ impl Pool {
     /// # Errors
     /// If the name is taken or impossible, the size or level is, or the pool accepts no changes.
     pub fn create_volume(&self, name: &str, options: &VolumeOptions) -> Result<Volume> {
+        pollster::block_on(self.create_volume_async(name, options))
+    }
+
+    /// As [`create_volume`](Self::create_volume).
+    ///
+    /// # Errors
+    /// As `create_volume`.
+    pub async fn create_volume_async(&self, name: &str, options: &VolumeOptions) -> Result<Volume> {
         self.core.check_writable()?;
-        let _changing = self.changing.lock();
+        let _changing = self.changing.lock().await;
         let (record, chain) = {
             let mut catalog = self.core.catalog.lock();
             let record = catalog.create(name, options)?;
@@ -212,7 +253,7 @@ impl Pool {
             let chain = catalog.chain(record.layer);
             (record, chain)
         };
-        self.store_catalog()?;
+        self.store_catalog().await?;
         let shared = Arc::new(VolumeCore::new(name, &record, chain));
         self.core.volumes.write().insert(name.into(), Arc::clone(&shared));
         Ok(Volume { core: Arc::clone(&self.core), shared })
@@ -224,16 +265,24 @@ impl Pool {
     /// # Errors
     /// If there is no such volume, or the pool accepts no changes.
     pub fn delete_volume(&self, name: &str) -> Result<()> {
+        pollster::block_on(self.delete_volume_async(name))
+    }
+
+    /// As [`delete_volume`](Self::delete_volume).
+    ///
+    /// # Errors
+    /// As `delete_volume`.
+    pub async fn delete_volume_async(&self, name: &str) -> Result<()> {
         self.core.check_writable()?;
-        let _changing = self.changing.lock();
+        let _changing = self.changing.lock().await;
         let shared = self.core.volumes.write().remove(name);
         let missing = || EngineError::NoSuchVolume { volume: name.into() };
         let shared = shared.ok_or_else(missing)?;
         shared.mark_deleted();
         // What was admitted before goes through first, so that nothing of the layer follows.
-        self.drain()?;
+        self.drain().await?;
         self.core.catalog.lock().delete(name)?;
-        self.store_catalog()
+        self.store_catalog().await
     }
 
     /// Changes a volume's size. What lies past a smaller size is discarded and reads as zeros if
@@ -242,23 +291,31 @@ impl Pool {
     /// # Errors
     /// If there is no such volume, the size is impossible, or the pool accepts no changes.
     pub fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<()> {
+        pollster::block_on(self.resize_volume_async(name, size_bytes))
+    }
+
+    /// As [`resize_volume`](Self::resize_volume).
+    ///
+    /// # Errors
+    /// As `resize_volume`.
+    pub async fn resize_volume_async(&self, name: &str, size_bytes: u64) -> Result<()> {
         self.core.check_writable()?;
         config::validate_volume_size(name, size_bytes)?;
-        let _changing = self.changing.lock();
+        let _changing = self.changing.lock().await;
         let volume = self.volume(name)?;
         let old_bytes = volume.size_bytes();
         if size_bytes < old_bytes {
             // In this order: what is admitted behind the new end from now on is refused, and what
             // was admitted before is covered by the zeros.
             volume.shared.set_size_bytes(size_bytes);
-            if let Err(error) = pollster::block_on(volume.zero_cut_off(old_bytes)) {
+            if let Err(error) = volume.zero_cut_off(old_bytes).await {
                 volume.shared.set_size_bytes(old_bytes);
                 return Err(error);
             }
-            volume.flush()?;
+            volume.commit().await?;
         }
         self.core.catalog.lock().volume_mut(name)?.size_bytes = size_bytes;
-        self.store_catalog()?;
+        self.store_catalog().await?;
         volume.shared.set_size_bytes(size_bytes);
         Ok(())
     }
@@ -268,10 +325,18 @@ impl Pool {
     /// # Errors
     /// If the device fails.
     pub fn flush(&self) -> Result<()> {
+        pollster::block_on(self.flush_async())
+    }
+
+    /// As [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// As `flush`.
+    pub async fn flush_async(&self) -> Result<()> {
         if self.core.read_only {
             return Ok(());
         }
-        pollster::block_on(self.core.flush())
+        self.core.flush().await
     }
 
     /// Sends everything through the pipeline and makes a checkpoint.
@@ -279,9 +344,17 @@ impl Pool {
     /// # Errors
     /// If the device fails.
     pub fn checkpoint(&self) -> Result<()> {
+        pollster::block_on(self.checkpoint_async())
+    }
+
+    /// As [`checkpoint`](Self::checkpoint).
+    ///
+    /// # Errors
+    /// As `checkpoint`.
+    pub async fn checkpoint_async(&self) -> Result<()> {
         self.core.check_writable()?;
-        self.drain()?;
-        self.store_catalog()
+        self.drain().await?;
+        self.store_catalog().await
     }
 
     /// Waits until the index knows every fingerprint on the device, as far as it has room: what is
@@ -293,7 +366,7 @@ impl Pool {
     pub fn wait_index_warm(&self) -> Result<()> {
         let core = &self.core;
         if core.read_only && !core.index_is_warm.is_set() {
-            pipeline::warm_index(core);
+            pollster::block_on(pipeline::warm_index(core));
         }
         pollster::block_on(core.index_is_warm.wait(|| core.health.check_open()))
     }
@@ -304,24 +377,42 @@ impl Pool {
     /// # Errors
     /// The failure after which the pool accepted no more changes, if there was one.
     pub fn close(self) -> Result<()> {
-        self.stop()
+        pollster::block_on(self.stop())
     }
 
-    fn stop(&self) -> Result<()> {
+    /// As [`close`](Self::close).
+    ///
+    /// # Errors
+    /// As `close`.
+    pub async fn close_async(self) -> Result<()> {
+        self.stop().await
+    }
+
+    /// Lets go of the pool much as the end of its process would: what was not flushed may be lost.
+    /// Its tasks end by themselves, or are dropped by the simulation that runs them.
+    pub fn abandon(self) {
+        self.core.fail(EngineError::Abandoned);
+        drop(self.pipeline.lock().take());
+    }
+
+    async fn stop(&self) -> Result<()> {
         let pipeline = self.pipeline.lock().take();
-        pipeline.map_or(Ok(()), |pipeline| pipeline.stop(&self.core))
+        match pipeline {
+            Some(pipeline) => pipeline.stop(&self.core).await,
+            None => Ok(()),
+        }
     }
 
-    fn drain(&self) -> Result<()> {
+    async fn drain(&self) -> Result<()> {
         let core = &self.core;
         let target = core.admission.admitted();
         core.admission.drain_to(target);
-        pollster::block_on(core.admission.wait_published(target, || core.health.check()))
+        core.admission.wait_published(target, || core.health.check()).await
     }
 
-    fn store_catalog(&self) -> Result<()> {
+    async fn store_catalog(&self) -> Result<()> {
         let core = &self.core;
-        pollster::block_on(core.checkpointing.run(false, || core.health.check()))
+        core.checkpointing.run(false, || core.health.check()).await
     }
 
     pub(crate) fn core(&self) -> &Core {
@@ -331,7 +422,10 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if let Err(error) = self.stop() {
+        if !self.core.runtime.can_block() {
+            return;
+        }
+        if let Err(error) = pollster::block_on(self.stop()) {
             tracing::error!(%error, "the pool could not be closed in order; it recovers when opened");
         }
     }
@@ -355,12 +449,12 @@ async fn create_on(
     device: Arc<dyn Device>,
     nvram: Option<Arc<dyn Device>>,
     options: &CreateOptions,
+    entropy: &dyn Entropy,
 ) -> Result<()> {
     let size_bytes = options.size_bytes.unwrap_or(u64::MAX).min(device.size_bytes());
     let mut layout = Layout::new(size_bytes, options)?;
     layout.nvram_internal = nvram.is_none();
     validate(options)?;
-    let entropy = SystemEntropy;
     let mut uuid = [0; 16];
     entropy.fill(&mut uuid);
     // No path: the caller gave a device, and gives it again at open.
@@ -466,6 +560,7 @@ fn checkpoint_slots(layout: &Layout) -> [Region; 2] {
 }
 
 async fn open_on(
+    runtime: Arc<dyn Runtime>,
     device: Arc<dyn Device>,
     nvram: Option<Arc<dyn Device>>,
     options: &OpenOptions,
@@ -514,7 +609,12 @@ async fn open_on(
         volumes: RwLock::new(volumes(&body.catalog)),
         catalog: Mutex::new(body.catalog),
         staging: Budget::new(tuning.staging_bytes),
-        admission: Admission::new(recovered.sequence, tuning.batch_bytes, tuning.linger),
+        admission: Admission::new(
+            recovered.sequence,
+            tuning.batch_bytes,
+            tuning.linger,
+            Arc::clone(&runtime),
+        ),
         commit: GroupCommit::new(recovered.sequence),
         log,
         index: Index::new(superblock.index_memory_bytes as usize)?,
@@ -530,11 +630,12 @@ async fn open_on(
             batch: None,
         }),
         checkpoints,
-        checkpointing: Checkpointing::default(),
+        checkpointing: Checkpointing::new(Arc::clone(&runtime)),
         frame_cache: Arc::new(FrameCache::new(tuning.frame_cache_bytes)),
         index_is_warm: Milestone::default(),
         was_full: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
+        runtime,
         device,
         superblock,
         tuning,

@@ -3,7 +3,7 @@
 //! Everything is done for the whole batch at once, in passes: find zeros, fingerprint in one
 //! multi-lane pass, ask neighbourhood and index, pass the gate that orders batches, plan runs by
 //! the threshold, then frame and compress what remains, straight into the buffer that goes to the
-//! device. One `Reducer` a thread; it keeps its scratch memory between batches.
+//! device. One `Reducer` a task; it keeps its scratch memory between batches.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -119,7 +119,7 @@ struct Block {
     index: u32,
 }
 
-/// Reduces batches; one a thread.
+/// Reduces batches; one a task.
 pub(crate) struct Reducer {
     compressor: Compressor,
     gather: Vec<u8>,
@@ -151,7 +151,11 @@ impl Reducer {
     ///
     /// # Errors
     /// [`GateClosed`] if the pipeline was stopped after a failure.
-    pub(crate) fn reduce(&mut self, core: &Core, batch: Batch) -> Result<ReducedBatch, GateClosed> {
+    pub(crate) async fn reduce(
+        &mut self,
+        core: &Core,
+        batch: Batch,
+    ) -> Result<ReducedBatch, GateClosed> {
         let Batch { number, changes } = batch;
         let mut entries = Vec::new();
         let timer = core.stats.time(Stage::Fingerprint);
@@ -160,9 +164,9 @@ impl Reducer {
         drop(timer);
 
         let timer = core.stats.time(Stage::Index);
-        let units = self.find_stored(core);
+        let units = self.find_stored(core).await;
         drop(timer);
-        let registered_at = self.register(core, number)?;
+        let registered_at = self.register(core, number).await?;
         self.runs.clear();
         let threshold = core.threshold as usize;
         siltstone_dedup::run::plan(&self.targets, &self.contiguous, threshold, &mut self.runs);
@@ -240,9 +244,9 @@ impl Reducer {
 
     /// Finds duplicates of published blocks: `candidates` are true and linkable afterwards.
     /// Returns the frames of the units that they are in.
-    fn find_stored(&mut self, core: &Core) -> HashMap<UnitAddress, Arc<UnitFrames>> {
+    async fn find_stored(&mut self, core: &Core) -> HashMap<UnitAddress, Arc<UnitFrames>> {
         self.candidates.clear();
-        pollster::block_on(core.summaries.collect_ahead());
+        core.summaries.collect_ahead().await;
         core.summaries.lookup(&self.shorts, &mut self.candidates);
         let unknown = |candidates: &[Option<Candidate>], shorts: &[ShortFingerprint]| {
             let missing = candidates.iter().zip(shorts).filter(|(found, _)| found.is_none());
@@ -256,7 +260,7 @@ impl Reducer {
             units.sort_unstable();
             units.dedup();
             if !units.is_empty() {
-                pollster::block_on(core.summaries.load(&units));
+                core.summaries.load(&units).await;
                 let mut found = Vec::new();
                 core.summaries.lookup(&missing, &mut found);
                 let mut found = found.into_iter();
@@ -282,7 +286,7 @@ impl Reducer {
 
     /// Registers what was not found, in batch order, and completes `targets`. Returns the blocks
     /// that were registered.
-    fn register(&mut self, core: &Core, number: u64) -> Result<Vec<u32>, GateClosed> {
+    async fn register(&mut self, core: &Core, number: u64) -> Result<Vec<u32>, GateClosed> {
         let mut unknown = Vec::new();
         let mut positions = Vec::new();
         for (at, candidate) in (0..).zip(&self.candidates) {
@@ -293,7 +297,7 @@ impl Reducer {
         }
         let mut registrations = Vec::new();
         let timer = core.stats.time(Stage::Gate);
-        let turn = core.in_flight.gate().enter(number)?;
+        let turn = core.in_flight.gate().enter(number).await?;
         core.in_flight.register_batch(&turn, &unknown, &mut registrations);
         drop(turn);
         drop(timer);

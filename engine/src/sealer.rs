@@ -1,6 +1,6 @@
 //! The sealer: places reduced batches as write units, in order, and publishes them.
 //!
-//! One thread. It takes two kinds of messages: batches from the reducers, in any order, and
+//! One task. It takes two kinds of messages: batches from the reducers, in any order, and
 //! completions from the device, in any order. Batches are placed strictly by number, each as soon
 //! as it is the next one needed; several units are in flight; and units are published strictly by
 //! number, each as soon as it and all before it are on the device. Nothing here waits for a device
@@ -11,7 +11,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, mpsc},
+    sync::Arc,
     time::Instant,
 };
 
@@ -20,6 +20,7 @@ use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, ByteOffset, DeviceError, Durability, Place, Request, SegmentId,
     Sequence,
 };
+use tokio::sync::mpsc;
 
 use crate::{
     core::{Core, Published},
@@ -57,8 +58,8 @@ struct Unit {
 /// See the module's page.
 pub(crate) struct Sealer {
     core: Arc<Core>,
-    messages: mpsc::Receiver<Message>,
-    completions: mpsc::Sender<Message>,
+    messages: mpsc::UnboundedReceiver<Message>,
+    completions: mpsc::UnboundedSender<Message>,
     reducers: usize,
     /// Batches that came before their turn.
     early: BTreeMap<u64, Box<ReducedBatch>>,
@@ -83,8 +84,8 @@ struct OpenSegment {
 impl Sealer {
     pub(crate) fn new(
         core: Arc<Core>,
-        messages: mpsc::Receiver<Message>,
-        completions: mpsc::Sender<Message>,
+        messages: mpsc::UnboundedReceiver<Message>,
+        completions: mpsc::UnboundedSender<Message>,
         reducers: usize,
     ) -> Self {
         let next_unit = core.publishing.lock().unit + 1;
@@ -104,9 +105,9 @@ impl Sealer {
     }
 
     /// Works until all reducers have stopped and everything is published, or the pool has failed.
-    pub(crate) fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         while self.reducers > 0 || !self.units.is_empty() || !self.early.is_empty() {
-            let Ok(message) = self.messages.recv() else { break };
+            let Some(message) = self.messages.recv().await else { break };
             match message {
                 Message::Reduced(batch) => {
                     self.early.insert(batch.number, batch);
@@ -119,7 +120,7 @@ impl Sealer {
                 break;
             }
             while let Some(batch) = self.early.remove(&self.next_batch) {
-                if !self.seal(*batch) {
+                if !self.seal(*batch).await {
                     return;
                 }
             }
@@ -129,10 +130,10 @@ impl Sealer {
     }
 
     /// Places a batch and submits its unit. False if the pool has failed.
-    fn seal(&mut self, batch: ReducedBatch) -> bool {
+    async fn seal(&mut self, batch: ReducedBatch) -> bool {
         let core = Arc::clone(&self.core);
         let unit_bytes = batch.end_bytes.next_multiple_of(BLOCK_BYTES) as u64;
-        let Some(address) = self.make_room(unit_bytes) else { return false };
+        let Some(address) = self.make_room(unit_bytes).await else { return false };
         let timer = core.stats.time(Stage::Seal);
         let open = self.open.as_mut().expect("there is room in an open segment");
         let offset_in_segment = open.used_bytes as usize;
@@ -230,7 +231,7 @@ impl Sealer {
     }
 
     /// Makes sure that the open segment has room; returns where the next unit goes.
-    fn make_room(&mut self, unit_bytes: u64) -> Option<ByteOffset> {
+    async fn make_room(&mut self, unit_bytes: u64) -> Option<ByteOffset> {
         let layout = &self.core.superblock.layout;
         let segment_bytes = layout.segment_bytes;
         assert!(unit_bytes <= segment_bytes, "a unit fits a segment");
@@ -241,8 +242,8 @@ impl Sealer {
                 add(&self.core.stats.counters.frontier_waits, 1);
                 self.core.checkpointing.request();
             };
-            // A checkpoint needs nothing of this thread but what it has published.
-            let (id, generation) = self.core.frontier.next(&self.core.health, on_wait)?;
+            // A checkpoint needs nothing of this task but what it has published.
+            let (id, generation) = self.core.frontier.next(&self.core.health, on_wait).await?;
             let start = layout.geometry().segment_start(id);
             self.open = Some(OpenSegment { id, generation, start, used_bytes: 0 });
         }

@@ -1,3 +1,5 @@
+use pollster::block_on;
+
 use super::*;
 use crate::testing::Random;
 use proptest::prelude::*;
@@ -9,7 +11,7 @@ fn register(
     batch: u64,
     fingerprints: &[ShortFingerprint],
 ) -> Vec<Registration> {
-    let turn = in_flight.gate().enter(batch).unwrap();
+    let turn = block_on(in_flight.gate().enter(batch)).unwrap();
     let mut out = Vec::new();
     in_flight.register_batch(&turn, fingerprints, &mut out);
     assert_eq!(out.len(), fingerprints.len());
@@ -65,7 +67,7 @@ fn a_retired_batch_that_nobody_might_miss_goes_at_once() {
 #[should_panic(expected = "a turn at this table's gate")]
 fn a_turn_at_another_gate_does_not_let_a_batch_register() {
     let other = OrderGate::new();
-    let turn = other.enter(0).unwrap();
+    let turn = block_on(other.enter(0)).unwrap();
     InFlight::new().register_batch(&turn, &[], &mut Vec::new());
 }
 
@@ -140,7 +142,7 @@ fn concurrent_batches_never_store_a_block_twice() {
     });
     assert_eq!(in_flight.gate().next(), BATCHES);
     assert!(linked.into_inner().is_subset(&stored.into_inner()), "a link to what nobody stored");
-    let turn = in_flight.gate().enter(BATCHES).unwrap();
+    let turn = block_on(in_flight.gate().enter(BATCHES)).unwrap();
     in_flight.register_batch(&turn, &[], &mut Vec::new());
     assert!(in_flight.is_empty(), "{} entries left behind", in_flight.len());
 }
@@ -160,7 +162,7 @@ fn a_shutdown_in_the_middle_leaves_no_thread_waiting() {
                         in_flight.gate().close();
                         return;
                     }
-                    match in_flight.gate().enter(batch) {
+                    match block_on(in_flight.gate().enter(batch)) {
                         Ok(turn) => in_flight.register_batch(&turn, &[], &mut Vec::new()),
                         Err(closed) => return assert_eq!(closed.batch, batch),
                     }
