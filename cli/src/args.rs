@@ -48,6 +48,33 @@ pub(crate) enum Command {
     Stat(ReportArguments),
     /// Read everything and check it against checksums, fingerprints and the map.
     Check(ReportArguments),
+    /// Cut the power of simulated pools at every moment, and see whether a promise breaks.
+    ///
+    /// Each seed is a pool with clients on a simulated machine. Its power is cut at many of its
+    /// events; each time the pool is recovered and compared with what clients were promised.
+    Torture(TortureArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TortureArguments {
+    /// How long to go on, in seconds.
+    #[arg(long, default_value_t = 60)]
+    pub(crate) seconds: u64,
+    /// The first seed of many.
+    #[arg(long, default_value_t = 1, conflicts_with = "seed")]
+    pub(crate) first_seed: u64,
+    /// Only this seed: exactly as it went before.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Of that seed only this cut.
+    #[arg(long, requires = "seed")]
+    pub(crate) cut: Option<usize>,
+    /// Threads [default: one a core].
+    #[arg(long)]
+    pub(crate) jobs: Option<usize>,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

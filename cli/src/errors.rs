@@ -173,6 +173,12 @@ pub(crate) enum CliError {
         /// How many.
         problems: u64,
     },
+    /// A simulated pool broke a promise.
+    #[error("{violations} promise(s) broken; each line says how to see it again")]
+    PromiseBroken {
+        /// How many.
+        violations: usize,
+    },
 }
 
 impl CliError {
@@ -198,7 +204,7 @@ impl CliError {
             Self::File { source, .. } | Self::System { source, .. } => {
                 io_status(source, ExitStatus::Other)
             }
-            Self::CheckFailed { .. } => ExitStatus::Damaged,
+            Self::CheckFailed { .. } | Self::PromiseBroken { .. } => ExitStatus::Damaged,
         }
     }
 }

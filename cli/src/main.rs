@@ -22,6 +22,7 @@ mod size;
 mod sparse;
 mod stat;
 mod target;
+mod torture;
 mod volume;
 
 use std::{
@@ -59,6 +60,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Export(arguments) => export::run(arguments),
         Command::Stat(arguments) => stat::run(arguments),
         Command::Check(arguments) => check::run(arguments),
+        Command::Torture(arguments) => torture::run(arguments),
     }
 }
 
@@ -67,6 +69,8 @@ fn start_log(arguments: &Arguments) -> Result<(), CliError> {
     let from_environment = || std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|f| !f.is_empty());
     let default = match arguments.command {
         Command::Serve(_) => "info",
+        // Thousands of pools fail there, as they should.
+        Command::Torture(_) => "off",
         // That a pool is full is what the command itself will say.
         _ => "warn,siltstone_engine::volume=error",
     };

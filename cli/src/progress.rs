@@ -20,6 +20,11 @@ pub(crate) fn items(what: &'static str) -> ProgressBar {
     ProgressBar::new(0).with_style(style(ITEMS)).with_message(what)
 }
 
+/// A line of text that changes.
+pub(crate) fn text() -> ProgressBar {
+    ProgressBar::new_spinner().with_style(style("{spinner} {wide_msg}"))
+}
+
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the templates above are valid")
 }
@@ -33,5 +38,6 @@ mod tests {
         bytes(Some(1));
         bytes(None);
         items("segments");
+        text();
     }
 }

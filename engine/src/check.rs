@@ -153,6 +153,17 @@ impl Pool {
     pub fn check(&self, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {
         pollster::block_on(check(self.core(), progress))
     }
+
+    /// As [`check`](Self::check).
+    ///
+    /// # Errors
+    /// As `check`.
+    pub async fn check_async(
+        &self,
+        progress: &mut dyn FnMut(CheckProgress),
+    ) -> Result<CheckReport> {
+        check(self.core(), progress).await
+    }
 }
 
 async fn check(core: &Core, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {

@@ -8,7 +8,7 @@ use crate::error::EngineError;
 pub const FRAME_BLOCKS: usize = 8;
 
 /// Smallest pool, in bytes.
-pub const MIN_POOL_BYTES: u64 = 64 << 20;
+pub const MIN_POOL_BYTES: u64 = 16 << 20;
 
 /// Largest volume, in bytes: 48-bit block addresses would allow more, clients do not.
 pub const MAX_VOLUME_BYTES: u64 = 1 << 60;

@@ -9,6 +9,8 @@
 //! data_start segment 0, segment 1, ...   (aligned to the segment size)
 //! ```
 
+use std::ops::RangeInclusive;
+
 use siltstone_cursor::SegmentGeometry;
 use siltstone_device::{
     BLOCK_BYTES, ByteOffset,
@@ -33,6 +35,9 @@ const GROWTH: u64 = 16;
 /// Largest pool: what the index can name is a pebibyte, what a place can name depends on the
 /// segment size.
 const MAX_POOL_BYTES: u64 = 512 << 40;
+
+/// How large the NVRAM log's ring may be.
+const NVRAM_BYTES: RangeInclusive<u64> = 128 << 10..=4 << 30;
 
 /// The fewest segments with which a pool works: frontier, patches and reserve need some each.
 const MIN_SEGMENTS: u64 = 16;
@@ -81,11 +86,11 @@ impl Layout {
             None => (size_bytes / 64).clamp(4 << 20, 64 << 20),
         };
         let nvram_bytes = nvram_bytes - nvram_bytes % BLOCK_BYTES as u64;
-        if !(1 << 20..=4 << 30).contains(&nvram_bytes) {
+        if !NVRAM_BYTES.contains(&nvram_bytes) {
             return Err(EngineError::InvalidOption {
                 option: "an NVRAM log size",
                 value: nvram_bytes,
-                allowed: "from 1 MiB to 4 GiB",
+                allowed: "from 128 KiB to 4 GiB",
             });
         }
         let checkpoint_slot_bytes = (size_bytes / 4096).clamp(1 << 20, 16 << 20);
@@ -151,7 +156,7 @@ impl Layout {
             && self.checkpoint_slot_bytes.is_multiple_of(block)
             && self.checkpoint_slot_bytes <= 64 << 20
             && self.nvram_bytes.is_multiple_of(block)
-            && (1 << 20..=4 << 30).contains(&self.nvram_bytes)
+            && NVRAM_BYTES.contains(&self.nvram_bytes)
             && self.nvram_offset.0.is_multiple_of(block)
             && (!self.nvram_internal || self.nvram_offset.0 >= slots_end)
             && self.segment_table_offset.0 >= nvram_end.max(slots_end)

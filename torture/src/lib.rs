@@ -1,0 +1,25 @@
+//! Torture: whole pools on simulated machines whose power fails, whose disks fail and lie, until
+//! somebody shows that a promise is broken.
+//!
+//! A *history* is one seed: a pool, clients at work on it, perhaps a bad disk, all on one simulated
+//! thread, so that the seed is the whole history. Then the power is cut at many of its events; each
+//! time the pool is opened again, compared with a *model* that knows what may be there, worked with,
+//! cut once more (also while it recovers), opened, checked, closed.
+//!
+//! - [`content`]: blocks that say what they are.
+//! - [`model`]: what volumes may contain after any history.
+//! - [`clients`]: what clients do, noted in the model.
+//! - [`pools`]: small pools in which much happens soon.
+//! - [`history`]: one seed's life, and its cuts.
+//! - [`tally`]: what was survived, counted.
+//! - [`campaign`]: seeds on all cores for a time.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod campaign;
+pub mod clients;
+pub mod content;
+pub mod history;
+pub mod model;
+pub mod pools;
+pub mod tally;

@@ -1,0 +1,226 @@
+//! Small pools in which much happens soon: segments fill, the log wraps, space runs out.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use siltstone_device::{
+    SeededEntropy, SeededRandom,
+    sim::{Machine, SimDevice},
+};
+use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions};
+
+use crate::{
+    clients::{Client, Violation, World},
+    content::BLOCK,
+    model::Model,
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// The volume that clients share, and its size.
+pub const DISK: &str = "disk";
+/// Its size in blocks.
+pub const DISK_BLOCKS: u64 = 288;
+
+/// A volume of noise that fills a pool: block `n` is [`ballast`]`(n)`.
+pub const BALLAST: &str = "ballast";
+
+const POOL_BYTES: u64 = 24 * MIB;
+
+/// What a block of ballast contains.
+#[must_use]
+pub fn ballast(block: u64) -> Vec<u8> {
+    let mut bytes = vec![0; BLOCK];
+    SeededRandom::new(block ^ 0x0ba1_1a57_0000_0000).fill(&mut bytes);
+    bytes
+}
+
+/// A pool from which histories begin.
+pub struct Base {
+    /// What it is like.
+    pub name: &'static str,
+    /// Its device; a history begins with a snapshot of it.
+    pub device: Arc<SimDevice>,
+    /// How many blocks of ballast there are.
+    pub ballast_blocks: u64,
+    /// What is in it.
+    pub model: Model,
+}
+
+/// All of them.
+pub struct Bases {
+    bases: Vec<Base>,
+}
+
+impl Bases {
+    /// Makes them: the same every time.
+    ///
+    /// # Panics
+    /// If the engine cannot make and fill a pool on a device without faults.
+    #[must_use]
+    pub fn new() -> Self {
+        let bases = vec![
+            base("empty, small segments", 256 * KIB, MIB, None),
+            base("empty, large segments", MIB, 128 * KIB, None),
+            base("nearly full, small segments", 256 * KIB, 128 * KIB, Some(3 * MIB)),
+            base("nearly full, large segments", MIB / 2, MIB, Some(4 * MIB)),
+            base("full, small segments", 256 * KIB, 128 * KIB, Some(768 * KIB)),
+            base("full, smaller room", 256 * KIB, 256 * KIB, Some(256 * KIB)),
+        ];
+        Self { bases }
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn choose(&self, random: &mut SeededRandom) -> &Base {
+        &self.bases[random.below(self.bases.len() as u64) as usize]
+    }
+}
+
+impl Default for Bases {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A pool with a disk; with `room_bytes`, filled until no more goes in, and then that much of it
+/// given back.
+fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, room_bytes: Option<u64>) -> Base {
+    let device = SimDevice::new(POOL_BYTES);
+    let options = CreateOptions {
+        segment_bytes: Some(segment_bytes),
+        nvram_bytes: Some(nvram_bytes),
+        index_memory_bytes: 64 * KIB,
+        ..CreateOptions::default()
+    };
+    let machine = Machine::new(segment_bytes ^ nvram_bytes);
+    let made = machine.run(async {
+        let entropy = SeededEntropy::new(segment_bytes);
+        Pool::create_from(device.clone(), None, &options, &entropy).await?;
+        let open = OpenOptions { tuning: small_tuning(), ..OpenOptions::default() };
+        let pool = Pool::open_in(machine.clone(), device.clone(), None, &open).await?;
+        let disk = VolumeOptions::new(DISK_BLOCKS * BLOCK as u64);
+        pool.create_volume_async(DISK, &disk).await?;
+        let blocks = match room_bytes {
+            Some(room_bytes) => fill(&pool, room_bytes).await?,
+            None => 0,
+        };
+        let model = Model::of(&pool, &[BALLAST]).await;
+        pool.close_async().await?;
+        Ok::<_, EngineError>((blocks, model))
+    });
+    machine.kill();
+    let (ballast_blocks, model) = made.expect("a device without faults takes a pool");
+    let model = model.expect("a pool without faults can be read");
+    device.forget_history();
+    Base { name, device, ballast_blocks, model }
+}
+
+/// Fills a pool with ballast and gives some of it back; returns the blocks that are left.
+async fn fill(pool: &Pool, room_bytes: u64) -> Result<u64, EngineError> {
+    let volume = pool.create_volume_async(BALLAST, &VolumeOptions::new(POOL_BYTES)).await?;
+    let mut blocks = 0;
+    // Single blocks in the end, so that no room is left over.
+    for step in [16, 1] {
+        loop {
+            let bytes: Vec<u8> = (blocks..blocks + step).flat_map(ballast).collect();
+            match volume.write(blocks * BLOCK as u64, &bytes).await {
+                Ok(()) => blocks += step,
+                Err(EngineError::NoSpace { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    let keep = blocks.saturating_sub(room_bytes / BLOCK as u64);
+    volume.trim(keep * BLOCK as u64, POOL_BYTES - keep * BLOCK as u64).await?;
+    // Condemned by the first, freed by the second.
+    pool.checkpoint_async().await?;
+    pool.checkpoint_async().await?;
+    Ok(keep)
+}
+
+fn small_tuning() -> Tuning {
+    Tuning {
+        staging_bytes: 1 << 20,
+        batch_bytes: 64 << 10,
+        frame_cache_bytes: 256 << 10,
+        page_cache_bytes: 64 << 10,
+        ..Tuning::default()
+    }
+}
+
+/// Options by which everything happens soon, or not at all.
+#[must_use]
+pub fn options(random: &mut SeededRandom) -> OpenOptions {
+    let mut among = |values: &[usize]| values[random.below(values.len() as u64) as usize];
+    let tuning = Tuning {
+        staging_bytes: among(&[64 << 10, 256 << 10, 1 << 20]),
+        batch_bytes: among(&[32 << 10, 64 << 10, 256 << 10]),
+        frame_cache_bytes: 256 << 10,
+        page_cache_bytes: 64 << 10,
+        reducers: among(&[1, 2, 3]),
+        linger: Duration::from_micros(among(&[0, 200, 1000, 5000]) as u64),
+        memtable_entries: among(&[50, 200, 500]),
+        checkpoint_interval: Duration::from_micros(among(&[500, 2000, 5000, 100_000]) as u64),
+        log_commit_bytes: among(&[0, 16 << 10, 64 << 10, 256 << 10]),
+        warm_index: among(&[0, 1]) == 1,
+    };
+    OpenOptions { read_only: false, tuning }
+}
+
+/// One to three clients at work, on ranges of their own and then on one that they share. Each is a
+/// task of the world's runtime.
+///
+/// # Errors
+/// The first promise that was found broken.
+///
+/// # Panics
+/// If a task panics.
+pub async fn work(
+    world: &World,
+    random: &mut SeededRandom,
+    operations: u32,
+) -> Result<(), Violation> {
+    let share = DISK_BLOCKS / 4;
+    let disk = world.pool.volume(DISK).map_err(|error| Violation(error.to_string()))?;
+    let index = {
+        let mut model = world.model.lock();
+        let index = model.find(DISK).ok_or_else(|| Violation("the disk is missing".into()))?;
+        model.volumes[index].shared_from = 3 * share;
+        index
+    };
+    let extra = format!("extra-{}", random.next_u64());
+    let clients = 1 + random.below(3);
+    let administer = random.chance(1, 3);
+    let outcomes = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = Vec::new();
+    for number in 0..clients {
+        let mut client = Client::new(world.clone(), SeededRandom::new(random.next_u64()));
+        let (disk, extra, outcomes) = (disk.clone(), extra.clone(), Arc::clone(&outcomes));
+        let task = async move {
+            let outcome = if administer && number == 0 {
+                client.administer(&extra, operations / 10).await
+            } else {
+                let own = number * share..(number + 1) * share;
+                match client.work(&disk, index, own, operations).await {
+                    Ok(()) => {
+                        let shared = 3 * share..4 * share;
+                        client.work_shared(&disk, index, shared, operations / 4).await
+                    }
+                    broken => broken,
+                }
+            };
+            outcomes.lock().push(outcome);
+        };
+        let task = world.runtime.spawn(&format!("client-{number}"), Box::pin(task));
+        tasks.push(task.expect("there is a thread for each client"));
+    }
+    for task in tasks {
+        if let Err(panic) = task.await {
+            std::panic::resume_unwind(panic);
+        }
+    }
+    let outcomes = std::mem::take(&mut *outcomes.lock());
+    outcomes.into_iter().collect()
+}
