@@ -8,7 +8,7 @@
 //! fails, loses, misdirects, tears, damages.
 //!
 //! - [`fault`]: what can go wrong, on request.
-//! - `misbehave`: what a struck operation does instead.
+//! - `perform`: carrying operations out, as asked or as a fault has it.
 //! - `image`: the contents, sparse and cheap to clone.
 //! - `history`: what happened, and since when it is durable.
 //! - `crash`: what is left after a power cut.
@@ -21,7 +21,7 @@ pub mod fault;
 mod history;
 mod image;
 mod machine;
-mod misbehave;
+mod perform;
 mod shuffle;
 
 use std::{
@@ -40,7 +40,7 @@ pub use history::Event;
 pub use machine::Machine;
 
 use crate::{BLOCK_BYTES, Device, DeviceError, Operation, Request, SeededRandom, validate::admit};
-use fault::{Faults, Strike};
+use fault::Faults;
 use history::{Change, History};
 use image::Image;
 use shuffle::Shuffler;
@@ -407,47 +407,6 @@ impl Medium {
         let size_bytes = self.size_bytes.load(Ordering::Acquire);
         let outcome = self.state.lock().perform(&mut request, entry, refused, size_bytes);
         request.complete(outcome);
-    }
-}
-
-impl State {
-    /// Does what a request asks, or what the fault that it meets makes of it.
-    fn perform(
-        &mut self,
-        request: &mut Request,
-        entry: Option<usize>,
-        refused: Option<io::ErrorKind>,
-        size_bytes: u64,
-    ) -> Result<(), DeviceError> {
-        let operation = request.operation();
-        if !self.has_power {
-            return Err(DeviceError::Closed { operation });
-        }
-        let strike = match refused {
-            Some(kind) => Some(Strike { cause: Cause::Kind(kind), range_bytes: 0..0 }),
-            None => self.strike(request, size_bytes),
-        };
-        let happens = !strike.as_ref().is_some_and(|strike| strike.cause.prevents());
-        if happens && let Request::Read { offset, buffer, .. } = request {
-            match &strike {
-                Some(strike) => self.misread(offset.0, buffer, strike),
-                None => self.image.read(offset.0, buffer),
-            }
-        }
-        if let Some(number) = entry {
-            if happens {
-                let entry = &mut self.history.entries[number];
-                if let Some(strike) = &strike {
-                    entry.misbehave(strike);
-                }
-                entry.change.apply(&mut self.image);
-            }
-            self.history.finish(number, happens, &self.image);
-        }
-        match strike.and_then(|strike| strike.cause.error(operation)) {
-            Some(error) => Err(request.io_error(error)),
-            None => Ok(()),
-        }
     }
 }
 

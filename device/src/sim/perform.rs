@@ -1,17 +1,56 @@
-//! What a struck operation does instead of what it was asked.
+//! Carrying operations out: as they were asked, or as the fault that they meet has it.
 
-use std::{collections::BTreeSet, ops::Range, sync::Arc};
+use std::{collections::BTreeSet, io, ops::Range, sync::Arc};
 
 use super::{
     SECTOR_BYTES, State,
     fault::{Cause, Strike},
     history::{Change, Entry},
 };
-use crate::{BLOCK_BYTES, Durability, Request, SeededRandom};
+use crate::{BLOCK_BYTES, DeviceError, Durability, Request, SeededRandom};
 
 impl State {
+    /// Does what a request asks, or what the fault that it meets makes of it.
+    pub(super) fn perform(
+        &mut self,
+        request: &mut Request,
+        entry: Option<usize>,
+        refused: Option<io::ErrorKind>,
+        size_bytes: u64,
+    ) -> Result<(), DeviceError> {
+        let operation = request.operation();
+        if !self.has_power {
+            return Err(DeviceError::Closed { operation });
+        }
+        let strike = match refused {
+            Some(kind) => Some(Strike { cause: Cause::Kind(kind), range_bytes: 0..0 }),
+            None => self.strike(request, size_bytes),
+        };
+        let happens = !strike.as_ref().is_some_and(|strike| strike.cause.prevents());
+        if happens && let Request::Read { offset, buffer, .. } = request {
+            match &strike {
+                Some(strike) => self.misread(offset.0, buffer, strike),
+                None => self.image.read(offset.0, buffer),
+            }
+        }
+        if let Some(number) = entry {
+            if happens {
+                let entry = &mut self.history.entries[number];
+                if let Some(strike) = &strike {
+                    entry.misbehave(strike);
+                }
+                entry.change.apply(&mut self.image);
+            }
+            self.history.finish(number, happens, &self.image);
+        }
+        match strike.and_then(|strike| strike.cause.error(operation)) {
+            Some(error) => Err(request.io_error(error)),
+            None => Ok(()),
+        }
+    }
+
     /// The fault that a request meets, if any.
-    pub(super) fn strike(&mut self, request: &Request, size_bytes: u64) -> Option<Strike> {
+    fn strike(&mut self, request: &Request, size_bytes: u64) -> Option<Strike> {
         let (offset, len_bytes) = request.range();
         let range_bytes = offset.0..offset.0 + len_bytes;
         let history = &self.history;
@@ -31,7 +70,7 @@ impl State {
     }
 
     /// Fills the buffer of a read as the fault that it met has it.
-    pub(super) fn misread(&mut self, offset_bytes: u64, buffer: &mut [u8], strike: &Strike) {
+    fn misread(&mut self, offset_bytes: u64, buffer: &mut [u8], strike: &Strike) {
         match strike.cause {
             Cause::Short { sectors } => {
                 let moved_bytes = (sectors as usize * SECTOR_BYTES).min(buffer.len());
@@ -73,7 +112,7 @@ impl State {
 
 impl Entry {
     /// Makes the change what really happens to the medium.
-    pub(super) fn misbehave(&mut self, strike: &Strike) {
+    fn misbehave(&mut self, strike: &Strike) {
         let landed_bytes = |sectors| sectors * SECTOR_BYTES as u64;
         match (&mut self.change, strike.cause) {
             (Change::Write { len_bytes, .. }, Cause::Lost) => *len_bytes = 0,
