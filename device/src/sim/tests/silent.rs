@@ -162,6 +162,24 @@ fn a_stale_read_returns_what_was_there_before() {
 }
 
 #[test]
+fn a_stale_read_goes_by_what_landed_and_when() {
+    let device = SimDevice::new(SIZE_BYTES);
+    let one = held_write(&device, 2, 5, Durability::Flush);
+    let other = held_write(&device, 2, 6, Durability::Flush);
+    device.medium.complete(other);
+    device.medium.complete(one);
+    put(&device, 2, 7, Durability::Flush);
+    once(&device, Operation::Write, Cause::Lost);
+    put(&device, 2, 8, Durability::Flush);
+    let stale = |changes| {
+        once(&device, Operation::Read, Cause::Stale { changes });
+        uniform(&get(&device, 1, 3)[BLOCK_BYTES..2 * BLOCK_BYTES])
+    };
+    assert_eq!([stale(1), stale(2), stale(3)], [Some(5), Some(6), Some(0)]);
+    assert_eq!(uniform(&block(&device, 2)), Some(7));
+}
+
+#[test]
 fn bits_flip_in_what_a_read_returns_and_nowhere_else() {
     let device = SimDevice::new(SIZE_BYTES);
     put(&device, 2, 5, Durability::Immediate);
