@@ -14,8 +14,8 @@
 //! - [`mod@file`]: files and block devices, opened, locked, and driven by io_uring, or by a few
 //!   threads where there is none.
 //! - [`mapped`]: byte-addressable non-volatile memory, mapped.
-//! - [`sim`]: a simulated medium that remembers every write, cuts the power anywhere, and fails
-//!   on request.
+//! - [`sim`]: a simulated medium that remembers every write, cuts the power anywhere, and does
+//!   on request what bad disks do.
 //!
 //! And the rest of the outside world:
 //!

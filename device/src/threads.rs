@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{IoSlice, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     os::fd::AsRawFd,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -116,19 +116,12 @@ fn perform(file: &LockedFile, request: &mut Request) -> Result<(), DeviceError> 
     outcome.map_err(|error| request.io_error(error))
 }
 
-fn read_exact(file: &LockedFile, offset: ByteOffset, bytes: &mut [u8]) -> std::io::Result<()> {
-    let mut done = 0;
-    while done < bytes.len() {
+fn read_exact(file: &LockedFile, offset: ByteOffset, bytes: &mut [u8]) -> io::Result<()> {
+    move_all(bytes.len(), io::ErrorKind::UnexpectedEof, |done| {
         let position = offset.0 + done as u64;
         let none = ReadWriteFlags::empty();
-        match preadv2(&**file, &mut [IoSliceMut::new(&mut bytes[done..])], position, none) {
-            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => done += count,
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
+        preadv2(&**file, &mut [IoSliceMut::new(&mut bytes[done..])], position, none)
+    })
 }
 
 fn write_all(
@@ -136,16 +129,27 @@ fn write_all(
     offset: ByteOffset,
     bytes: &[u8],
     durability: Durability,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let flags = match durability {
         Durability::Flush => ReadWriteFlags::empty(),
         Durability::Immediate => ReadWriteFlags::DSYNC,
     };
-    let mut done = 0;
-    while done < bytes.len() {
+    move_all(bytes.len(), io::ErrorKind::WriteZero, |done| {
         let position = offset.0 + done as u64;
-        match pwritev2(&**file, &[IoSlice::new(&bytes[done..])], position, flags) {
-            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+        pwritev2(&**file, &[IoSlice::new(&bytes[done..])], position, flags)
+    })
+}
+
+/// Calls `move_from` with how many bytes are done until all are; `kind` if it moves no more.
+fn move_all(
+    len: usize,
+    kind: io::ErrorKind,
+    mut move_from: impl FnMut(usize) -> rustix::io::Result<usize>,
+) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        match move_from(done) {
+            Ok(0) => return Err(kind.into()),
             Ok(count) => done += count,
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),
@@ -154,7 +158,7 @@ fn write_all(
     Ok(())
 }
 
-fn discard(file: &LockedFile, offset: ByteOffset, len_bytes: u64) -> std::io::Result<()> {
+fn discard(file: &LockedFile, offset: ByteOffset, len_bytes: u64) -> io::Result<()> {
     let outcome = retrying(|| {
         if file.is_block_device {
             return discard_blocks(file, offset, len_bytes);
@@ -178,14 +182,45 @@ fn discard_blocks(file: &LockedFile, offset: ByteOffset, len_bytes: u64) -> rust
     if result == 0 {
         return Ok(());
     }
-    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
-fn retrying(mut call: impl FnMut() -> rustix::io::Result<()>) -> std::io::Result<()> {
+fn retrying(mut call: impl FnMut() -> rustix::io::Result<()>) -> io::Result<()> {
     loop {
         match call() {
             Err(Errno::INTR | Errno::AGAIN) => {}
             outcome => return outcome.map_err(Into::into),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one call after the other reports, and what comes of it all.
+    fn moved(len: usize, calls: &[rustix::io::Result<usize>]) -> (Vec<usize>, io::Result<()>) {
+        let mut starts = Vec::new();
+        let outcome = move_all(len, io::ErrorKind::UnexpectedEof, |done| {
+            starts.push(done);
+            calls[starts.len() - 1]
+        });
+        (starts, outcome)
+    }
+
+    #[test]
+    fn what_a_short_transfer_leaves_is_asked_for_again() {
+        let (starts, outcome) = moved(8192, &[Ok(512), Err(Errno::INTR), Ok(4096), Ok(3584)]);
+        outcome.unwrap();
+        assert_eq!(starts, [0, 512, 512, 4608]);
+    }
+
+    #[test]
+    fn a_transfer_that_stops_is_an_error() {
+        let (starts, outcome) = moved(8192, &[Ok(4096), Ok(0)]);
+        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(starts, [0, 4096]);
+        let (_, outcome) = moved(8192, &[Ok(4096), Err(Errno::IO)]);
+        assert_eq!(outcome.unwrap_err().raw_os_error(), Some(libc::EIO));
     }
 }

@@ -382,3 +382,60 @@ impl Started {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AlignedBuffer, BLOCK_BYTES, ByteOffset};
+
+    fn read() -> Started {
+        let (offset, buffer) = (ByteOffset(0), AlignedBuffer::zeroed(2 * BLOCK_BYTES));
+        let request = Request::Read { offset, buffer, completion: Box::new(|_, _| ()) };
+        Started { request, done_bytes: 0, retries: 0 }
+    }
+
+    fn write() -> Started {
+        let (offset, buffer) = (ByteOffset(0), AlignedBuffer::zeroed(2 * BLOCK_BYTES));
+        let (durability, completion) = (Durability::Immediate, Box::new(|_, _| ()));
+        let request = Request::Write { offset, buffer, durability, completion };
+        Started { request, done_bytes: 0, retries: 0 }
+    }
+
+    fn unfinished(progress: Progress) -> Started {
+        match progress {
+            Progress::Unfinished(started) => started,
+            Progress::Finished(_, outcome) => panic!("finished: {outcome:?}"),
+        }
+    }
+
+    fn finished(progress: Progress) -> Result<(), io::ErrorKind> {
+        match progress {
+            Progress::Finished(_, Ok(())) => Ok(()),
+            Progress::Finished(_, Err(DeviceError::Io { source, .. })) => Err(source.kind()),
+            Progress::Finished(_, Err(error)) => panic!("{error}"),
+            Progress::Unfinished(started) => panic!("only {} bytes done", started.done_bytes),
+        }
+    }
+
+    #[test]
+    fn what_a_short_transfer_leaves_is_asked_for_again() {
+        for started in [read(), write()] {
+            let started = unfinished(started.advance(512));
+            assert_eq!(started.done_bytes, 512);
+            let started = unfinished(started.advance(-libc::EAGAIN));
+            let started = unfinished(started.advance(4096));
+            assert_eq!(started.done_bytes, 4608);
+            assert_eq!(finished(started.advance(3584)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_transfer_that_stops_is_an_error() {
+        for (started, kind) in
+            [(read(), io::ErrorKind::UnexpectedEof), (write(), io::ErrorKind::WriteZero)]
+        {
+            let started = unfinished(started.advance(4096));
+            assert_eq!(finished(started.advance(0)), Err(kind));
+        }
+    }
+}

@@ -93,7 +93,7 @@ fn choose(policy: CrashPolicy, change: &Change, random: &mut SeededRandom) -> Op
             2 | 3 => Some(Fate::Whole),
             4 => Some(Fate::Scattered),
             _ => {
-                let sectors = page_range(change).1 * SECTORS_A_PAGE;
+                let (_, sectors) = sector_range(change);
                 let at = random.below(sectors.max(1));
                 Some(Fate::Split { at, keep_front: random.chance(1, 2) })
             }
@@ -101,28 +101,30 @@ fn choose(policy: CrashPolicy, change: &Change, random: &mut SeededRandom) -> Op
     }
 }
 
-/// The first page of a write or discard, and the number of pages.
-fn page_range(change: &Change) -> (u64, u64) {
-    let block = BLOCK_BYTES as u64;
+/// The first page of a write or discard, and the number of sectors.
+fn sector_range(change: &Change) -> (u64, u64) {
     match change {
-        Change::Write { offset_bytes, pages, .. } => (offset_bytes / block, pages.len() as u64),
-        Change::Discard { offset_bytes, len_bytes } => (offset_bytes / block, len_bytes / block),
+        Change::Write { offset_bytes, len_bytes, .. }
+        | Change::Discard { offset_bytes, len_bytes } => {
+            (offset_bytes / BLOCK_BYTES as u64, len_bytes / SECTOR_BYTES as u64)
+        }
         Change::Flush | Change::Damage { .. } => (0, 0),
     }
 }
 
 /// Applies those sectors of a write or discard that `keep` chooses by number.
 fn tear(image: &mut Image, change: &Change, mut keep: impl FnMut(u64) -> bool) {
-    let (first_page, page_count) = page_range(change);
-    for index in 0..page_count {
+    let (first_page, sector_count) = sector_range(change);
+    for index in 0..sector_count.div_ceil(SECTORS_A_PAGE) {
         let new = match change {
             Change::Write { pages, .. } => Some(&pages[index as usize]),
             _ => None,
         };
         let number = first_page + index;
         let mut page = image.page(number).map_or([0; BLOCK_BYTES], |page| **page);
-        for sector in 0..SECTORS_A_PAGE {
-            if !keep(index * SECTORS_A_PAGE + sector) {
+        let first_sector = index * SECTORS_A_PAGE;
+        for sector in 0..SECTORS_A_PAGE.min(sector_count - first_sector) {
+            if !keep(first_sector + sector) {
                 continue;
             }
             let start = sector as usize * SECTOR_BYTES;

@@ -5,7 +5,7 @@
 //! immediate durability, else the completion of a flush that was submitted after it completed.
 //! After a failed flush, what that flush would have covered is never guaranteed again.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use super::image::{Image, Page};
 use crate::{BLOCK_BYTES, Durability, Operation};
@@ -32,6 +32,8 @@ pub struct Event {
 pub(super) enum Change {
     Write {
         offset_bytes: u64,
+        /// How much of the pages lands, in whole sectors: all, unless it was struck by a fault.
+        len_bytes: u64,
         pages: Vec<Arc<Page>>,
         durability: Durability,
     },
@@ -51,9 +53,14 @@ impl Change {
     pub(super) fn apply(&self, image: &mut Image) {
         let block = BLOCK_BYTES as u64;
         match self {
-            Self::Write { offset_bytes, pages, .. } => {
-                for (number, page) in (offset_bytes / block..).zip(pages) {
-                    image.set_page(number, Some(Arc::clone(page)));
+            Self::Write { offset_bytes, len_bytes, pages, .. } => {
+                for (start, page) in (0..*len_bytes).step_by(BLOCK_BYTES).zip(pages) {
+                    let landed_bytes = block.min(len_bytes - start) as usize;
+                    if landed_bytes == BLOCK_BYTES {
+                        image.set_page((offset_bytes + start) / block, Some(Arc::clone(page)));
+                    } else {
+                        image.write(offset_bytes + start, &page[..landed_bytes]);
+                    }
                 }
             }
             Self::Discard { offset_bytes, len_bytes } => {
@@ -67,15 +74,19 @@ impl Change {
     }
 
     /// Where the change happens: offset and length in bytes.
-    fn range(&self) -> (u64, u64) {
+    pub(super) fn range(&self) -> (u64, u64) {
         match self {
-            Self::Write { offset_bytes, pages, .. } => {
-                (*offset_bytes, (pages.len() * BLOCK_BYTES) as u64)
-            }
-            Self::Discard { offset_bytes, len_bytes } => (*offset_bytes, *len_bytes),
+            Self::Write { offset_bytes, len_bytes, .. }
+            | Self::Discard { offset_bytes, len_bytes } => (*offset_bytes, *len_bytes),
             Self::Flush => (0, 0),
             Self::Damage { offset_bytes, bytes } => (*offset_bytes, bytes.len() as u64),
         }
+    }
+
+    fn touches(&self, range_bytes: &Range<u64>) -> bool {
+        let (offset_bytes, len_bytes) = self.range();
+        let end_bytes = offset_bytes + len_bytes;
+        len_bytes > 0 && offset_bytes < range_bytes.end && range_bytes.start < end_bytes
     }
 
     fn is_immediate(&self) -> bool {
@@ -105,6 +116,13 @@ pub(super) struct Entry {
     pub(super) durable_at: Option<usize>,
     /// For a flush: how many completions came before its submission.
     completions_before: u64,
+}
+
+impl Entry {
+    /// Makes a flush guarantee nothing, though it succeeds.
+    pub(super) fn covers_nothing(&mut self) {
+        self.completions_before = 0;
+    }
 }
 
 /// A moment at which everything was durable.
@@ -220,5 +238,42 @@ impl History {
     pub(super) fn checkpoint_before(&self, event: usize) -> &Checkpoint {
         let after = self.checkpoints.partition_point(|checkpoint| checkpoint.event <= event);
         &self.checkpoints[after - 1]
+    }
+
+    /// When the write or discard completed that was, of those that touch a range, the one `count`
+    /// before the next; the oldest, if there are fewer. `None` if there is none.
+    pub(super) fn change_before_last(&self, range_bytes: &Range<u64>, count: u32) -> Option<usize> {
+        let is_asked = |entry: &&Entry| !matches!(entry.change, Change::Damage { .. });
+        let mut moments: Vec<_> = self
+            .landed(range_bytes)
+            .filter(is_asked)
+            .filter_map(|entry| entry.completed_at)
+            .collect();
+        moments.sort_unstable();
+        let index = moments.len().saturating_sub(count as usize);
+        moments.get(index).copied()
+    }
+
+    /// Copies out what a range held before the last `count` writes or discards there, as far back
+    /// as is known.
+    pub(super) fn read_stale(&self, range_bytes: &Range<u64>, count: u32, bytes: &mut [u8]) {
+        let moment = self.change_before_last(range_bytes, count).unwrap_or(self.events);
+        let is_older = |entry: &&Entry| entry.completed_at.is_some_and(|event| event < moment);
+        let mut older: Vec<_> = self.landed(range_bytes).filter(is_older).collect();
+        older.sort_by_key(|entry| entry.completed_at);
+        let mut image = self.checkpoints[0].image.clone();
+        for entry in older {
+            entry.change.apply(&mut image);
+        }
+        image.read(range_bytes.start, bytes);
+    }
+
+    /// The changes to a range that have come about, in order of submission.
+    fn landed(&self, range_bytes: &Range<u64>) -> impl Iterator<Item = &Entry> {
+        let has_landed = |entry: &&Entry| entry.completed_at.is_some() && !entry.failed;
+        self.entries
+            .iter()
+            .filter(has_landed)
+            .filter(move |entry| entry.change.touches(range_bytes))
     }
 }

@@ -4,19 +4,24 @@
 //! medium as it may be after a power cut at any of them ([`SimDevice::crash_at`]): what a
 //! completed flush covers, or what was written with immediate durability, is there; every other
 //! change is kept, lost or torn. It completes requests in order or shuffled, shows each one to a
-//! hook that may fail it or cut the power, and fails or damages on request ([`fault`]).
+//! hook that may fail it or cut the power, and does on request what bad disks do ([`fault`]):
+//! fails, loses, misdirects, tears, damages.
 //!
-//! - [`fault`]: failures on request.
+//! - [`fault`]: what can go wrong, on request.
+//! - `perform`: carrying operations out, as asked or as a fault has it.
 //! - `image`: the contents, sparse and cheap to clone.
 //! - `history`: what happened, and since when it is durable.
 //! - `crash`: what is left after a power cut.
 //! - `machine`: the machine around the devices, whose tasks and time a seed drives.
+//! - `digest`: one number for all that happened, to compare two runs.
 
 mod crash;
+mod digest;
 pub mod fault;
 mod history;
 mod image;
 mod machine;
+mod perform;
 mod shuffle;
 
 use std::{
@@ -30,7 +35,7 @@ use std::{
 use parking_lot::Mutex;
 
 pub use crash::{CrashPolicy, SECTOR_BYTES};
-pub use fault::{Cause, Fault, Times};
+pub use fault::{Cause, Fault, FaultCounters, FaultKind, Times};
 pub use history::Event;
 pub use machine::Machine;
 
@@ -96,7 +101,6 @@ pub struct SimDevice {
     medium: Arc<Medium>,
     completing: Mutex<Completing>,
     hook: Mutex<Option<Hook>>,
-    size_bytes: AtomicU64,
 }
 
 /// What completes requests, by mode.
@@ -109,6 +113,7 @@ enum Completing {
 /// What the device shares with the thread that completes its requests.
 struct Medium {
     state: Mutex<State>,
+    size_bytes: AtomicU64,
 }
 
 struct State {
@@ -150,11 +155,11 @@ impl SimDevice {
         let history = History::new(image.clone());
         let (faults, counters) = (Faults::default(), Counters::default());
         let state = State { image, history, faults, counters, has_power: true };
+        let (state, size_bytes) = (Mutex::new(state), AtomicU64::new(size_bytes));
         Arc::new(Self {
-            medium: Arc::new(Medium { state: Mutex::new(state) }),
+            medium: Arc::new(Medium { state, size_bytes }),
             completing: Mutex::new(Completing::Inline),
             hook: Mutex::new(None),
-            size_bytes: AtomicU64::new(size_bytes),
         })
     }
 
@@ -212,7 +217,7 @@ impl SimDevice {
     /// If the size is not a multiple of [`BLOCK_BYTES`], or less than before.
     pub fn set_size(&self, size_bytes: u64) {
         assert!(size_bytes.is_multiple_of(BLOCK_BYTES as u64), "a size is whole blocks");
-        let before = self.size_bytes.swap(size_bytes, Ordering::AcqRel);
+        let before = self.medium.size_bytes.swap(size_bytes, Ordering::AcqRel);
         assert!(before <= size_bytes, "devices never shrink");
     }
 
@@ -274,12 +279,33 @@ impl SimDevice {
         state.history = History::new(state.image.clone());
     }
 
-    /// Prepares a failure.
-    pub fn inject(&self, fault: Fault) {
-        self.medium.state.lock().faults.add(fault);
+    /// One number for all events of the history: order, operation, offset, length, contents and
+    /// outcome. Two runs that gave the device the same work, with the same faults, have the same.
+    /// Reads are not in it.
+    #[must_use]
+    pub fn history_digest(&self) -> u64 {
+        self.medium.state.lock().history.digest()
     }
 
-    /// Forgets all failures that have not happened.
+    /// Prepares a fault.
+    ///
+    /// # Panics
+    /// If the operation cannot go wrong in this way ([`Fault::kind`]), or is misdirected to
+    /// something that is not a multiple of [`BLOCK_BYTES`].
+    pub fn inject(&self, fault: Fault) {
+        let mut state = self.medium.state.lock();
+        let submitted = state.counters.operations();
+        state.faults.add(fault, submitted);
+    }
+
+    /// How often faults of each kind have struck so far. Damage by [`corrupt`](Self::corrupt) and
+    /// [`flip_bit`](Self::flip_bit) counts as bit rot.
+    #[must_use]
+    pub fn struck(&self) -> FaultCounters {
+        self.medium.state.lock().faults.struck()
+    }
+
+    /// Forgets all faults that have not struck, or not often enough.
     pub fn clear_faults(&self) {
         self.medium.state.lock().faults.clear();
     }
@@ -287,11 +313,8 @@ impl SimDevice {
     /// Replaces bytes on the medium, durably and behind everybody's back, at any offset.
     pub fn corrupt(&self, offset_bytes: u64, bytes: &[u8]) {
         let mut state = self.medium.state.lock();
-        let state = &mut *state;
-        let damage = Change::Damage { offset_bytes, bytes: bytes.to_vec() };
-        damage.apply(&mut state.image);
-        let (entry, _) = state.history.begin(damage);
-        state.history.finish(entry, true, &state.image);
+        state.faults.count(FaultKind::BitRot);
+        state.damage(offset_bytes, bytes.to_vec());
     }
 
     /// Inverts one bit (0 to 7) of a byte on the medium.
@@ -350,7 +373,7 @@ impl SimDevice {
 
 impl Device for SimDevice {
     fn size_bytes(&self) -> u64 {
-        self.size_bytes.load(Ordering::Acquire)
+        self.medium.size_bytes.load(Ordering::Acquire)
     }
 
     fn submit(&self, batch: Vec<Request>) {
@@ -381,39 +404,9 @@ impl Medium {
     /// Carries a request out and completes it.
     fn complete(&self, underway: Underway) {
         let Underway { mut request, entry, refused } = underway;
-        let outcome = self.state.lock().perform(&mut request, entry, refused);
+        let size_bytes = self.size_bytes.load(Ordering::Acquire);
+        let outcome = self.state.lock().perform(&mut request, entry, refused, size_bytes);
         request.complete(outcome);
-    }
-}
-
-impl State {
-    fn perform(
-        &mut self,
-        request: &mut Request,
-        entry: Option<usize>,
-        refused: Option<io::ErrorKind>,
-    ) -> Result<(), DeviceError> {
-        if !self.has_power {
-            return Err(DeviceError::Closed { operation: request.operation() });
-        }
-        let (offset, len_bytes) = request.range();
-        let struck = || self.faults.strike(request.operation(), offset.0, len_bytes);
-        let outcome = match refused.map(io::Error::from).or_else(struck) {
-            Some(error) => Err(request.io_error(error)),
-            None => Ok(()),
-        };
-        if outcome.is_ok() {
-            if let Request::Read { offset, buffer, .. } = request {
-                self.image.read(offset.0, buffer);
-            }
-            if let Some(entry) = entry {
-                self.history.entries[entry].change.apply(&mut self.image);
-            }
-        }
-        if let Some(entry) = entry {
-            self.history.finish(entry, outcome.is_ok(), &self.image);
-        }
-        outcome
     }
 }
 
@@ -424,7 +417,8 @@ fn change_of(request: &Request) -> Option<Change> {
         Request::Write { offset, buffer, durability, .. } => {
             let page = |bytes: &[u8]| Arc::new(bytes.try_into().expect("chunks are exact"));
             let pages = buffer.chunks_exact(BLOCK_BYTES).map(page).collect();
-            Some(Change::Write { offset_bytes: offset.0, pages, durability: *durability })
+            let (offset_bytes, len_bytes) = (offset.0, buffer.len() as u64);
+            Some(Change::Write { offset_bytes, len_bytes, pages, durability: *durability })
         }
         Request::Flush { .. } => Some(Change::Flush),
         Request::Discard { offset, len_bytes, .. } => {
@@ -439,6 +433,12 @@ fn fail_closed(request: Request) {
 }
 
 impl Counters {
+    /// All operations.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.reads + self.writes + self.flushes + self.discards
+    }
+
     fn count(&mut self, request: &Request) {
         let (_, len_bytes) = request.range();
         match request.operation() {

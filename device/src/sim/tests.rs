@@ -11,6 +11,10 @@ use crate::{
     request::{discard, flush, read, write},
 };
 
+mod digest;
+mod faults;
+mod silent;
+
 const BLOCK: u64 = BLOCK_BYTES as u64;
 const SIZE_BYTES: u64 = 64 * BLOCK;
 
