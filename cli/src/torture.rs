@@ -39,6 +39,9 @@ pub(crate) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
             let _ = writeln!(text, "VIOLATION: {failure}");
             let _ = writeln!(text, "repeat: siltstone torture --seed {}{cut}", failure.seed);
         }
+        for (kind, count) in &outcome.counts.faults {
+            let _ = writeln!(text, "{count:8} {kind}");
+        }
         text += &summary(&outcome.counts, outcome.elapsed);
         let _ = writeln!(text, ", {} violations", outcome.failures.len());
         print(&text)?;
@@ -52,7 +55,7 @@ pub(crate) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
 fn summary(counts: &Counts, elapsed: Duration) -> String {
     format!(
         "{} histories, {} operations ({} flushes, {} refused), {} power cuts, {} recoveries, {} \
-         checks, {} blocks compared, {} failed and {} false requests in {:.1} s",
+         checks, {} blocks compared, {} faults, {} of damage reported in {:.1} s",
         counts.histories,
         counts.operations,
         counts.flushes,
@@ -61,8 +64,8 @@ fn summary(counts: &Counts, elapsed: Duration) -> String {
         counts.recoveries,
         counts.checks,
         counts.blocks,
-        counts.failures,
-        counts.lies,
+        counts.faults.values().sum::<u64>(),
+        counts.reported,
         elapsed.as_secs_f64()
     )
 }
@@ -91,7 +94,7 @@ impl Report {
             reason: failure.to_string(),
         };
         Self {
-            counts: outcome.counts,
+            counts: outcome.counts.clone(),
             seconds: outcome.elapsed.as_secs_f64(),
             violations: outcome.failures.iter().map(violation).collect(),
         }

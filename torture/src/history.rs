@@ -1,10 +1,10 @@
 //! One seed: a pool's life, and what is left of it after power cuts at its events.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use siltstone_device::{
-    Durability, Operation, SeededRandom,
+    Durability, Operation, Runtime, SeededRandom,
     sim::{CompletionMode, CrashPolicy, Machine, SimDevice, Verdict},
 };
 use siltstone_engine::{OpenOptions, Pool};
@@ -12,6 +12,7 @@ use siltstone_engine::{OpenOptions, Pool};
 use crate::{
     clients::{Violation, World},
     content::BLOCK,
+    disks::Disk,
     model::Model,
     pools::{self, BALLAST, Base, Bases, ballast, options, work},
     tally::{Tally, add},
@@ -23,6 +24,10 @@ const EVERY_EVENT: usize = 120;
 const SAMPLED: usize = 24;
 /// Most power cuts in a row.
 const MOST_CUTS: u64 = 4;
+/// Blocks of ballast read at a time.
+const BALLAST_SAMPLE: u64 = 8;
+/// How long a pool has nothing to do until it is at rest.
+const REST: Duration = Duration::from_secs(1);
 
 /// A promise that was broken, and how to see it again.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -68,9 +73,18 @@ pub fn run(
     let operations = 8 + random.below(60) as u32;
     let device = base.device.snapshot();
     let known = Known { model: &base.model, event: 0 };
+    let disk = Disk::choose(&mut random);
+    // A lie is looked for when everything is quiet; see `after_a_lie`.
     let ends_well = random.chance(1, 2);
-    let life = session(device, base, known, &mut random, operations, ends_well, tally)
+    let course = Course { disk, operations, ends_well };
+    let life = session(device, base, known, &mut random, course, tally)
         .map_err(|violation| failure(None, violation.0))?;
+    if disk == Disk::Lying {
+        after_a_lie(&life, base, &mut random, tally)
+            .map_err(|violation| failure(None, violation.0))?;
+        add(&tally.histories, 1);
+        return Ok(());
+    }
     let cuts = match only_cut {
         Some(only) => vec![only.min(life.device.history_len())],
         None => choose_cuts(&life, &mut random),
@@ -134,7 +148,8 @@ fn cut(
         }
         let is_last = number == more_cuts;
         let operations = random.below(24) as u32;
-        let next = session(device, base, known, random, operations, is_last, tally)
+        let course = Course { disk: Disk::Sound, operations, ends_well: is_last };
+        let next = session(device, base, known, random, course, tally)
             .map_err(|violation| Violation(format!("after cut {}: {violation}", number + 1)))?;
         if is_last {
             let known = Known { model: &next.model, event: next.device.history_len() };
@@ -156,16 +171,25 @@ fn cut(
     unreachable!("the last round returns")
 }
 
+/// How a session goes.
+#[derive(Clone, Copy)]
+struct Course {
+    disk: Disk,
+    operations: u32,
+    /// Whether the pool is closed in the end.
+    ends_well: bool,
+}
+
 /// Opens a pool, compares it, lets clients work, and closes it or not.
 fn session(
     device: Arc<SimDevice>,
     base: &Base,
     known: Known<'_>,
     random: &mut SeededRandom,
-    operations: u32,
-    ends_well: bool,
+    course: Course,
     tally: &Arc<Tally>,
 ) -> Result<Life, Violation> {
+    let Course { disk, operations, ends_well } = course;
     let turning_points = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&turning_points);
     device.set_hook(Box::new(move |event| {
@@ -177,9 +201,17 @@ fn session(
     }));
     let options = options(random);
     let (model, opened) = on_machine(&device, random.next_u64(), async |machine| {
-        let pool = Pool::open_in(machine.clone(), device.clone(), None, &options)
-            .await
-            .map_err(|error| Violation(format!("the pool cannot be opened: {error}")))?;
+        if disk == Disk::Failing && random.chance(1, 3) {
+            device.inject(disk.fault(&device, random));
+        }
+        let opening = Pool::open_in(machine.clone(), device.clone(), None, &options).await;
+        let pool = match opening {
+            Ok(pool) => pool,
+            // Nobody has seen anything of it.
+            Err(_) if disk == Disk::Failing => return Ok((known.model.clone(), usize::MAX)),
+            Err(error) => return Err(Violation(format!("the pool cannot be opened: {error}"))),
+        };
+        device.clear_faults();
         compare(&pool, base, known, random, tally).await?;
         let opened = device.history_len();
         let model = Model::of(&pool, &[BALLAST]).await.map_err(Violation)?;
@@ -187,28 +219,100 @@ fn session(
             device: Arc::clone(&device),
             pool: Arc::new(pool),
             model: Arc::new(Mutex::new(model)),
-            runtime: machine,
+            runtime: machine.clone(),
             tally: Arc::clone(tally),
-            may_fail: false,
+            may_fail: disk != Disk::Sound,
         };
+        let random_of_disk = SeededRandom::new(random.next_u64());
+        let task = disk.misbehave(device.clone(), machine.clone(), random_of_disk);
+        let _ = machine.spawn("disk", Box::pin(task));
         work(&world, random, operations).await?;
         let World { pool, model, .. } = world;
         let mut model = model.lock().clone();
-        model.check_visible(&pool).await.map_err(Violation)?;
         let pool = Arc::into_inner(pool).expect("the clients have gone");
+        if disk == Disk::Lying {
+            settle(&*machine, &pool, &mut model, &device).await;
+        } else {
+            // Good data can be read, whatever has failed.
+            device.clear_faults();
+            model.check_visible(&pool).await.map_err(Violation)?;
+        }
         if ends_well {
             let begun = model.begin_flush();
-            let closed = pool.close_async().await;
-            closed.map_err(|error| Violation(format!("the pool cannot be closed: {error}")))?;
-            model.end_flush(begun, device.history_len());
+            match pool.close_async().await {
+                Ok(()) => model.end_flush(begun, device.history_len()),
+                Err(_) if disk != Disk::Sound => {}
+                Err(error) => {
+                    return Err(Violation(format!("the pool cannot be closed: {error}")));
+                }
+            }
         } else {
             pool.abandon();
         }
         Ok((model, opened))
     })?;
     device.clear_hook();
+    *tally.faults.lock() += device.struck();
     let turning_points = std::mem::take(&mut *turning_points.lock());
     Ok(Life { device, model, opened, turning_points })
+}
+
+/// Lets a pool come to rest after its last flush.
+async fn settle(machine: &Machine, pool: &Pool, model: &mut Model, device: &SimDevice) {
+    let begun = model.begin_flush();
+    if pool.flush_async().await.is_ok() {
+        model.end_flush(begun, device.history_len());
+    }
+    machine.sleep_until(machine.now() + REST).await;
+}
+
+/// Opens a pool whose disk has falsified something: it says so, or every block is right or says so.
+fn after_a_lie(
+    life: &Life,
+    base: &Base,
+    random: &mut SeededRandom,
+    tally: &Arc<Tally>,
+) -> Result<(), Violation> {
+    let event = life.device.history_len();
+    let device = life.device.crash_with(event, CrashPolicy::KeepAll, random);
+    let options = OpenOptions { read_only: true, ..options(random) };
+    on_machine(&device, random.next_u64(), async |machine| {
+        let opening = Pool::open_in(machine, device.clone(), None, &options).await;
+        let Ok(pool) = opening else {
+            add(&tally.reported, 1);
+            return Ok(());
+        };
+        let mut damaged = 0;
+        let outcome = life.model.check(&pool, event, Some(&mut damaged)).await;
+        let blocks = outcome.map_err(|reason| Violation(format!("after a lie: {reason}")))?;
+        if base.ballast_blocks > 0 {
+            damaged += check_ballast(&pool, base, random).await?;
+        }
+        add(&tally.blocks, blocks);
+        add(&tally.reported, u64::from(damaged > 0));
+        pool.abandon();
+        Ok(())
+    })
+}
+
+/// Reads some blocks of the ballast; returns how many could not be read.
+async fn check_ballast(
+    pool: &Pool,
+    base: &Base,
+    random: &mut SeededRandom,
+) -> Result<u64, Violation> {
+    let volume = pool.volume(BALLAST).map_err(|error| Violation(error.to_string()))?;
+    let mut found = [0; BLOCK];
+    let mut damaged = 0;
+    for _ in 0..BALLAST_SAMPLE {
+        let block = random.below(base.ballast_blocks);
+        match volume.read(block * BLOCK as u64, &mut found).await {
+            Ok(()) if found == *ballast(block) => {}
+            Ok(()) => return Err(Violation(format!("block {block} of the ballast is another"))),
+            Err(_) => damaged += 1,
+        }
+    }
+    Ok(damaged)
 }
 
 /// Opens a pool for reading, compares it, and perhaps checks all of it.
@@ -247,19 +351,13 @@ async fn compare(
     random: &mut SeededRandom,
     tally: &Tally,
 ) -> Result<(), Violation> {
-    let mut blocks = known.model.check(pool, known.event).await.map_err(Violation)?;
+    let mut blocks = known.model.check(pool, known.event, None).await.map_err(Violation)?;
     if base.ballast_blocks > 0 {
-        let volume = pool.volume(BALLAST).map_err(|error| Violation(error.to_string()))?;
-        let mut found = [0; BLOCK];
-        for _ in 0..8 {
-            let block = random.below(base.ballast_blocks);
-            let read = volume.read(block * BLOCK as u64, &mut found).await;
-            read.map_err(|error| Violation(format!("reading ballast: {error}")))?;
-            if found != *ballast(block) {
-                return Err(Violation(format!("block {block} of the ballast is another")));
-            }
-            blocks += 1;
+        let damaged = check_ballast(pool, base, random).await?;
+        if damaged > 0 {
+            return Err(Violation(format!("{damaged} blocks of the ballast cannot be read")));
         }
+        blocks += BALLAST_SAMPLE;
     }
     add(&tally.blocks, blocks);
     add(&tally.recoveries, 1);

@@ -9,6 +9,7 @@
 //! - [`content`]: blocks that say what they are.
 //! - [`model`]: what volumes may contain after any history.
 //! - [`clients`]: what clients do, noted in the model.
+//! - [`disks`]: disks that fail and disks that lie.
 //! - [`pools`]: small pools in which much happens soon.
 //! - [`history`]: one seed's life, and its cuts.
 //! - [`tally`]: what was survived, counted.
@@ -19,6 +20,7 @@
 pub mod campaign;
 pub mod clients;
 pub mod content;
+pub mod disks;
 pub mod history;
 pub mod model;
 pub mod pools;

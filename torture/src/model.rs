@@ -223,7 +223,17 @@ impl Model {
 
     /// Whether a pool may look like this after a cut when `event` was about to happen. Returns the
     /// number of blocks that were compared.
-    pub async fn check(&self, pool: &Pool, event: usize) -> Result<u64, String> {
+    ///
+    /// With `damage`, a block may also refuse to be read: it is counted there.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn check(
+        &self,
+        pool: &Pool,
+        event: usize,
+        mut damage: Option<&mut u64>,
+    ) -> Result<u64, String> {
         let found = pool.volumes();
         let mut blocks = 0;
         for model in &self.volumes {
@@ -241,7 +251,7 @@ impl Model {
                     reasons.push("it cannot exist".into());
                     continue;
                 }
-                match model.check(pool, info.size_bytes, event).await {
+                match model.check(pool, info.size_bytes, event, damage.as_deref_mut()).await {
                     Ok(compared) => {
                         blocks += compared;
                         reasons.clear();
@@ -307,7 +317,13 @@ async fn read_tags(pool: &Pool, name: &str) -> Result<Vec<u32>, String> {
 }
 
 impl VolumeModel {
-    async fn check(&self, pool: &Pool, size_bytes: u64, event: usize) -> Result<u64, String> {
+    async fn check(
+        &self,
+        pool: &Pool,
+        size_bytes: u64,
+        event: usize,
+        damage: Option<&mut u64>,
+    ) -> Result<u64, String> {
         let certain = self.sizes.iter().rposition(|(_, span)| span.done <= event).unwrap_or(0);
         let mut sizes = self.sizes[certain..].iter();
         if !sizes.any(|(sectors, span)| {
@@ -318,11 +334,37 @@ impl VolumeModel {
         if self.opaque {
             return Ok(0);
         }
-        let tags = read_tags(pool, &self.name).await?;
+        let tags = match (read_tags(pool, &self.name).await, damage) {
+            (Ok(tags), _) => tags,
+            (Err(reason), None) => return Err(reason),
+            (Err(_), Some(damage)) => return self.check_damaged(pool, event, damage).await,
+        };
         assert_eq!(tags.len() as u64 * SECTOR as u64, size_bytes, "{BLOCK}-byte blocks");
         let mut compared = 0;
         for (block, found) in (0..).zip(tags.chunks(SECTORS)) {
             self.check_block(block, found, event)?;
+            compared += 1;
+        }
+        Ok(compared)
+    }
+
+    /// Compares block by block, and counts those that cannot be read.
+    async fn check_damaged(
+        &self,
+        pool: &Pool,
+        event: usize,
+        damage: &mut u64,
+    ) -> Result<u64, String> {
+        let volume = pool.volume(&self.name).map_err(|error| error.to_string())?;
+        let mut compared = 0;
+        for start in (0..volume.size_bytes()).step_by(BLOCK) {
+            let len = (volume.size_bytes() - start).min(BLOCK as u64) as usize;
+            let mut bytes = vec![0; len];
+            if volume.read(start, &mut bytes).await.is_err() {
+                *damage += 1;
+                continue;
+            }
+            self.check_block(start / BLOCK as u64, &tags_of(&bytes)?, event)?;
             compared += 1;
         }
         Ok(compared)

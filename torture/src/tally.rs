@@ -1,8 +1,13 @@
 //! What was survived, counted while it happens.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
+use parking_lot::Mutex;
 use serde::Serialize;
+use siltstone_device::sim::fault::FaultCounters;
 
 macro_rules! tally {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -10,19 +15,26 @@ macro_rules! tally {
         #[derive(Debug, Default)]
         pub struct Tally {
             $($(#[$doc])* pub $name: AtomicU64,)*
+            /// Requests that disks failed or falsified.
+            pub faults: Mutex<FaultCounters>,
         }
 
         /// The counters at one moment.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
         pub struct Counts {
             $($(#[$doc])* pub $name: u64,)*
+            /// Requests that disks failed or falsified, by kind.
+            pub faults: BTreeMap<String, u64>,
         }
 
         impl Tally {
             /// The counters now.
             #[must_use]
             pub fn counts(&self) -> Counts {
-                Counts { $($name: self.$name.load(Ordering::Relaxed),)* }
+                let faults = self.faults.lock();
+                let struck = faults.iter().filter(|(_, count)| *count > 0);
+                let faults = struck.map(|(kind, count)| (kind.to_string(), count)).collect();
+                Counts { $($name: self.$name.load(Ordering::Relaxed),)* faults }
             }
         }
     };
@@ -45,10 +57,8 @@ tally! {
     checks,
     /// Blocks compared with the model.
     blocks,
-    /// Requests that a disk failed.
-    failures,
-    /// Requests that a disk falsified.
-    lies,
+    /// Damage that was reported, by a read or by opening.
+    reported,
 }
 
 /// Adds to a counter.
