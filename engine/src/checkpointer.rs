@@ -71,6 +71,12 @@ impl Checkpointing {
         self.work.notify(usize::MAX);
     }
 
+    /// Asks for a checkpoint that merges all patches before; returns at once.
+    pub(crate) fn request_compacting(&self) {
+        self.state.lock().compact = true;
+        self.request();
+    }
+
     /// Something was published: a checkpoint is due some time later.
     pub(crate) fn note_change(&self) {
         let mut state = self.state.lock();

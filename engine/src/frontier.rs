@@ -62,19 +62,29 @@ impl Frontier {
         }
     }
 
-    /// Recovery only: segments with units that patches do not cover yet, oldest first.
-    pub(crate) fn recover(&self, begun: Vec<FrontierSegment>) {
-        self.inner.lock().begun = begun.into();
+    /// Recovery only: segments with units, oldest first; the last has `open_bytes` left if it is
+    /// not full.
+    pub(crate) fn recover(&self, begun: Vec<FrontierSegment>, open_bytes: u64) {
+        let mut inner = self.inner.lock();
+        inner.begun = begun.into();
+        inner.open_bytes = open_bytes;
+    }
+
+    /// The segment that is being written, and how many bytes of it are left.
+    pub(crate) fn open_segment(&self) -> Option<(FrontierSegment, u64)> {
+        let inner = self.inner.lock();
+        let open = inner.begun.back().filter(|segment| !segment.full)?;
+        Some((*open, inner.open_bytes))
     }
 
     /// The next segment for the sealer; waits for a checkpoint if there is none. `on_wait` is
-    /// called before waiting, to ask for one. `None` if the pool has failed.
+    /// called before each wait, with the number of waits before it, to ask for one. `None` if the pool has failed.
     pub(crate) async fn next(
         &self,
         health: &Health,
-        on_wait: impl Fn(),
+        on_wait: impl Fn(u32),
     ) -> Option<(SegmentId, u64)> {
-        loop {
+        for round in 0.. {
             let extended = {
                 let mut inner = self.inner.lock();
                 if let Some((id, generation)) = inner.ready.pop_front() {
@@ -89,9 +99,10 @@ impl Frontier {
             if health.check().is_err() {
                 return None;
             }
-            on_wait();
+            on_wait(round);
             extended.await;
         }
+        None
     }
 
     /// The sealer has placed a unit in the open segment.

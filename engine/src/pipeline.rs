@@ -162,6 +162,13 @@ pub(crate) async fn warm_index(core: &Core) {
     core.index_is_warm.set();
 }
 
+/// Tells the index of units that patches cover.
+pub(crate) fn know_units(core: &Core, units: &[recovery::FoundUnit]) {
+    for recovery::FoundUnit { address, summary } in units {
+        core.index.insert_batch(&summary.fingerprints, SummaryCache::unit_at(*address));
+    }
+}
+
 /// Enters recovered units into map and index, as publishing would have.
 pub(crate) fn apply_units(core: &Core, units: Vec<recovery::FoundUnit>) {
     for recovery::FoundUnit { address, summary } in units {

@@ -583,7 +583,7 @@ async fn open_on(
     let table = SegmentTable::load(&*device, pool, layout, number, generation, versions).await?;
     let tuning = fitted(&options.tuning, &layout);
     let buffers = BufferPool::new(IDLE_BUFFER_BYTES);
-    let (recovered, begun) =
+    let recovered =
         recovery::scan_frontier(&device, &buffers, pool, &layout, &body, &table).await?;
     let map_config = MapConfig::new(pool, layout.geometry(), tuning.page_cache_bytes);
     let map = Map::open(Arc::clone(&device), map_config, body.manifest);
@@ -599,7 +599,12 @@ async fn open_on(
     }
 
     let frontier = Frontier::new(layout.segment_count(), layout.segment_bytes);
-    frontier.recover(begun);
+    frontier.recover(recovered.begun, recovered.tail.map_or(0, |tail| tail.len_bytes));
+    if let Some(tail) = recovered.tail
+        && !options.read_only
+    {
+        tail.clean(&*device).await?;
+    }
     let core = Core {
         threshold: superblock.threshold,
         read_only: options.read_only,
@@ -641,6 +646,7 @@ async fn open_on(
         tuning,
         buffers,
     };
+    pipeline::know_units(&core, &recovered.covered);
     pipeline::apply_units(&core, recovered.units);
     replay_log(&core, &mut replay).await?;
     Ok(core)
@@ -668,7 +674,7 @@ async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result
             };
             let space_bytes = match &body {
                 ChangeBody::Data(data) => worst_case_bytes(data.len()),
-                ChangeBody::Zero => 0,
+                ChangeBody::Zero => worst_case_bytes(0),
             };
             core.space.promise_regardless(space_bytes);
             let change_again = Admittable {

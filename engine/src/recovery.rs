@@ -13,14 +13,19 @@
 //! | log change of a layer that is gone | skipped: its volume was deleted |
 //! | log trimmed beyond the last applied unit | acknowledged data is missing: refused |
 //!
-//! Opening for writing then stores a checkpoint before anything else is written: what was ignored
-//! once can never count later.
+//! Opening for writing goes on in the segment of the last unit that counts, behind it: otherwise
+//! every opening would use a segment up. What stands there is overwritten with zeros first, and a
+//! checkpoint is stored before anything else is written: what was ignored once can never count
+//! later.
 //!
 //! The time is bounded by the frontier and the ring, whatever the pool's size.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use siltstone_device::{BLOCK_BYTES, BufferPool, ByteOffset, Device, SegmentId, Sequence, request};
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, BufferPool, ByteOffset, Device, Durability, SegmentId, Sequence,
+    request,
+};
 
 use crate::{
     error::{MetadataError, Result},
@@ -45,9 +50,48 @@ pub(crate) struct FoundUnit {
 pub(crate) struct RecoveredUnits {
     /// Units to apply, oldest first: consecutive numbers after the record's.
     pub(crate) units: Vec<FoundUnit>,
+    /// Units that patches cover already, in frontier segments.
+    pub(crate) covered: Vec<FoundUnit>,
     /// The last unit's number and last change, or the record's.
     pub(crate) unit: u64,
     pub(crate) sequence: Sequence,
+    /// Frontier segments that hold any of these, oldest first, for the next checkpoint to settle.
+    pub(crate) begun: Vec<FrontierSegment>,
+    /// What is behind the last unit, if it is in the last of these segments.
+    pub(crate) tail: Option<Tail>,
+}
+
+/// The end of the segment in which the last unit stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tail {
+    /// Behind the last unit.
+    pub(crate) start: ByteOffset,
+    pub(crate) len_bytes: u64,
+    /// Only zeros follow so many of these.
+    dirty_bytes: u64,
+}
+
+impl Tail {
+    /// Overwrites what is left there of units that do not count. Durable by the next flush.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) async fn clean(&self, device: &dyn Device) -> Result<()> {
+        for at in (0..self.dirty_bytes).step_by(SCAN_READ_BYTES as usize) {
+            let len = SCAN_READ_BYTES.min(self.dirty_bytes - at);
+            let zeros = AlignedBuffer::zeroed(len as usize);
+            request::write(device, self.start.plus(at), zeros, Durability::Flush).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a scan of a segment found.
+#[derive(Default)]
+pub(crate) struct ScannedSegment {
+    pub(crate) units: Vec<FoundUnit>,
+    /// Only zeros follow so many bytes.
+    dirty_bytes: u64,
 }
 
 /// Scans one segment for whole units of its present use, front to back. Of those up to number
@@ -61,15 +105,18 @@ pub(crate) async fn scan_segment(
     id: SegmentId,
     segment: &Segment,
     covered: u64,
-) -> Result<Vec<FoundUnit>> {
+) -> Result<ScannedSegment> {
     let start = layout.geometry().segment_start(id);
     let first = request::read(device, start, buffers.take(BLOCK_BYTES)).await?;
     // Most of the frontier is unused; the rest need not be read.
     if segment.used_bytes == 0 && Summary::peek_bytes(&first).is_none() {
-        return Ok(Vec::new());
+        return Ok(ScannedSegment::default());
     }
     let bytes = read_segment(device, buffers, start, layout.segment_bytes).await?;
-    Ok(parse_segment(&bytes, pool, start, id, segment.generation, covered))
+    let units = parse_segment(&bytes, pool, start, id, segment.generation, covered);
+    let last = bytes.iter().rposition(|&byte| byte != 0);
+    let dirty = last.map_or(0, |last| (last + 1).next_multiple_of(BLOCK_BYTES));
+    Ok(ScannedSegment { units, dirty_bytes: dirty as u64 })
 }
 
 /// Reads a whole segment.
@@ -140,8 +187,7 @@ fn frames_are_whole(segment: &[u8], at: usize, summary: &Summary, pool: u64) -> 
     })
 }
 
-/// Scans the frontier and corrects what the table says of it. Returns the units to apply, and the
-/// frontier segments that hold any, for the next checkpoint to settle.
+/// Scans the frontier and corrects what the table says of it.
 pub(crate) async fn scan_frontier(
     device: &Arc<dyn Device>,
     buffers: &BufferPool,
@@ -149,8 +195,9 @@ pub(crate) async fn scan_frontier(
     layout: &Layout,
     body: &CheckpointBody,
     table: &SegmentTable,
-) -> Result<(RecoveredUnits, Vec<FrontierSegment>)> {
+) -> Result<RecoveredUnits> {
     let mut found: BTreeMap<u64, FoundUnit> = BTreeMap::new();
+    let mut dirty: BTreeMap<SegmentId, u64> = BTreeMap::new();
     for &(id, generation) in &body.frontier {
         let reserved = table.segment(id).filter(|segment| {
             segment.state == SegmentState::Frontier && segment.generation == generation
@@ -164,14 +211,23 @@ pub(crate) async fn scan_frontier(
             .into());
         };
         let covered = body.unit;
-        let units = scan_segment(&**device, buffers, pool, layout, id, &segment, covered).await?;
-        found.extend(units.into_iter().map(|unit| (unit.summary.number, unit)));
+        let scanned = scan_segment(&**device, buffers, pool, layout, id, &segment, covered).await?;
+        dirty.insert(id, scanned.dirty_bytes);
+        found.extend(scanned.units.into_iter().map(|unit| (unit.summary.number, unit)));
     }
 
     let mut held: BTreeMap<SegmentId, FrontierSegment> = BTreeMap::new();
     let mut sizes: BTreeMap<SegmentId, (u32, u32)> = BTreeMap::new();
-    let mut recovered =
-        RecoveredUnits { units: Vec::new(), unit: body.unit, sequence: body.sequence };
+    let mut recovered = RecoveredUnits {
+        units: Vec::new(),
+        covered: Vec::new(),
+        unit: body.unit,
+        sequence: body.sequence,
+        begun: Vec::new(),
+        tail: None,
+    };
+    // The segment and the end of the newest unit, if it is here.
+    let mut newest = None;
     for (number, unit) in found {
         let summary = &unit.summary;
         let is_old = number <= body.unit;
@@ -190,7 +246,10 @@ pub(crate) async fn scan_frontier(
             full: true,
         };
         held.insert(summary.segment, segment);
-        if is_next {
+        newest = Some((number, summary.segment, unit.address.plus(summary.unit_bytes.into())));
+        if is_old {
+            recovered.covered.push(unit);
+        } else {
             recovered.unit = number;
             recovered.sequence = summary.last_sequence;
             recovered.units.push(unit);
@@ -202,7 +261,20 @@ pub(crate) async fn scan_frontier(
             None => table.recover_unused(id),
         }
     }
-    let mut begun: Vec<_> = held.into_values().collect();
-    begun.sort_by_key(|segment| segment.last_sequence);
-    Ok((recovered, begun))
+    // The newest unit of all must be among those found: behind another there may be one whose
+    // summary is damaged.
+    if let Some((number, id, start)) = newest
+        && number == recovered.unit
+        && let Some(segment) = held.get_mut(&id)
+    {
+        segment.full = false;
+        let segment_start = layout.geometry().segment_start(id);
+        let used_bytes = start.0 - segment_start.0;
+        let dirty_bytes = dirty.get(&id).copied().unwrap_or(0).saturating_sub(used_bytes);
+        let len_bytes = layout.segment_bytes - used_bytes;
+        recovered.tail = Some(Tail { start, len_bytes, dirty_bytes });
+    }
+    recovered.begun = held.into_values().collect();
+    recovered.begun.sort_by_key(|segment| segment.last_sequence);
+    Ok(recovered)
 }

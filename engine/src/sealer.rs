@@ -24,12 +24,16 @@ use tokio::sync::mpsc;
 
 use crate::{
     core::{Core, Published},
+    error::EngineError,
     frame,
     overlay::Change,
     reduce::{PlannedTarget, ReducedBatch},
     stats::{Stage, add},
     write_unit::{Summary, UnitFrame, summary_bytes},
 };
+
+/// Checkpoints in a row that find no segment before the sealer gives up.
+const MAX_FRONTIER_WAITS: u32 = 8;
 
 /// What the sealer is told.
 pub(crate) enum Message {
@@ -89,6 +93,13 @@ impl Sealer {
         reducers: usize,
     ) -> Self {
         let next_unit = core.publishing.lock().unit + 1;
+        let layout = &core.superblock.layout;
+        let open = core.frontier.open_segment().map(|(segment, left_bytes)| OpenSegment {
+            id: segment.id,
+            generation: segment.generation,
+            start: layout.geometry().segment_start(segment.id),
+            used_bytes: layout.segment_bytes - left_bytes,
+        });
         Self {
             core,
             messages,
@@ -99,7 +110,7 @@ impl Sealer {
             units: VecDeque::new(),
             placed: BTreeMap::new(),
             forget: None,
-            open: None,
+            open,
             next_unit,
         }
     }
@@ -126,7 +137,6 @@ impl Sealer {
             }
             self.publish_written();
         }
-        self.core.frontier.close_open();
     }
 
     /// Places a batch and submits its unit. False if the pool has failed.
@@ -238,9 +248,18 @@ impl Sealer {
         let fits = |open: &OpenSegment| open.used_bytes + unit_bytes <= segment_bytes;
         if !self.open.as_ref().is_some_and(fits) {
             self.core.frontier.close_open();
-            let on_wait = || {
+            let on_wait = |round| {
                 add(&self.core.stats.counters.frontier_waits, 1);
-                self.core.checkpointing.request();
+                match round {
+                    0 => self.core.checkpointing.request(),
+                    1..MAX_FRONTIER_WAITS => self.core.checkpointing.request_compacting(),
+                    // Promises of space count what changes need; this is for what they overlook.
+                    _ => {
+                        let free_bytes = self.core.space.free_bytes(&self.core.table);
+                        let needed_bytes = unit_bytes;
+                        self.core.fail(EngineError::NoSpace { needed_bytes, free_bytes });
+                    }
+                }
             };
             // A checkpoint needs nothing of this task but what it has published.
             let (id, generation) = self.core.frontier.next(&self.core.health, on_wait).await?;

@@ -2,26 +2,44 @@
 //!
 //! A write is admitted only if the pool can hold it even if nothing of it compresses or repeats;
 //! what it turns out to need is settled when the sealer places it. An admitted write therefore
-//! never fails for lack of space. A few segments are kept back for what must work in a full pool:
-//! patches, trims, deletes.
+//! never fails for lack of space. Some segments are kept back for what must work in a full pool:
+//!
+//! ```text
+//! free segments   ... | 1/4 margin | 1/4 changes that free space | 1/2 patches |
+//!                     ^ writes end here                          ^ the sealer ends here
+//! ```
+//! The margin is for what promises do not count: rounding to segments, and patches beyond their
+//! share.
 
 use parking_lot::Mutex;
+use siltstone_device::BLOCK_BYTES;
 
 use crate::{
     error::{EngineError, Result},
     segment_table::SegmentTable,
 };
 
-/// Bytes of segment that a change of `data_bytes` may need at worst: frames stored plain, headers,
-/// fingerprints, entries, padding, and the unfilled tail of a segment (at most an eighth).
+/// Bytes of segment that a change of `data_bytes` may need at worst, in a write unit of its own:
+/// frames stored plain, headers, fingerprints, entries, padding, and the unfilled tail of a segment
+/// (at most an eighth).
 pub(crate) fn worst_case_bytes(data_bytes: usize) -> u64 {
     let bytes = data_bytes as u64;
-    bytes + bytes / 4 + 512
+    bytes + bytes / 4 + BLOCK_BYTES as u64
 }
 
-/// Segments that a pool keeps back from writes.
+/// What a promise of space is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// New data.
+    Write,
+    /// A hole, which may free space: part of what is kept back is for these.
+    Free,
+}
+
+/// Segments that a pool keeps back from writes: a thirty-second, but in a small pool 8, or a sixth
+/// of it, or at least 4.
 pub(crate) fn reserve_segments(segment_count: u32) -> u64 {
-    u64::from(segment_count / 32).max(4)
+    u64::from((segment_count / 32).max((segment_count / 6).clamp(4, 8)))
 }
 
 /// See the module's page. Lock order: this lock, then the segment table's.
@@ -46,19 +64,24 @@ impl Space {
         Self { inner, segment_bytes, reserve_segments }
     }
 
-    /// Promises `bytes` to a change.
+    /// Promises `bytes` to a change; taken back if the promise is dropped and not kept.
     ///
     /// # Errors
     /// [`EngineError::NoSpace`].
-    pub(crate) fn promise(&self, table: &SegmentTable, bytes: u64) -> Result<()> {
+    pub(crate) fn promise(
+        &self,
+        table: &SegmentTable,
+        bytes: u64,
+        purpose: Purpose,
+    ) -> Result<Promise<'_>> {
         let mut inner = self.inner.lock();
-        let free = self.writable_bytes(&inner, table);
+        let free = self.free_for(&inner, table, purpose);
         if inner.promised_bytes + bytes > free {
             let free_bytes = free.saturating_sub(inner.promised_bytes);
             return Err(EngineError::NoSpace { needed_bytes: bytes, free_bytes });
         }
         inner.promised_bytes += bytes;
-        Ok(())
+        Ok(Promise { space: self, bytes })
     }
 
     /// Promises `bytes` to a change that was admitted in a former life and cannot be refused.
@@ -81,7 +104,7 @@ impl Space {
     /// Bytes that writes can still take.
     pub(crate) fn free_bytes(&self, table: &SegmentTable) -> u64 {
         let inner = self.inner.lock();
-        self.writable_bytes(&inner, table).saturating_sub(inner.promised_bytes)
+        self.free_for(&inner, table, Purpose::Write).saturating_sub(inner.promised_bytes)
     }
 
     /// Bytes kept back from writes.
@@ -89,8 +112,34 @@ impl Space {
         self.reserve_segments * self.segment_bytes
     }
 
-    fn writable_bytes(&self, inner: &Inner, table: &SegmentTable) -> u64 {
+    fn free_for(&self, inner: &Inner, table: &SegmentTable, purpose: Purpose) -> u64 {
         let free = table.free_segments() * self.segment_bytes + inner.frontier_bytes;
-        free.saturating_sub(self.reserve_bytes())
+        let kept = match purpose {
+            Purpose::Write => self.reserve_bytes(),
+            Purpose::Free => self.reserve_bytes() / 4 * 3,
+        };
+        free.saturating_sub(kept)
+    }
+}
+
+/// Space for a change that is not admitted yet.
+#[must_use = "a promise that is dropped is taken back"]
+pub(crate) struct Promise<'a> {
+    space: &'a Space,
+    bytes: u64,
+}
+
+impl Promise<'_> {
+    /// The change takes the promise on, and whoever places it releases it.
+    pub(crate) fn keep(self) -> u64 {
+        let bytes = self.bytes;
+        std::mem::forget(self);
+        bytes
+    }
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.space.release(self.bytes);
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     core::Core,
     error::{EngineError, Result},
     overlay::{ChangeBody, Merge},
-    space::worst_case_bytes,
+    space::{Promise, Purpose, worst_case_bytes},
     stats::{Stage, add},
     volume_core::VolumeCore,
 };
@@ -486,6 +486,7 @@ impl Volume {
         let mut at = first;
         while at < end {
             let len = (end - at).min(MAX_BLOCKS);
+            let promise = self.promise_space(worst_case_bytes(0), Purpose::Free).await?;
             self.core.take_staging(ZERO_STAGED_BYTES).await?;
             let change = Admittable {
                 volume: Arc::clone(&self.shared),
@@ -493,7 +494,7 @@ impl Volume {
                 len_blocks: len as u32,
                 body: ChangeBody::Zero,
                 staged_bytes: ZERO_STAGED_BYTES,
-                space_bytes: 0,
+                space_bytes: promise.keep(),
                 end_bytes,
             };
             let admitted = self.core.admission.admit(change, None, None);
@@ -513,36 +514,34 @@ impl Volume {
     ) -> Result<Admittable> {
         let ChangeBody::Data(memory) = &body else { unreachable!("holes need no staging") };
         let staged_bytes = memory.len();
-        let space_bytes = worst_case_bytes(staged_bytes);
-        self.promise_space(space_bytes).await?;
+        let promise = self.promise_space(worst_case_bytes(staged_bytes), Purpose::Write).await?;
         let timer = self.core.stats.time(Stage::AdmitWait);
         let taken = self.core.take_staging(staged_bytes).await;
         drop(timer);
-        if let Err(error) = taken {
-            self.core.space.release(space_bytes);
-            return Err(error);
-        }
+        taken?;
         Ok(Admittable {
             volume: Arc::clone(&self.shared),
             address,
             len_blocks: (staged_bytes / BLOCK_BYTES) as u32,
             body,
             staged_bytes,
-            space_bytes,
+            space_bytes: promise.keep(),
             end_bytes,
         })
     }
 
     /// Promises space; when there is none, first lets what is staged settle for what it really
     /// needs and a checkpoint free what it can.
-    async fn promise_space(&self, bytes: u64) -> Result<()> {
+    async fn promise_space(&self, bytes: u64, purpose: Purpose) -> Result<Promise<'_>> {
         let core = &self.core;
         let mut fruitless = 0;
         loop {
-            let promised = core.space.promise(&core.table, bytes);
+            let promised = core.space.promise(&core.table, bytes, purpose);
             let full = matches!(promised, Err(EngineError::NoSpace { .. }));
             if !full || fruitless == FRUITLESS_ROUNDS {
-                core.note_fullness(&promised);
+                if purpose == Purpose::Write {
+                    core.note_fullness(promised.as_ref().err());
+                }
                 return promised;
             }
             let free = core.space.free_bytes(&core.table);
@@ -562,9 +561,9 @@ impl Core {
     }
 
     /// Logs when the pool becomes full, once until it has room again.
-    fn note_fullness(&self, promised: &Result<()>) {
-        let was_full = self.was_full.swap(promised.is_err(), Ordering::Relaxed);
-        if let Err(error) = promised
+    fn note_fullness(&self, refusal: Option<&EngineError>) {
+        let was_full = self.was_full.swap(refusal.is_some(), Ordering::Relaxed);
+        if let Some(error) = refusal
             && !was_full
         {
             tracing::warn!(%error, "writes are refused");

@@ -225,8 +225,9 @@ fn session(
         };
         let random_of_disk = SeededRandom::new(random.next_u64());
         let task = disk.misbehave(device.clone(), machine.clone(), random_of_disk);
-        let _ = machine.spawn("disk", Box::pin(task));
+        let trouble = machine.spawn("disk", Box::pin(task));
         work(&world, random, operations).await?;
+        trouble.expect("a machine takes any task").await.expect("it does not panic");
         let World { pool, model, .. } = world;
         let mut model = model.lock().clone();
         let pool = Arc::into_inner(pool).expect("the clients have gone");

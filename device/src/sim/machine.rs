@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Turns after which a machine is taken to run in circles.
-const MAX_TURNS: u64 = 200_000_000;
+const MAX_TURNS: u64 = 5_000_000;
 
 /// The longest that one turn takes, in nanoseconds of virtual time.
 const MAX_TURN_NS: u64 = 20_000;
@@ -146,7 +146,7 @@ impl Machine {
     ///
     /// # Panics
     /// If a task panics, if all that is left waits for what never comes, or if nothing ends for
-    /// two hundred million turns.
+    /// five million turns.
     pub fn run<T>(&self, main: impl Future<Output = T>) -> T {
         let mut main = pin!(main);
         let woken = Arc::new(self.woken(MAIN));
