@@ -12,6 +12,9 @@
 //! | later log change | admitted again under its own sequence number |
 //! | log change of a layer that is gone | skipped: its volume was deleted |
 //! | log trimmed beyond the last applied unit | acknowledged data is missing: refused |
+//! | log change that does not follow what was found so far | so it is |
+//! | less than the durability mark says was durable | so it is |
+//! | a unit or record that was durable is not whole, but all its changes are found elsewhere | reported |
 //!
 //! Opening for writing then stores a checkpoint before anything else is written: what was ignored
 //! once can never count later.
@@ -22,12 +25,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use siltstone_device::{BLOCK_BYTES, BufferPool, ByteOffset, Device, SegmentId, Sequence, request};
 
+use siltstone_nvram::{Mark, Replay};
+
 use crate::{
-    error::{MetadataError, Result},
+    error::{EngineError, MetadataError, Result},
     frame::{self, FrameIdentity},
     frontier::FrontierSegment,
     layout::Layout,
     record::CheckpointBody,
+    repair::Repair,
     segment_table::{Segment, SegmentState, SegmentTable},
     write_unit::Summary,
 };
@@ -48,6 +54,40 @@ pub(crate) struct RecoveredUnits {
     /// The last unit's number and last change, or the record's.
     pub(crate) unit: u64,
     pub(crate) sequence: Sequence,
+    /// Where the unit after the last one belongs, if that is known.
+    pub(crate) next_place: Option<(SegmentId, u64)>,
+}
+
+impl RecoveredUnits {
+    /// Changes up to `durable` were durable and only those up to `recovered` are found.
+    pub(crate) fn missing(&self, recovered: Sequence, durable: Sequence) -> EngineError {
+        let (unit, place) = (self.unit + 1, self.next_place);
+        MetadataError::MissingUnit { unit, place, recovered, durable }.into()
+    }
+
+    /// Compares what the mark says was durable with what was recovered: units, and changes up to
+    /// `reached` with those of the log. Returns what is damaged without being missed.
+    ///
+    /// # Errors
+    /// If a change that was durable is missing.
+    pub(crate) fn check_mark(
+        &self,
+        mark: &Mark,
+        replay: &Replay,
+        reached: Sequence,
+    ) -> Result<Vec<Repair>> {
+        let lost_unit = mark.unit > self.unit;
+        let lost_record = replay.lost_record(mark.record);
+        if reached < mark.sequence {
+            return Err(match lost_record {
+                Some(error) if !lost_unit => error.into(),
+                _ => self.missing(reached, mark.sequence),
+            });
+        }
+        let lost_unit =
+            lost_unit.then(|| Repair::Unit { unit: self.unit + 1, place: self.next_place });
+        Ok(lost_unit.into_iter().chain(lost_record.map(Repair::LogRecord)).collect())
+    }
 }
 
 /// Scans one segment for whole units of its present use, front to back. Of those up to number
@@ -170,8 +210,12 @@ pub(crate) async fn scan_frontier(
 
     let mut held: BTreeMap<SegmentId, FrontierSegment> = BTreeMap::new();
     let mut sizes: BTreeMap<SegmentId, (u32, u32)> = BTreeMap::new();
-    let mut recovered =
-        RecoveredUnits { units: Vec::new(), unit: body.unit, sequence: body.sequence };
+    let mut recovered = RecoveredUnits {
+        units: Vec::new(),
+        unit: body.unit,
+        sequence: body.sequence,
+        next_place: None,
+    };
     for (number, unit) in found {
         let summary = &unit.summary;
         let is_old = number <= body.unit;
@@ -183,6 +227,8 @@ pub(crate) async fn scan_frontier(
         *blocks += summary.fingerprints.len() as u32;
         let start = layout.geometry().segment_start(summary.segment);
         *bytes = (*bytes).max((unit.address.0 - start.0) as u32 + summary.unit_bytes);
+        let has_room = u64::from(*bytes) < layout.segment_bytes;
+        recovered.next_place = has_room.then_some((summary.segment, (*bytes).into()));
         let segment = FrontierSegment {
             id: summary.segment,
             generation: summary.generation,

@@ -19,6 +19,8 @@ use support::{
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const DISK_BLOCKS: u64 = 400;
+/// Where segments begin in pools of 64 MiB with the options used here.
+const DATA_START: u64 = 6 * MIB + 768 * KIB;
 
 /// A closed pool, what it held on the way, and what its disk contains.
 struct Sample {
@@ -151,7 +153,7 @@ fn used_blocks(device: &SimDevice) -> Vec<u64> {
 
 /// Whether a block lies in a segment, frames or patches, rather than in the pool's own regions.
 fn is_data(at: u64) -> bool {
-    at >= 4 * MIB + 512 * KIB
+    at >= DATA_START
 }
 
 #[test]
@@ -284,7 +286,7 @@ fn a_damaged_old_frame_in_the_open_segment_hides_nothing_behind_it() {
     pool.close().unwrap();
 
     let sector = bytes_of(&old[0][..1]);
-    let start = 4 * MIB;
+    let start = DATA_START;
     let segments = crashed.peek(start, 4 << 20);
     let at = segments.windows(sector.len()).position(|window| window == sector).unwrap();
     crashed.flip_bit(start + at as u64 + 100, 1);

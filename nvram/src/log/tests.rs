@@ -420,3 +420,20 @@ fn a_lost_newest_record_that_was_durable_is_named() {
         assert!(replay.lost_record(newest - 1).is_none());
     }
 }
+
+/// A newer program's record is not overwritten; a flipped version is damage like any other.
+#[test]
+fn a_record_of_a_newer_version_is_an_error_only_if_it_is_whole() {
+    let (device, region) = formatted(40);
+    let start = region.offset.0;
+    let damaged = device.snapshot();
+    damaged.flip_bit(start + 6, 6);
+    assert!(matches!(open(&damaged, region), Err(OpenError::NoRecord { .. })));
+    let mut bytes = device.peek(start, BLOCK_BYTES);
+    bytes[6] = 9;
+    bytes[8..12].fill(0);
+    let checksum = crc32fast::hash(&bytes);
+    bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+    device.corrupt(start, &bytes);
+    assert!(matches!(open(&device, region), Err(OpenError::Version { found: 9, .. })));
+}
