@@ -31,8 +31,10 @@ use crate::{
 pub(crate) const SUPERBLOCK_A: ByteOffset = ByteOffset(0);
 /// Where the second superblock is.
 pub(crate) const SUPERBLOCK_B: ByteOffset = ByteOffset(512 << 10);
+const MARK_EVEN: ByteOffset = ByteOffset(256 << 10);
+const MARK_ODD: ByteOffset = ByteOffset(768 << 10);
 /// Where the two pages of the durability mark are.
-pub(crate) const MARKS: [ByteOffset; 2] = [ByteOffset(256 << 10), ByteOffset(768 << 10)];
+pub(crate) const MARKS: [ByteOffset; 2] = [MARK_EVEN, MARK_ODD];
 const CHECKPOINTS: ByteOffset = ByteOffset(1 << 20);
 /// Two slots, each with two copies.
 const CHECKPOINT_RECORDS: u64 = 4;

@@ -397,7 +397,7 @@ fn damaged_copies_are_reported_by_check_and_restored_by_an_opening_for_writing()
             let kind = match report.repairs[0] {
                 Repair::Superblock { .. } => SUPERBLOCKS.contains(&place),
                 Repair::Mark(_) => is_mark,
-                Repair::Checkpoint(_) => place >= MIB && place < LOG.start,
+                Repair::Checkpoint(_) => (MIB..LOG.start).contains(&place),
                 Repair::Table { .. } => place >= TABLE,
                 _ => false,
             };

@@ -42,12 +42,12 @@
 //! power loss after N + 2 was acknowledged could still take N + 1 away. Checkpoints do likewise.
 //!
 //! # A checkpoint, cut at any point
-//! | power is lost                                | the slots hold           | recovered |
-//! |----------------------------------------------|--------------------------|-----------|
-//! | before the write (the caller's flush is done)| n, n - 1                 | n         |
-//! | during the writes of the two copies          | n, torn n + 1            | n         |
-//! |                                              | n, one whole copy of n + 1 | n + 1   |
-//! | after it                                     | n, n + 1                 | n + 1     |
+//! | power is lost                                | the slots hold             | recovered |
+//! |----------------------------------------------|----------------------------|-----------|
+//! | before the write (the caller's flush is done)| n, n - 1                   | n         |
+//! | during the writes of the two copies          | n, torn n + 1              | n         |
+//! |                                              | n, one whole copy of n + 1 | n + 1     |
+//! | after them                                   | n, n + 1                   | n + 1     |
 //!
 //! The caller flushes before it stores n + 1, so n + 1 never refers to what is not durable; it
 //! frees what only n refers to after `store` returned, so n stays usable until n + 1 counts.

@@ -174,8 +174,8 @@ pub(super) fn decode_page(
     };
     decode_entries(best.bytes, segments, count)?;
     let newest = Newest { version: version(&best), slot: best.slot };
-    let other = found.iter().filter(|copy| copy.slot == best.slot);
-    let repair = other.filter(|copy| copy.version != best.version).map(|copy| Repair::Table {
+    let differs = |copy: &&FoundCopy<'_>| copy.slot == best.slot && copy.version != best.version;
+    let repair = found.iter().find(differs).map(|copy| Repair::Table {
         page: page as u64,
         offset: copy.address,
         reason: match &copy.version {
@@ -189,12 +189,8 @@ pub(super) fn decode_page(
     let written = |copy: &&FoundCopy<'_>| copy.bytes.iter().any(|&byte| byte != 0);
     let passed_over = found.iter().filter(written).find_map(|copy| copy.version.clone().err());
     let later = |copy: &FoundCopy<'_>| copy.version.as_ref().is_ok_and(|v| *v > number);
-    Ok(FoundPage {
-        newest,
-        repair: repair.last(),
-        passed_over,
-        has_later_slot: found.iter().any(later),
-    })
+    let has_later_slot = found.iter().any(later);
+    Ok(FoundPage { newest, repair, passed_over, has_later_slot })
 }
 
 fn decode_entries(page: &[u8], segments: &mut Vec<Segment>, count: usize) -> Result<()> {

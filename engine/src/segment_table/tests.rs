@@ -137,11 +137,11 @@ fn two_bad_copies_are_reported_and_not_replaced_by_an_older_slot() {
     let damaged = device.snapshot();
     let stale = device.snapshot();
     let harmless = device.snapshot();
-    for copy in 0..COPIES as usize {
-        let newest = written[3][copy].0;
-        damaged.flip_bit(newest + 100, 3);
-        stale.corrupt(newest, &written[1][copy].1);
-        harmless.flip_bit(written[2][copy].0 + 100, 3);
+    let [_, older, other, newest] = &written[..] else { panic!("four checkpoints") };
+    for ((newest, older), other) in newest.iter().zip(older).zip(other) {
+        damaged.flip_bit(newest.0 + 100, 3);
+        stale.corrupt(newest.0, &older.1);
+        harmless.flip_bit(other.0 + 100, 3);
     }
     assert!(load(&damaged, 4, &table, sum).is_err(), "the newest slot is damaged");
     assert!(load(&stale, 4, &table, sum).is_err(), "the newest slot is an older version");
