@@ -28,8 +28,8 @@ pub(crate) fn run(arguments: &ReportArguments) -> Result<(), CliError> {
         if report.more_problems > 0 {
             text += &format!("and {} more\n", report.more_problems);
         }
-        if let Some(spare) = &report.spare_checkpoint {
-            text += &format!("note: one of two checkpoint records is unusable: {spare}\n");
+        for repair in &report.repairs {
+            text += &format!("note: {repair}\n");
         }
         text += &format!(
             "checked {} blocks in {} frames, {} write units and {} segments; {} map entries in \

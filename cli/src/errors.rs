@@ -3,10 +3,13 @@
 use std::{io, path::PathBuf, process::ExitCode};
 
 use siltstone_cursor::MapError;
-use siltstone_device::DeviceError;
-use siltstone_engine::{EngineError, error::FrameError};
+use siltstone_device::{DeviceError, header::HeaderError};
+use siltstone_engine::{
+    EngineError,
+    error::{FrameError, MetadataError},
+};
 use siltstone_nbd::ServerError;
-use siltstone_nvram::{CheckpointError, LogError, OpenError};
+use siltstone_nvram::{CheckpointError, LogError, MarkError, OpenError};
 
 /// What the help says about exit statuses.
 pub(crate) const EXIT_STATUS_HELP: &str = "\
@@ -224,8 +227,13 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         E::Log(LogError::Failed { cause, .. })
         | E::CheckpointRecord(CheckpointError::Failed { cause, .. }) => device_status(cause),
         E::CheckpointRecord(CheckpointError::Device(error))
-        | E::OpenLog(OpenError::Device(error)) => device_status(error),
-        E::OpenLog(OpenError::Version { .. }) | E::NewerVersion { .. } => ExitStatus::NewerVersion,
+        | E::OpenLog(OpenError::Device(error))
+        | E::Mark(MarkError::Device(error)) => device_status(error),
+        E::OpenLog(OpenError::Version { .. })
+        | E::CheckpointRecord(CheckpointError::Newer(_))
+        | E::Mark(MarkError::Newer(_))
+        | E::Metadata(MetadataError::Header(HeaderError::Version { .. }))
+        | E::NewerVersion { .. } => ExitStatus::NewerVersion,
         E::OpenLog(_)
         | E::CheckpointRecord(_)
         | E::NotAPool { .. }
@@ -241,6 +249,7 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         | E::InvalidSize { .. }
         | E::InvalidLevel { .. }
         | E::CatalogFull { .. }
+        | E::IdsExhausted
         | E::VolumeDeleted { .. }
         | E::OutOfRange { .. } => ExitStatus::Refused,
         E::Failed { cause } => engine_status(cause),

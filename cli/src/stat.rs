@@ -33,6 +33,9 @@ fn tables(stat: &PoolStat) -> String {
         row("index", human(stat.index_bytes), index),
         row("NVRAM log", human(stat.nvram_used_bytes), "in use".into()),
     ];
+    for repair in &stat.repairs {
+        rows.push(row("note", repair.clone(), String::new()));
+    }
     if let Some(failure) = &stat.failure {
         rows.push(row("failure", failure.clone(), String::new()));
     }

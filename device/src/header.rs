@@ -32,6 +32,8 @@ pub enum Kind {
     PatchFence = 6,
     /// A page of the segment table (engine).
     SegmentTable = 7,
+    /// A durability mark (nvram).
+    DurabilityMark = 8,
 }
 
 impl std::fmt::Display for Kind {
@@ -44,6 +46,7 @@ impl std::fmt::Display for Kind {
             Self::PatchLeaf => "patch leaf page",
             Self::PatchFence => "patch fence page",
             Self::SegmentTable => "segment table page",
+            Self::DurabilityMark => "durability mark",
         })
     }
 }

@@ -176,6 +176,20 @@ pub fn read(
     pending
 }
 
+/// A write of `buffer` at `offset`, as a request and the future of its buffer; for batches that
+/// are submitted together.
+pub fn prepare_write(
+    offset: ByteOffset,
+    buffer: AlignedBuffer,
+    durability: Durability,
+) -> (Request, Pending<AlignedBuffer>) {
+    let (sender, pending) = pending(Operation::Write);
+    let completion = Box::new(move |buffer, outcome: Result<(), DeviceError>| {
+        let _ = sender.send(outcome.map(|()| buffer));
+    });
+    (Request::Write { offset, buffer, durability, completion }, pending)
+}
+
 /// Starts to write `buffer` at `offset`; resolves to the buffer.
 pub fn write(
     device: &dyn Device,
@@ -183,11 +197,8 @@ pub fn write(
     buffer: AlignedBuffer,
     durability: Durability,
 ) -> Pending<AlignedBuffer> {
-    let (sender, pending) = pending(Operation::Write);
-    let completion = Box::new(move |buffer, outcome: Result<(), DeviceError>| {
-        let _ = sender.send(outcome.map(|()| buffer));
-    });
-    device.submit(vec![Request::Write { offset, buffer, durability, completion }]);
+    let (request, pending) = prepare_write(offset, buffer, durability);
+    device.submit(vec![request]);
     pending
 }
 

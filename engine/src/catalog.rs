@@ -4,7 +4,7 @@
 //! writes to one layer; a layer may name a parent, which then never changes any more (snapshots
 //! and clones). Ids are never used twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use siltstone_cursor::LayerState;
 use siltstone_device::LayerId;
@@ -21,7 +21,9 @@ use crate::{
 /// Most volumes in a pool.
 pub(crate) const MAX_VOLUMES: usize = 4096;
 /// Longest chain of ancestors that is followed.
-const MAX_DEPTH: usize = 4096;
+const MAX_DEPTH: u32 = 4096;
+/// Ids of volumes and layers stay below this for ever: hostile ones must not overflow.
+const MAX_ID: u32 = 1 << 31;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -89,6 +91,9 @@ impl Catalog {
         }
         if self.volumes.len() >= MAX_VOLUMES {
             return Err(EngineError::CatalogFull { volumes: self.volumes.len() });
+        }
+        if self.next_layer >= MAX_ID || self.next_volume >= MAX_ID {
+            return Err(EngineError::IdsExhausted);
         }
         let layer = LayerId(self.next_layer);
         let volume = VolumeRecord {
@@ -188,6 +193,16 @@ impl Catalog {
         let mut catalog = Self::new();
         catalog.next_volume = head.next_volume.get();
         catalog.next_layer = head.next_layer.get();
+        for next in [catalog.next_volume, catalog.next_layer] {
+            if !(1..=MAX_ID).contains(&next) {
+                return Err(wrong("next number", next.into()));
+            }
+        }
+        if head.volume_count.get() as usize > MAX_VOLUMES {
+            return Err(wrong("number of volumes", head.volume_count.get().into()));
+        }
+        // Of the layers so far; children come after their parents.
+        let mut depths: BTreeMap<LayerId, u32> = BTreeMap::new();
         for _ in 0..head.layer_count.get() {
             let (layer, after) = DiskLayer::read_from_prefix(rest).map_err(|_| short())?;
             rest = after;
@@ -196,12 +211,20 @@ impl Catalog {
                 parent => Some(LayerId(parent)),
             };
             // A parent is older than its child, which rules cycles out.
-            let id = layer.id.get();
-            if id == 0 || id >= catalog.next_layer || parent.is_some_and(|parent| parent.0 >= id) {
-                return Err(wrong("layer", id.into()));
+            let id = LayerId(layer.id.get());
+            let ascends = depths.last_key_value().is_none_or(|(&last, _)| last < id);
+            let depth = parent.map_or(Some(0), |parent| depths.get(&parent).copied());
+            let Some(depth) = depth.filter(|_| id.0 > 0 && id.0 < catalog.next_layer && ascends)
+            else {
+                return Err(wrong("layer", id.0.into()));
+            };
+            if depth >= MAX_DEPTH {
+                return Err(wrong("depth of layers", depth.into()));
             }
-            catalog.layers.insert(LayerId(id), parent);
+            depths.insert(id, depth + 1);
+            catalog.layers.insert(id, parent);
         }
+        let (mut ids, mut layers) = (BTreeSet::new(), BTreeSet::new());
         for _ in 0..head.volume_count.get() {
             let (volume, after) = DiskVolume::read_from_prefix(rest).map_err(|_| short())?;
             let name_bytes = usize::from(volume.name_bytes.get());
@@ -221,14 +244,19 @@ impl Catalog {
             if options.validate(name).is_err() || volume.key.get() != 0 {
                 return Err(wrong("volume", record.id.into()));
             }
-            if !catalog.layers.contains_key(&record.layer) {
+            if !catalog.layers.contains_key(&record.layer) || !layers.insert(record.layer) {
                 return Err(wrong("layer of a volume", record.layer.0.into()));
             }
-            catalog.volumes.insert(name.into(), record);
+            let known = 1..catalog.next_volume;
+            if !known.contains(&record.id) || !ids.insert(record.id) {
+                return Err(wrong("volume", record.id.into()));
+            }
+            if catalog.volumes.insert(name.into(), record).is_some() {
+                return Err(wrong("name given twice, of length", name_bytes as u64));
+            }
         }
-        let depths = catalog.layers.keys().map(|&layer| catalog.chain(layer).len());
-        if let Some(depth) = depths.max().filter(|&depth| depth > MAX_DEPTH) {
-            return Err(wrong("depth of layers", depth as u64));
+        if !rest.is_empty() {
+            return Err(wrong("length behind the last volume", rest.len() as u64));
         }
         Ok(catalog)
     }
@@ -252,6 +280,54 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(Catalog::decode(&bytes[..len]).is_err(), "{len} bytes");
         }
+        bytes.push(0);
+        assert!(Catalog::decode(&bytes).is_err(), "a byte follows");
+    }
+
+    /// What no program of ours writes is refused, before it makes counting overflow, one layer serve
+    /// two volumes, or a walk over the layers take for ever.
+    #[test]
+    fn hostile_numbers_are_refused() {
+        let mut good = Catalog::new();
+        for name in ["a", "b"] {
+            good.create(name, &VolumeOptions::new(4096)).unwrap();
+        }
+        let refused = |what: &str, change: &dyn Fn(&mut Catalog)| {
+            let mut catalog = good.clone();
+            change(&mut catalog);
+            let mut bytes = Vec::new();
+            catalog.encode(&mut bytes);
+            assert!(Catalog::decode(&bytes).is_err(), "{what}");
+        };
+        fn volume(catalog: &mut Catalog) -> &mut VolumeRecord {
+            catalog.volume_mut("b").expect("it is there")
+        }
+        refused("a next layer beyond counting", &|c| c.next_layer = u32::MAX);
+        refused("a next volume beyond counting", &|c| c.next_volume = MAX_ID + 1);
+        refused("a next volume of 0", &|c| c.next_volume = 0);
+        refused("a next layer that is taken", &|c| c.next_layer = 2);
+        refused("a next volume that is taken", &|c| c.next_volume = 2);
+        refused("a volume without a number", &|c| volume(c).id = 0);
+        refused("two volumes of one number", &|c| volume(c).id = 1);
+        refused("two volumes of one layer", &|c| volume(c).layer = LayerId(1));
+        refused("a layer that is not there", &|c| volume(c).layer = LayerId(3));
+        refused("a parent that is not there", &|c| {
+            c.layers.remove(&LayerId(1));
+            c.volumes.remove("a");
+            c.layers.insert(LayerId(2), Some(LayerId(1)));
+        });
+        refused("a chain that is too long", &|c| {
+            c.next_layer = MAX_DEPTH + 2;
+            let chain = (2..MAX_DEPTH + 2).map(|id| (LayerId(id), Some(LayerId(id - 1))));
+            c.layers.extend(chain);
+        });
+
+        let mut last = Catalog { next_layer: MAX_ID, ..Catalog::new() };
+        let mut bytes = Vec::new();
+        last.encode(&mut bytes);
+        assert_eq!(Catalog::decode(&bytes).unwrap(), last);
+        let error = last.create("c", &VolumeOptions::new(4096)).unwrap_err();
+        assert!(matches!(error, EngineError::IdsExhausted), "{error}");
     }
 
     #[test]

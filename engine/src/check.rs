@@ -22,6 +22,7 @@ use crate::{
     frame::{self, FrameIdentity},
     pool::Pool,
     recovery,
+    repair::Repair,
     segment_table::{Segment, SegmentState},
     write_unit::Summary,
 };
@@ -113,16 +114,17 @@ pub struct CheckReport {
     pub problems: Vec<Problem>,
     /// Problems beyond those.
     pub more_problems: u64,
-    /// Why one of the two checkpoint records could not be used, if so: power was lost while it was
-    /// written, which the next checkpoint mends, or it was damaged since.
-    pub spare_checkpoint: Option<String>,
+    /// What was found damaged and is held twice, or not needed: nothing is lost by it, and an
+    /// opening for writing restores it.
+    #[serde(serialize_with = "as_sentences")]
+    pub repairs: Vec<Repair>,
 }
 
-fn as_sentences<S: serde::Serializer>(
-    problems: &[Problem],
+fn as_sentences<S: serde::Serializer, T: ToString>(
+    problems: &[T],
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_seq(problems.iter().map(ToString::to_string))
+    serializer.collect_seq(problems.iter().map(T::to_string))
 }
 
 impl CheckReport {
@@ -167,8 +169,7 @@ impl Pool {
 }
 
 async fn check(core: &Core, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {
-    let spare_checkpoint = core.checkpoints.damaged_slot().map(ToString::to_string);
-    let mut report = CheckReport { spare_checkpoint, ..CheckReport::default() };
+    let mut report = CheckReport { repairs: core.repairs.clone(), ..CheckReport::default() };
     let map = core.map.verify().await;
     report.map_pages = map.pages;
     report.more_problems += map.more_errors;

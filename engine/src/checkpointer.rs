@@ -11,6 +11,7 @@
 //! 6  store the checkpoint record, durably, in the older of its two slots
 //! 7  discard freed segments, then let them be used; give the sealer its new frontier;
 //!    trim the log to W
+//! 8  write a durability mark
 //! ```
 //! A cut before 6 has completed leaves the old record, and everything that it needs: nothing that
 //! it refers to is overwritten before 7. A cut after 6 leaves the new one. Steps 1 and 3 take
@@ -234,6 +235,7 @@ pub(crate) async fn checkpoint(core: &Core, compact: bool) -> Result<()> {
         core.commit.advance(published.sequence);
     }
     add(&core.stats.counters.checkpoints, 1);
+    core.write_mark_if_behind().await?;
     drop(timer);
     Ok(())
 }

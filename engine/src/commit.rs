@@ -31,6 +31,7 @@ impl Core {
         self.health.check()?;
         let target = self.admission.admitted();
         self.commit.commit(target, || self.commit_round()).await?;
+        self.marks.note_durable();
         add(&self.stats.counters.flushes, 1);
         drop(timer);
         Ok(())

@@ -92,6 +92,9 @@ pub struct Tuning {
     pub checkpoint_interval: Duration,
     /// Most staged bytes that a flush puts into the NVRAM log; more goes through the pipeline.
     pub log_commit_bytes: usize,
+    /// How long after something became durable that is noted on the device; damage of it that
+    /// comes together with a power cut within that time is taken for a torn write.
+    pub mark_delay: Duration,
     /// Fill the index from summaries in the background after opening.
     pub warm_index: bool,
 }
@@ -108,6 +111,7 @@ impl Default for Tuning {
             memtable_entries: 1 << 16,
             checkpoint_interval: Duration::from_secs(10),
             log_commit_bytes: 256 << 10,
+            mark_delay: Duration::from_millis(50),
             warm_index: true,
         }
     }

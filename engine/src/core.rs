@@ -21,6 +21,8 @@ use crate::{
     frame_cache::FrameCache,
     frontier::Frontier,
     health::{Health, Milestone},
+    marks::Marks,
+    repair::Repair,
     segment_table::SegmentTable,
     space::Space,
     stats::Stats,
@@ -70,6 +72,9 @@ pub(crate) struct Core {
 
     pub(crate) checkpoints: CheckpointStore,
     pub(crate) checkpointing: Checkpointing,
+    pub(crate) marks: Marks,
+    /// What redundancy made good when the pool was opened.
+    pub(crate) repairs: Vec<Repair>,
     pub(crate) frame_cache: Arc<FrameCache>,
     /// Every fingerprint on the device has been told to the index.
     pub(crate) index_is_warm: Milestone,
@@ -96,6 +101,8 @@ impl Core {
     pub(crate) async fn flush_device(&self) -> Result<()> {
         let _alone = self.flushing.lock().await;
         self.health.check()?;
+        // A unit is published after its write has completed.
+        let unit = self.publishing.lock().unit;
         let (answer, outcome) = tokio::sync::oneshot::channel();
         let health = Arc::clone(&self.health);
         let completion = Box::new(move |flushed: std::result::Result<(), DeviceError>| {
@@ -108,6 +115,7 @@ impl Core {
         self.device.submit(vec![Request::Flush { completion }]);
         let closed = DeviceError::Closed { operation: Operation::Flush };
         outcome.await.unwrap_or(Err(closed))?;
+        self.marks.note_flushed(unit);
         Ok(())
     }
 
@@ -135,6 +143,7 @@ impl Core {
         self.admission.wake();
         self.frontier.wake();
         self.checkpointing.wake();
+        self.marks.wake();
         self.index_is_warm.wake();
     }
 }

@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use siltstone_cursor::MapError;
 use siltstone_dedup::IndexError;
-use siltstone_device::{BlockAddress, DeviceError, Place, Sequence, header::HeaderError};
-use siltstone_nvram::{CheckpointError, LogError, OpenError};
+use siltstone_device::{
+    BlockAddress, DeviceError, Place, SegmentId, Sequence, header::HeaderError,
+};
+use siltstone_nvram::{CheckpointError, LogError, MarkError, OpenError};
+
+use crate::repair::unit_place;
 
 /// An engine operation's failure. Cheap to clone: one failure may concern many waiters.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -22,6 +26,10 @@ pub enum EngineError {
     /// The checkpoint record could not be read or written.
     #[error("the checkpoint record: {0}")]
     CheckpointRecord(#[from] CheckpointError),
+
+    /// The durability mark could not be read or written.
+    #[error(transparent)]
+    Mark(#[from] MarkError),
 
     /// The NVRAM log could not be opened.
     #[error(transparent)]
@@ -126,6 +134,9 @@ pub enum EngineError {
         /// How many there are.
         volumes: usize,
     },
+    /// Numbers of volumes are never used twice, and there are no more.
+    #[error("the pool has used up its numbers for volumes; move the volumes to a new pool")]
+    IdsExhausted,
     /// The volume is in use by somebody else.
     #[error("volume '{volume}' was deleted")]
     VolumeDeleted {
@@ -237,16 +248,21 @@ pub enum MetadataError {
     /// No checkpoint record was found in a pool that must have one.
     #[error("no checkpoint record exists")]
     NoCheckpoint,
-    /// The log says that changes were durable in segments that recovery does not find there.
+    /// Changes that were durable are neither in a whole write unit nor in the log.
     #[error(
-        "acknowledged data is missing: the NVRAM log was trimmed up to {trimmed}, but write units \
-         were found only up to {recovered}"
+        "acknowledged data is missing: {}; the changes after {recovered} up to {durable} are not \
+         in the NVRAM log either",
+        unit_place(*unit, *place)
     )]
-    MissingUnits {
-        /// What was found.
+    MissingUnit {
+        /// The first write unit that is not whole.
+        unit: u64,
+        /// Its segment and where in it, if that is known.
+        place: Option<(SegmentId, u64)>,
+        /// Every change up to here was found.
         recovered: Sequence,
-        /// What must be there.
-        trimmed: Sequence,
+        /// Every change up to here was durable.
+        durable: Sequence,
     },
     /// The manifest of patches cannot be read.
     #[error("the patch manifest cannot be decoded: {0}")]

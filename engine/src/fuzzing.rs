@@ -17,7 +17,7 @@ use crate::{
     frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameIdentity},
     layout::{SUPERBLOCK_A, SUPERBLOCK_B},
     record::CheckpointBody,
-    superblock::Superblock,
+    superblock::{self, Superblock},
     write_unit::{Summary, summary_bytes},
 };
 
@@ -29,7 +29,8 @@ const SEGMENTS: u32 = 200;
 fn sealed(body: &[u8], kind: Kind, address: ByteOffset) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
     bytes.extend_from_slice(body);
-    let identity = Identity { kind, version: 1, pool: POOL, address_bytes: address.0 };
+    let version = if kind == Kind::Superblock { superblock::VERSION } else { 1 };
+    let identity = Identity { kind, version, pool: POOL, address_bytes: address.0 };
     header::seal(&mut bytes, &identity, 1);
     bytes
 }
@@ -40,13 +41,14 @@ pub fn superblock(bytes: &[u8]) {
     for block in [bytes.to_vec(), sealed(bytes, Kind::Superblock, SUPERBLOCK_A)] {
         let device = SimDevice::new(SUPERBLOCK_B.0 + BLOCK_BYTES as u64);
         device.corrupt(SUPERBLOCK_A.0, &block);
-        let Ok(superblock) = block_on(Superblock::load(&*device)) else { continue };
+        let Ok(found) = block_on(Superblock::load(&*device)) else { continue };
+        let superblock = found.superblock;
         let layout = &superblock.layout;
         let table_end = layout.segment_table_offset.0 + layout.segment_table_pages;
         assert!(layout.segment_count() > 0 && table_end <= layout.data_start.0);
         block_on(superblock.store(&*device)).expect("the device does not fail");
         let again = block_on(Superblock::load(&*device)).expect("it was just stored");
-        assert_eq!(Superblock { unknown_read_compatible: 0, ..superblock }, again);
+        assert_eq!(Superblock { unknown_read_compatible: 0, ..superblock }, again.superblock);
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! 0          superblock A (4 KiB)
+//! 256 KiB    durability mark, even numbers (4 KiB)
 //! 512 KiB    superblock B (4 KiB)
-//! 1 MiB      checkpoint slots A, B
+//! 768 KiB    durability mark, odd numbers (4 KiB)
+//! 1 MiB      checkpoint slots A, B, first copies, then second copies
 //!            NVRAM ring (unless it has a device of its own)
-//!            segment table (two slots a page)
+//!            segment table (two slots a page), first copies, then second copies
 //! data_start segment 0, segment 1, ...   (aligned to the segment size)
 //! ```
 
@@ -17,17 +19,25 @@ use siltstone_device::{
     units::{MAX_SEGMENT_BYTES, MAX_SEGMENT_ID},
 };
 
+use siltstone_nvram::{Region, checkpoint::SlotRegions};
+
 use crate::{
     config::{CreateOptions, MIN_POOL_BYTES},
     error::{EngineError, Result},
-    segment_table::{ENTRIES_PER_PAGE, SLOTS_PER_PAGE},
+    segment_table::{COPIES, ENTRIES_PER_PAGE, SLOTS_PER_PAGE},
 };
 
 /// Where the first superblock is.
 pub(crate) const SUPERBLOCK_A: ByteOffset = ByteOffset(0);
 /// Where the second superblock is.
 pub(crate) const SUPERBLOCK_B: ByteOffset = ByteOffset(512 << 10);
+const MARK_EVEN: ByteOffset = ByteOffset(256 << 10);
+const MARK_ODD: ByteOffset = ByteOffset(768 << 10);
+/// Where the two pages of the durability mark are.
+pub(crate) const MARKS: [ByteOffset; 2] = [MARK_EVEN, MARK_ODD];
 const CHECKPOINTS: ByteOffset = ByteOffset(1 << 20);
+/// Two slots, each with two copies.
+const CHECKPOINT_RECORDS: u64 = 4;
 
 /// A pool may grow to this many times its size at creation before the segment table is full.
 const GROWTH: u64 = 16;
@@ -96,11 +106,11 @@ impl Layout {
         let checkpoint_slot_bytes = (size_bytes / 4096).clamp(1 << 20, 16 << 20);
         let checkpoint_slot_bytes = checkpoint_slot_bytes - checkpoint_slot_bytes % (1 << 20);
         let nvram_internal = options.nvram.is_none();
-        let nvram_offset = CHECKPOINTS.plus(2 * checkpoint_slot_bytes);
+        let nvram_offset = CHECKPOINTS.plus(CHECKPOINT_RECORDS * checkpoint_slot_bytes);
         let table_offset = nvram_offset.plus(if nvram_internal { nvram_bytes } else { 0 });
         let table_entries = GROWTH * (size_bytes / segment_bytes);
         let table_pages = table_entries.div_ceil(ENTRIES_PER_PAGE as u64);
-        let table_bytes = table_pages * SLOTS_PER_PAGE * BLOCK_BYTES as u64;
+        let table_bytes = table_pages * SLOTS_PER_PAGE * COPIES * BLOCK_BYTES as u64;
         let data_start = (table_offset.0 + table_bytes).next_multiple_of(segment_bytes);
         let layout = Self {
             size_bytes,
@@ -133,9 +143,11 @@ impl Layout {
         u32::try_from(segments).unwrap_or(u32::MAX)
     }
 
-    /// Where each checkpoint slot is.
-    pub(crate) fn checkpoint_slots(&self) -> [ByteOffset; 2] {
-        [CHECKPOINTS, CHECKPOINTS.plus(self.checkpoint_slot_bytes)]
+    /// Where each copy of each checkpoint slot is.
+    pub(crate) fn checkpoint_slots(&self) -> [SlotRegions; 2] {
+        let len_bytes = self.checkpoint_slot_bytes;
+        let copy = |at| Region { offset: CHECKPOINTS.plus(at * len_bytes), len_bytes };
+        [[copy(0), copy(2)], [copy(1), copy(3)]]
     }
 
     /// Segment arithmetic.
@@ -147,13 +159,15 @@ impl Layout {
     pub(crate) fn is_consistent(&self) -> bool {
         let block = BLOCK_BYTES as u64;
         let end = |start: u64, len: u64| start.saturating_add(len);
-        let table_bytes = self.segment_table_pages.saturating_mul(SLOTS_PER_PAGE * block);
+        let table_bytes = self.segment_table_pages.saturating_mul(SLOTS_PER_PAGE * COPIES * block);
         let nvram_end =
             if self.nvram_internal { end(self.nvram_offset.0, self.nvram_bytes) } else { 0 };
-        let slots_end = end(CHECKPOINTS.0, self.checkpoint_slot_bytes.saturating_mul(2));
+        let slots_bytes = self.checkpoint_slot_bytes.saturating_mul(CHECKPOINT_RECORDS);
+        let slots_end = end(CHECKPOINTS.0, slots_bytes);
         self.segment_bytes.is_power_of_two()
             && (256 << 10..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes)
             && self.checkpoint_slot_bytes.is_multiple_of(block)
+            && self.checkpoint_slot_bytes > 0
             && self.checkpoint_slot_bytes <= 64 << 20
             && self.nvram_bytes.is_multiple_of(block)
             && NVRAM_BYTES.contains(&self.nvram_bytes)

@@ -10,11 +10,11 @@
 //!   and compression.
 //! - `sealer`: places batches as write units (`write_unit`, `frame`) in frontier segments, and
 //!   publishes them once the device has them.
-//! - `commit`: flushes, through the NVRAM log or the pipeline.
+//! - `commit`: flushes, through the NVRAM log or the pipeline; `marks`: a note of what they made durable.
 //! - `checkpointer` (with `segment_table`, `frontier`, `space`, `record`, `catalog`): makes the state
 //!   a place to recover from, and frees what nothing refers to.
 //! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
-//! - `recovery`, `check`, `stat`: coming back, looking at everything, counting.
+//! - `recovery` (with `repair`), `check`, `stat`: coming back, looking at everything, counting.
 //!
 //! `core` is what the parts of an open pool share, and has their lock order; `pipeline` has the
 //! threads; `health` the failure after which nothing changes any more.
@@ -39,6 +39,7 @@ mod frontier;
 pub mod fuzzing;
 mod health;
 mod layout;
+mod marks;
 mod overlay;
 mod pipeline;
 mod pool;
@@ -47,6 +48,7 @@ mod read_ahead;
 mod record;
 mod recovery;
 mod reduce;
+pub mod repair;
 mod sealer;
 mod segment_table;
 mod space;
@@ -62,5 +64,6 @@ pub use check::{CheckProgress, CheckReport, Problem};
 pub use config::{CreateOptions, OpenOptions, Tuning, VolumeOptions};
 pub use error::{EngineError, Result};
 pub use pool::{Pool, VolumeInfo};
+pub use repair::Repair;
 pub use stat::{PoolStat, VolumeStat};
 pub use volume::{StatusRun, Volume, WriteBuffer};

@@ -1,4 +1,5 @@
-//! The write pipeline's tasks: reducers, sealer, checkpointer, and the one that warms the index.
+//! The write pipeline's tasks: reducers, sealer, checkpointer, the one that marks what is durable,
+//! and the one that warms the index.
 
 use std::{
     io, panic,
@@ -13,7 +14,7 @@ use crate::{
     checkpointer,
     core::Core,
     error::{EngineError, Result},
-    recovery,
+    marks, recovery,
     reduce::Reducer,
     sealer::{Message, Sealer},
     segment_table::SegmentState,
@@ -25,6 +26,7 @@ pub(crate) struct Pipeline {
     reducers: Vec<Joining>,
     sealer: Joining,
     checkpointer: Joining,
+    marker: Joining,
     warmer: Option<Joining>,
 }
 
@@ -50,6 +52,8 @@ impl Pipeline {
         let core = Arc::clone(pool);
         let checkpointer =
             spawn(pool, "checkpointer", async move { checkpointer::run(&core).await })?;
+        let core = Arc::clone(pool);
+        let marker = spawn(pool, "marker", async move { marks::run(&core).await })?;
         let warmer = if pool.tuning.warm_index {
             let core = Arc::clone(pool);
             Some(spawn(pool, "index-warmer", async move { warm_index(&core).await })?)
@@ -57,7 +61,7 @@ impl Pipeline {
             pool.index_is_warm.set();
             None
         };
-        Ok(Self { reducers, sealer, checkpointer, warmer })
+        Ok(Self { reducers, sealer, checkpointer, marker, warmer })
     }
 
     /// Finishes what is admitted, makes a last checkpoint and ends the tasks.
@@ -77,12 +81,14 @@ impl Pipeline {
         let last = core.checkpointing.run(false, || core.health.check()).await;
         core.checkpointing.stop();
         join(self.checkpointer).await;
+        core.marks.stop();
+        join(self.marker).await;
         if let Some(warmer) = self.warmer {
             join(warmer).await;
         }
         last?;
         core.log.persist_trim().await?;
-        Ok(())
+        core.write_mark_if_behind().await
     }
 }
 

@@ -17,7 +17,7 @@ use siltstone_device::{
     file::{self, Access, FileOptions},
     mapped, request,
 };
-use siltstone_nvram::{CheckpointStore, GroupCommit, Log, LogIdentity, Region};
+use siltstone_nvram::{CheckpointStore, GroupCommit, Log, LogIdentity, MarkStore, Region};
 
 use crate::{
     admission::{Admission, Admittable},
@@ -32,11 +32,13 @@ use crate::{
     frame_cache::FrameCache,
     frontier::Frontier,
     health::{Health, Milestone},
-    layout::Layout,
+    layout::{Layout, MARKS},
+    marks::Marks,
     overlay::ChangeBody,
     pipeline::{self, Pipeline},
     record::{CheckpointBody, MAX_COUNT},
-    recovery,
+    recovery::{self, RecoveredUnits},
+    repair::Repair,
     segment_table::SegmentTable,
     space::{Space, worst_case_bytes},
     stats::Stats,
@@ -155,7 +157,7 @@ impl Pool {
     /// beyond its redundancy, or the device fails.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let device = file::open(path, &FileOptions::default())?;
-        let superblock = pollster::block_on(Superblock::load(&*device))?;
+        let superblock = pollster::block_on(Superblock::load(&*device))?.superblock;
         let nvram = if superblock.layout.nvram_internal {
             None
         } else {
@@ -492,9 +494,10 @@ async fn create_on(
     let log_device = nvram.unwrap_or_else(|| Arc::clone(&device));
     let identity = log_identity(&superblock);
     Log::format(log_device, log_region(&layout), identity).await?;
-    let slots = checkpoint_slots(&layout);
+    let slots = layout.checkpoint_slots();
     CheckpointStore::format(Arc::clone(&device), slots).await?;
-    let (checkpoints, _) = CheckpointStore::open(Arc::clone(&device), slots, pool).await?;
+    let (checkpoints, _) = CheckpointStore::open(Arc::clone(&device), slots, pool, 0).await?;
+    MarkStore::format(&*device, MARKS).await?;
     let table = SegmentTable::new(pool, layout);
     let stored = table.store_changes(&*device, 1).await?;
     request::flush(&*device).await?;
@@ -553,19 +556,14 @@ fn log_region(layout: &Layout) -> Region {
     Region { offset: layout.nvram_offset, len_bytes: layout.nvram_bytes }
 }
 
-fn checkpoint_slots(layout: &Layout) -> [Region; 2] {
-    layout
-        .checkpoint_slots()
-        .map(|offset| Region { offset, len_bytes: layout.checkpoint_slot_bytes })
-}
-
 async fn open_on(
     runtime: Arc<dyn Runtime>,
     device: Arc<dyn Device>,
     nvram: Option<Arc<dyn Device>>,
     options: &OpenOptions,
 ) -> Result<Core> {
-    let superblock = Superblock::load(&*device).await?;
+    let found_superblock = Superblock::load(&*device).await?;
+    let superblock = found_superblock.superblock.clone();
     if superblock.unknown_read_compatible != 0 && !options.read_only {
         let what = crate::error::NewerFeature::ReadCompatible(superblock.unknown_read_compatible);
         return Err(EngineError::NewerVersion { what });
@@ -575,15 +573,23 @@ async fn open_on(
     if actual_bytes < expected_bytes {
         return Err(EngineError::Truncated { expected_bytes, actual_bytes });
     }
-    let slots = checkpoint_slots(&layout);
-    let (checkpoints, newest) = CheckpointStore::open(Arc::clone(&device), slots, pool).await?;
+    let marks = MarkStore::open(Arc::clone(&device), MARKS, pool).await?;
+    let mark = marks.newest();
+    let slots = layout.checkpoint_slots();
+    let (checkpoints, newest) =
+        CheckpointStore::open(Arc::clone(&device), slots, pool, mark.checkpoint).await?;
     let (number, body) = newest.ok_or(MetadataError::NoCheckpoint)?;
     let body = CheckpointBody::decode(&body, layout.segment_count())?;
     let (generation, versions) = (body.next_generation, body.table_versions_sum);
-    let table = SegmentTable::load(&*device, pool, layout, number, generation, versions).await?;
+    let (table, table_repairs) =
+        SegmentTable::load(&*device, pool, layout, number, generation, versions).await?;
+    let mut repairs: Vec<Repair> = found_superblock.spare.iter().cloned().collect();
+    repairs.extend(checkpoints.damaged_copies().iter().cloned().map(Repair::Checkpoint));
+    repairs.extend(marks.damaged_pages().iter().cloned().map(Repair::Mark));
+    repairs.extend(table_repairs);
     let tuning = fitted(&options.tuning, &layout);
     let buffers = BufferPool::new(IDLE_BUFFER_BYTES);
-    let recovered =
+    let mut recovered =
         recovery::scan_frontier(&device, &buffers, pool, &layout, &body, &table).await?;
     let map_config = MapConfig::new(pool, layout.geometry(), tuning.page_cache_bytes);
     let map = Map::open(Arc::clone(&device), map_config, body.manifest);
@@ -591,21 +597,14 @@ async fn open_on(
     let (log, mut replay) =
         Log::open(log_device, log_region(&layout), log_identity(&superblock)).await?;
     if replay.trimmed_up_to() > recovered.sequence {
-        return Err(MetadataError::MissingUnits {
-            recovered: recovered.sequence,
-            trimmed: replay.trimmed_up_to(),
-        }
-        .into());
+        return Err(recovered.missing(recovered.sequence, replay.trimmed_up_to()));
     }
 
     let frontier = Frontier::new(layout.segment_count(), layout.segment_bytes);
-    frontier.recover(recovered.begun, recovered.tail.map_or(0, |tail| tail.len_bytes));
-    if let Some(tail) = recovered.tail
-        && !options.read_only
-    {
-        tail.clean(&*device).await?;
-    }
-    let core = Core {
+    let tail = recovered.tail;
+    let begun = std::mem::take(&mut recovered.begun);
+    frontier.recover(begun, tail.map_or(0, |tail| tail.len_bytes));
+    let mut core = Core {
         threshold: superblock.threshold,
         read_only: options.read_only,
         health: Arc::new(Health::default()),
@@ -636,6 +635,8 @@ async fn open_on(
         }),
         checkpoints,
         checkpointing: Checkpointing::new(Arc::clone(&runtime)),
+        marks: Marks::new(marks, body.unit),
+        repairs,
         frame_cache: Arc::new(FrameCache::new(tuning.frame_cache_bytes)),
         index_is_warm: Milestone::default(),
         was_full: AtomicBool::new(false),
@@ -647,22 +648,48 @@ async fn open_on(
         buffers,
     };
     pipeline::know_units(&core, &recovered.covered);
-    pipeline::apply_units(&core, recovered.units);
-    replay_log(&core, &mut replay).await?;
+    pipeline::apply_units(&core, std::mem::take(&mut recovered.units));
+    let reached = replay_log(&core, &mut replay, &recovered).await?;
+    core.repairs.extend(recovered.check_mark(&mark, &replay, reached)?);
+    for repair in &core.repairs {
+        tracing::warn!(%repair, "damage that redundancy makes good");
+    }
+    if !core.read_only
+        && let Err(error) = found_superblock.restore(&*core.device).await
+    {
+        // As it was: the other copy is enough.
+        tracing::warn!(%error, "a superblock copy cannot be restored");
+    }
+    // Nothing is overwritten before all of it has been looked at.
+    if let Some(tail) = tail
+        && !core.read_only
+    {
+        tail.clean(&*core.device).await?;
+    }
     Ok(core)
 }
 
-/// Admits again what the log holds and no unit does.
-async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result<()> {
+/// Admits again what the log holds and no unit does. Returns up to where every change is found.
+async fn replay_log(
+    core: &Core,
+    replay: &mut siltstone_nvram::Replay,
+    units: &RecoveredUnits,
+) -> Result<Sequence> {
+    let mut reached = units.sequence;
     let by_layer: BTreeMap<_, _> =
         core.volumes.read().values().map(|volume| (volume.layer, Arc::clone(volume))).collect();
     while let Some(record) = replay.next_record().await? {
         for change in record.changes() {
             check_range(&change)?;
             // An append that was tried again leaves a change in two records.
-            if change.sequence <= core.admission.admitted() {
+            if change.sequence <= reached {
                 continue;
             }
+            // A record is written when all before its changes is durable.
+            if change.sequence > reached.next() {
+                return Err(units.missing(reached, Sequence(change.sequence.0 - 1)));
+            }
+            reached = change.sequence;
             let Some(volume) = by_layer.get(&change.layer) else { continue };
             let body = match change.body {
                 siltstone_nvram::ChangeBody::Data(data) => {
@@ -696,7 +723,7 @@ async fn replay_log(core: &Core, replay: &mut siltstone_nvram::Replay) -> Result
         }
     }
     core.commit.advance(core.admission.admitted());
-    Ok(())
+    Ok(reached)
 }
 
 /// Refuses a change that no volume is large enough for: no program of ours logged it.

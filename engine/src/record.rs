@@ -133,7 +133,11 @@ impl CheckpointBody {
         }
         let catalog_bytes = head.catalog_bytes.get() as usize;
         let (catalog, rest) = rest.split_at_checked(catalog_bytes).ok_or_else(short)?;
-        let manifest = rest.get(..head.manifest_bytes.get() as usize).ok_or_else(short)?;
+        let manifest_bytes = head.manifest_bytes.get() as usize;
+        let (manifest, rest) = rest.split_at_checked(manifest_bytes).ok_or_else(short)?;
+        if !rest.is_empty() {
+            return Err(wrong("length behind the manifest", rest.len() as u64));
+        }
         Ok(Self {
             sequence: Sequence(head.sequence.get()),
             unit: head.unit.get(),

@@ -12,6 +12,9 @@
 //! | later log change | admitted again under its own sequence number |
 //! | log change of a layer that is gone | skipped: its volume was deleted |
 //! | log trimmed beyond the last applied unit | acknowledged data is missing: refused |
+//! | log change that does not follow what was found so far | so it is |
+//! | less than the durability mark says was durable | so it is |
+//! | a unit or record that was durable is not whole, but all its changes are found elsewhere | reported |
 //!
 //! Opening for writing goes on in the segment of the last unit that counts, behind it: otherwise
 //! every opening would use a segment up. What stands there is overwritten with zeros first, and a
@@ -27,12 +30,15 @@ use siltstone_device::{
     request,
 };
 
+use siltstone_nvram::{Mark, Replay};
+
 use crate::{
-    error::{MetadataError, Result},
+    error::{EngineError, MetadataError, Result},
     frame::{self, FrameIdentity},
     frontier::FrontierSegment,
     layout::Layout,
     record::CheckpointBody,
+    repair::Repair,
     segment_table::{Segment, SegmentState, SegmentTable},
     write_unit::Summary,
 };
@@ -59,6 +65,40 @@ pub(crate) struct RecoveredUnits {
     pub(crate) begun: Vec<FrontierSegment>,
     /// What is behind the last unit, if it is in the last of these segments.
     pub(crate) tail: Option<Tail>,
+    /// Where the unit after the last one belongs, if that is known.
+    pub(crate) next_place: Option<(SegmentId, u64)>,
+}
+
+impl RecoveredUnits {
+    /// Changes up to `durable` were durable and only those up to `recovered` are found.
+    pub(crate) fn missing(&self, recovered: Sequence, durable: Sequence) -> EngineError {
+        let (unit, place) = (self.unit + 1, self.next_place);
+        MetadataError::MissingUnit { unit, place, recovered, durable }.into()
+    }
+
+    /// Compares what the mark says was durable with what was recovered: units, and changes up to
+    /// `reached` with those of the log. Returns what is damaged without being missed.
+    ///
+    /// # Errors
+    /// If a change that was durable is missing.
+    pub(crate) fn check_mark(
+        &self,
+        mark: &Mark,
+        replay: &Replay,
+        reached: Sequence,
+    ) -> Result<Vec<Repair>> {
+        let lost_unit = mark.unit > self.unit;
+        let lost_record = replay.lost_record(mark.record);
+        if reached < mark.sequence {
+            return Err(match lost_record {
+                Some(error) if !lost_unit => error.into(),
+                _ => self.missing(reached, mark.sequence),
+            });
+        }
+        let lost_unit =
+            lost_unit.then(|| Repair::Unit { unit: self.unit + 1, place: self.next_place });
+        Ok(lost_unit.into_iter().chain(lost_record.map(Repair::LogRecord)).collect())
+    }
 }
 
 /// The end of the segment in which the last unit stands.
@@ -225,6 +265,7 @@ pub(crate) async fn scan_frontier(
         sequence: body.sequence,
         begun: Vec::new(),
         tail: None,
+        next_place: None,
     };
     // The segment and the end of the newest unit, if it is here.
     let mut newest = None;
@@ -239,6 +280,8 @@ pub(crate) async fn scan_frontier(
         *blocks += summary.fingerprints.len() as u32;
         let start = layout.geometry().segment_start(summary.segment);
         *bytes = (*bytes).max((unit.address.0 - start.0) as u32 + summary.unit_bytes);
+        let has_room = u64::from(*bytes) < layout.segment_bytes;
+        recovered.next_place = has_room.then_some((summary.segment, (*bytes).into()));
         let segment = FrontierSegment {
             id: summary.segment,
             generation: summary.generation,

@@ -2,13 +2,13 @@
 //!
 //! In memory the table has one owner of truth, a mutex; generations alone are also kept in
 //! atomics, because every frame read compares one. On disk it is an array of 4 KiB pages in a
-//! region of its own, two slots a page. A checkpoint writes the pages that changed since the last
-//! one, each into the slot that does not hold its newest durable version, before the checkpoint
-//! record that makes them valid. A page's version is the number of its checkpoint: opening takes,
-//! for each page, the newest whole slot whose number is not above the checkpoint record's. A crash
-//! between the page writes and the record therefore leaves the old table intact. The record carries
-//! a sum over all pages' versions, so that a damaged or stale slot is not passed over for an older
-//! one: that would free what is in use.
+//! region of its own, two slots a page, two copies a slot ([`pages`]). A checkpoint writes the pages
+//! that changed since the last one, each into the slot that does not hold its newest durable
+//! version, before the checkpoint record that makes them valid. A page's version is the number of
+//! its checkpoint: opening takes, for each page, the newest whole copy whose number is not above the
+//! checkpoint record's. A crash between the page writes and the record therefore leaves the old
+//! table intact. The record carries a sum over all pages' versions, so that a slot of which both
+//! copies are damaged or stale is not passed over for an older one: that would free what is in use.
 //!
 //! # Life of a segment
 //! ```text
@@ -32,44 +32,19 @@ use std::{
 use parking_lot::Mutex;
 use siltstone_cursor::Edit;
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, SegmentId,
-    header::{self, HEADER_BYTES, HeaderError, Identity, Kind},
-    request,
-};
-use zerocopy::{
-    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
-    little_endian::{U32, U64},
+    AlignedBuffer, BLOCK_BYTES, Device, Durability, SegmentId, header::HeaderError, request,
 };
 
 use crate::{
     error::{MetadataError, Result},
     layout::Layout,
+    repair::Repair,
 };
 
-const VERSION: u16 = 1;
+mod pages;
 
-/// Slots a page: the newest durable version is in one, the next goes to the other.
-pub(crate) const SLOTS_PER_PAGE: u64 = 2;
-
-/// Segments that one page describes.
-pub(crate) const ENTRIES_PER_PAGE: usize = 126;
-
-/// A segment on disk. 32 bytes.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct Entry {
-    generation: U64,
-    references: U64,
-    stored_blocks: U32,
-    used_bytes: U32,
-    pages: U32,
-    state: u8,
-    reserved: [u8; 3],
-}
-const _: () = assert!(size_of::<Entry>() == 32);
-const ENTRIES_START: usize = 64;
-const _: () = assert!(ENTRIES_START >= HEADER_BYTES);
-const _: () = assert!(ENTRIES_START + ENTRIES_PER_PAGE * 32 == BLOCK_BYTES);
+pub(crate) use pages::{COPIES, ENTRIES_PER_PAGE, SLOTS_PER_PAGE};
+use pages::{FoundPage, Newest, decode_page, encode_page, inconsistent, slot_offset};
 
 /// What a segment is used for. The discriminants are on-disk values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,13 +86,6 @@ const UNUSED: Segment = Segment {
     used_bytes: 0,
     pages: 0,
 };
-
-/// A page's newest durable version.
-#[derive(Clone, Copy)]
-struct Newest {
-    version: u64,
-    slot: u8,
-}
 
 /// What a page's version adds to the sum that the checkpoint record carries: an odd multiple of
 /// the version that differs from page to page, so that no single wrong version goes unnoticed.
@@ -216,7 +184,8 @@ impl SegmentTable {
         }
     }
 
-    /// Reads the table as of checkpoint `number`, whose record carries `versions_sum`.
+    /// Reads the table as of checkpoint `number`, whose record carries `versions_sum`. Returns also
+    /// the copies that the other copy made up for; the next checkpoint writes their pages anew.
     pub(crate) async fn load(
         device: &dyn Device,
         pool: u64,
@@ -224,41 +193,51 @@ impl SegmentTable {
         number: u64,
         next_generation: u64,
         versions_sum: u64,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Vec<Repair>)> {
         const PAGES_PER_READ: usize = 128;
+        const SLOTS_BYTES: usize = SLOTS_PER_PAGE as usize * BLOCK_BYTES;
         let count = layout.segment_count() as usize;
         let pages = count.div_ceil(ENTRIES_PER_PAGE);
         let mut segments = Vec::with_capacity(count);
         let mut newest = Vec::with_capacity(pages);
-        let mut passed_over = None;
+        let mut suspect: Option<HeaderError> = None;
+        let mut repairs = Vec::new();
         let mut dirty_pages = BTreeSet::new();
         for first in (0..pages).step_by(PAGES_PER_READ) {
             let chunk = PAGES_PER_READ.min(pages - first);
-            let bytes = chunk * SLOTS_PER_PAGE as usize * BLOCK_BYTES;
-            let start = slot_offset(&layout, first, 0);
-            let buffer = request::read(device, start, AlignedBuffer::zeroed(bytes)).await?;
+            let read = |copy| {
+                let start = slot_offset(&layout, first, 0, copy);
+                request::read(device, start, AlignedBuffer::zeroed(chunk * SLOTS_BYTES))
+            };
+            let reads = [read(0), read(1)];
+            let [first_copies, second_copies] = reads;
+            let copies = [first_copies.await?, second_copies.await?];
             for page in first..first + chunk {
-                let slots = &buffer[(page - first) * 2 * BLOCK_BYTES..][..2 * BLOCK_BYTES];
-                let (found, problem) =
+                let slots = copies.each_ref().map(|copy| {
+                    let at = (page - first) * SLOTS_BYTES;
+                    &copy[at..at + SLOTS_BYTES]
+                });
+                let FoundPage { newest: found, repair, passed_over, has_later_slot } =
                     decode_page(slots, pool, &layout, page, number, &mut segments, count)?;
                 newest.push(found);
-                passed_over = passed_over.or(problem);
-                if has_later_slot(slots, pool, &layout, page, number) {
+                suspect = suspect.or(passed_over);
+                if has_later_slot || repair.is_some() {
                     dirty_pages.insert(page);
                 }
+                repairs.extend(repair);
             }
         }
         let sum = sum_of(&newest);
         if sum != versions_sum {
-            // A slot that was passed over is the likely one; else one holds an older version.
-            return Err(match passed_over {
+            // A copy that was passed over is the likely one; else one holds an older version.
+            return Err(match suspect {
                 Some(error) => MetadataError::Header(error).into(),
                 None => inconsistent("sum of versions", sum),
             });
         }
         let mut table = Self::assemble(pool, layout, segments, newest, next_generation);
         table.inner.get_mut().dirty_pages = dirty_pages;
-        Ok(table)
+        Ok((table, repairs))
     }
 
     /// The generation of a segment, and whether new links into it are allowed. `None` if there is
@@ -425,9 +404,11 @@ impl SegmentTable {
                 let slot = 1 - slot;
                 let change = version_term(page, number).wrapping_sub(version_term(page, version));
                 inner.versions_sum = inner.versions_sum.wrapping_add(change);
-                let address = slot_offset(&self.layout, page, slot);
-                let buffer = encode_page(&inner.segments, page, self.pool, address, number);
-                writes.push((address, buffer));
+                for copy in 0..COPIES {
+                    let address = slot_offset(&self.layout, page, slot, copy);
+                    let buffer = encode_page(&inner.segments, page, self.pool, address, number);
+                    writes.push((address, buffer));
+                }
                 pages.push((page, Newest { version: number, slot }));
             }
             versions_sum = inner.versions_sum;
@@ -520,121 +501,6 @@ impl Inner {
         self.freeing.push(id);
         self.mark_dirty(at);
     }
-}
-
-fn slot_offset(layout: &Layout, page: usize, slot: u8) -> ByteOffset {
-    let slots = page as u64 * SLOTS_PER_PAGE + u64::from(slot);
-    layout.segment_table_offset.plus(slots * BLOCK_BYTES as u64)
-}
-
-fn identity(pool: u64, address: ByteOffset) -> Identity {
-    Identity { kind: Kind::SegmentTable, version: VERSION, pool, address_bytes: address.0 }
-}
-
-fn encode_page(
-    segments: &[Segment],
-    page: usize,
-    pool: u64,
-    address: ByteOffset,
-    number: u64,
-) -> AlignedBuffer {
-    let mut buffer = AlignedBuffer::zeroed(BLOCK_BYTES);
-    let first = page * ENTRIES_PER_PAGE;
-    let last = segments.len().min(first + ENTRIES_PER_PAGE);
-    let slots = buffer[ENTRIES_START..].chunks_exact_mut(size_of::<Entry>());
-    for (segment, slot) in segments[first..last].iter().zip(slots) {
-        let state = match segment.state {
-            SegmentState::Freeing => SegmentState::Free,
-            state => state,
-        };
-        let entry = Entry {
-            generation: U64::new(segment.generation),
-            references: U64::new(segment.references),
-            stored_blocks: U32::new(segment.stored_blocks),
-            used_bytes: U32::new(segment.used_bytes),
-            pages: U32::new(segment.pages),
-            state: state as u8,
-            reserved: [0; 3],
-        };
-        slot.copy_from_slice(entry.as_bytes());
-    }
-    header::seal(&mut buffer, &identity(pool, address), number);
-    buffer
-}
-
-/// Decodes the newest valid slot of a page, not above checkpoint `number`, and appends its
-/// segments. Returns what it chose, and what is wrong with the other slot, if it is not whole.
-fn decode_page(
-    slots: &[u8],
-    pool: u64,
-    layout: &Layout,
-    page: usize,
-    number: u64,
-    segments: &mut Vec<Segment>,
-    count: usize,
-) -> Result<(Newest, Option<HeaderError>)> {
-    let mut best: Option<(u64, u8)> = None;
-    let mut problem = None;
-    for slot in 0..SLOTS_PER_PAGE as u8 {
-        let bytes = &slots[usize::from(slot) * BLOCK_BYTES..][..BLOCK_BYTES];
-        let expected = identity(pool, slot_offset(layout, page, slot));
-        match header::verify(bytes, &expected) {
-            Ok(header) => {
-                let version = header.sequence.get();
-                let full = header.length_bytes.get() as usize == BLOCK_BYTES;
-                if full && version <= number && best.is_none_or(|(newest, _)| version > newest) {
-                    best = Some((version, slot));
-                }
-            }
-            Err(error) => problem = Some(error),
-        }
-    }
-    let Some((version, slot)) = best else {
-        return Err(match problem {
-            Some(error) => MetadataError::Header(error).into(),
-            None => inconsistent("page", page as u64),
-        });
-    };
-    let entries =
-        &slots[usize::from(slot) * BLOCK_BYTES + ENTRIES_START..][..ENTRIES_PER_PAGE * 32];
-    let here = ENTRIES_PER_PAGE.min(count - segments.len());
-    for bytes in entries.chunks_exact(size_of::<Entry>()).take(here) {
-        let entry = Entry::read_from_bytes(bytes).expect("the chunk has an entry's size");
-        let state = match entry.state {
-            0 => SegmentState::Free,
-            1 => SegmentState::Frontier,
-            2 => SegmentState::Data,
-            3 => SegmentState::Metadata,
-            other => return Err(inconsistent("state", u64::from(other))),
-        };
-        let generation = entry.generation.get();
-        if generation & CONDEMNED != 0 {
-            return Err(inconsistent("generation", generation));
-        }
-        segments.push(Segment {
-            state,
-            generation,
-            references: entry.references.get(),
-            stored_blocks: entry.stored_blocks.get(),
-            used_bytes: entry.used_bytes.get(),
-            pages: entry.pages.get(),
-        });
-    }
-    Ok((Newest { version, slot }, problem))
-}
-
-/// Whether one of a page's slots was written by a checkpoint after `number`, whose record was never
-/// stored. The next checkpoint bears that number again, and must overwrite the slot with what it
-/// means by it.
-fn has_later_slot(slots: &[u8], pool: u64, layout: &Layout, page: usize, number: u64) -> bool {
-    (0..SLOTS_PER_PAGE as u8).zip(slots.chunks_exact(BLOCK_BYTES)).any(|(slot, bytes)| {
-        let expected = identity(pool, slot_offset(layout, page, slot));
-        header::verify(bytes, &expected).is_ok_and(|header| header.sequence.get() > number)
-    })
-}
-
-fn inconsistent(field: &'static str, value: u64) -> crate::error::EngineError {
-    MetadataError::Inconsistent { structure: "segment table", field, value }.into()
 }
 
 #[cfg(test)]

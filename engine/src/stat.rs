@@ -57,6 +57,12 @@ pub struct PoolStat {
     pub frame_cache_bytes: u64,
     /// Summaries loaded to check hints of the index.
     pub summary_loads: u64,
+    /// Every change up to here is durable.
+    pub durable_sequence: u64,
+    /// And up to here that is noted on the device: see [`mark_delay`](crate::Tuning::mark_delay).
+    pub marked_sequence: u64,
+    /// What was found damaged at opening, of which nothing is lost.
+    pub repairs: Vec<String>,
     /// Why the pool accepts no changes, if it does not.
     pub failure: Option<String>,
     /// By volume.
@@ -135,6 +141,9 @@ impl Pool {
             pending_changes: core.admission.pending() as u64,
             frame_cache_bytes: core.frame_cache.bytes() as u64,
             summary_loads: core.summaries.loads(),
+            durable_sequence: core.commit.durable().0,
+            marked_sequence: core.marks.newest().sequence.0,
+            repairs: core.repairs.iter().map(ToString::to_string).collect(),
             failure: core.health.failure().map(|failure| failure.to_string()),
             volumes: volume_stats,
             counters: core.stats.counters(),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability,
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, DeviceError, Durability,
     header::{self, HEADER_BYTES, Header, HeaderError, Identity, Kind},
     request,
 };
@@ -17,10 +17,11 @@ use crate::{
     config::{INDEX_MEMORY_BYTES, MAX_THRESHOLD},
     error::{EngineError, MetadataError, NewerFeature, Result},
     layout::{Layout, SUPERBLOCK_A, SUPERBLOCK_B},
+    repair::Repair,
 };
 
 /// The layout version that this program writes.
-const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 /// Feature bits that this program knows. Unknown incompatible ones forbid opening, unknown
 /// read-compatible ones forbid writing; others may be ignored.
@@ -128,6 +129,9 @@ impl Superblock {
     fn decode(block: &[u8], address: ByteOffset) -> std::result::Result<Self, SuperblockError> {
         let claimed = Header::read_from_prefix(block).map_or(0, |(header, _)| header.pool.get());
         let header = header::verify(block, &identity(claimed, address))?;
+        if header.version.get() < VERSION {
+            return Err(SuperblockError::Body("version", header.version.get().into()));
+        }
         let body = block
             .get(HEADER_BYTES..header.length_bytes.get() as usize)
             .and_then(|body| Body::ref_from_prefix(body).ok());
@@ -190,41 +194,94 @@ impl Superblock {
     }
 
     /// Reads the newer whole copy.
-    pub(crate) async fn load(device: &dyn Device) -> Result<Self> {
-        let mut found: Vec<Self> = Vec::new();
-        let mut problems: Vec<SuperblockError> = Vec::new();
+    ///
+    /// A copy that needs a newer program is never passed over for the other one, which would be
+    /// older: it is an error.
+    pub(crate) async fn load(device: &dyn Device) -> Result<FoundSuperblock> {
+        let mut found: Vec<(Self, ByteOffset, AlignedBuffer)> = Vec::new();
+        let mut problems: Vec<(SuperblockError, ByteOffset)> = Vec::new();
         for address in [SUPERBLOCK_A, SUPERBLOCK_B] {
             if device.size_bytes() < address.0 + BLOCK_BYTES as u64 {
                 let kind = Kind::Superblock;
                 let missing = HeaderError::Magic { kind, address_bytes: address.0 };
-                problems.push(missing.into());
+                problems.push((missing.into(), address));
                 continue;
             }
             let read = request::read(device, address, AlignedBuffer::zeroed(BLOCK_BYTES)).await;
             match read {
                 Ok(block) => match Self::decode(&block, address) {
-                    Ok(superblock) => found.push(superblock),
-                    Err(problem) => problems.push(problem),
+                    Ok(superblock) => found.push((superblock, address, block)),
+                    Err(SuperblockError::Newer(what)) => {
+                        return Err(EngineError::NewerVersion { what });
+                    }
+                    Err(problem) => problems.push((problem, address)),
                 },
-                Err(error) if address == SUPERBLOCK_B && found.is_empty() => {
-                    return Err(error.into());
-                }
-                Err(error) => tracing::warn!(%error, "a superblock copy cannot be read"),
+                Err(error) => problems.push((SuperblockError::Device(error), address)),
             }
         }
-        if let Some(newest) = found.into_iter().max_by_key(|superblock| superblock.sequence) {
-            return Ok(newest);
+        // Of two of the same sequence the second: it was written first.
+        let newest = found.iter().max_by_key(|(superblock, ..)| superblock.sequence);
+        let Some((superblock, _, block)) = newest else {
+            return Err(SuperblockError::explain(problems.into_iter().map(|(p, _)| p).collect()));
+        };
+        let stale = found.iter().find(|(other, ..)| other != superblock).map(|(other, at, _)| {
+            let (found, sequence) = (other.sequence, superblock.sequence);
+            (
+                *at,
+                format!(
+                    "it is another one (number {found} of pool {:016x}) than the one \
+                           that counts (number {sequence} of pool {:016x})",
+                    other.pool, superblock.pool
+                ),
+            )
+        });
+        let damaged = problems.into_iter().map(|(problem, at)| (at, problem.to_string())).next();
+        let spare = stale.or(damaged).map(|(offset, reason)| Repair::Superblock { offset, reason });
+        if let Some(repair) = &spare {
+            tracing::warn!("{repair}");
         }
-        Err(SuperblockError::explain(problems))
+        Ok(FoundSuperblock { superblock: superblock.clone(), block: block.to_vec(), spare })
+    }
+}
+
+/// The superblock that counts.
+pub(crate) struct FoundSuperblock {
+    pub(crate) superblock: Superblock,
+    /// Its copy as it was read.
+    block: Vec<u8>,
+    /// What is wrong with the other copy.
+    pub(crate) spare: Option<Repair>,
+}
+
+impl FoundSuperblock {
+    /// Writes the copy that does not count anew, byte for byte what the other one says. The pool
+    /// has been opened with that: it is whole in more than its checksum.
+    ///
+    /// # Errors
+    /// If the device fails; the good copy is as it was.
+    pub(crate) async fn restore(&self, device: &dyn Device) -> Result<()> {
+        let Some(Repair::Superblock { offset, .. }) = self.spare else { return Ok(()) };
+        let mut block = AlignedBuffer::zeroed(BLOCK_BYTES);
+        block.copy_from_slice(&self.block);
+        let Superblock { pool, sequence, .. } = self.superblock;
+        header::seal(&mut block, &identity(pool, offset), sequence);
+        request::write(device, offset, block, Durability::Immediate).await?;
+        tracing::warn!(%offset, "a superblock copy was restored");
+        Ok(())
     }
 }
 
 /// Why one copy cannot be used.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum SuperblockError {
+    #[error(transparent)]
     Header(HeaderError),
+    #[error(transparent)]
     Newer(NewerFeature),
+    #[error("{0} is {1}")]
     Body(&'static str, u64),
+    #[error(transparent)]
+    Device(DeviceError),
 }
 
 impl From<HeaderError> for SuperblockError {
@@ -245,6 +302,7 @@ impl SuperblockError {
         for problem in problems {
             match problem {
                 Self::Newer(what) => return EngineError::NewerVersion { what },
+                Self::Device(error) => return error.into(),
                 Self::Body(field, value) => {
                     let structure = "superblock";
                     return MetadataError::Inconsistent { structure, field, value }.into();
@@ -266,6 +324,8 @@ fn identity(pool: u64, address: ByteOffset) -> Identity {
 
 #[cfg(test)]
 mod tests {
+    use siltstone_device::sim::SimDevice;
+
     use super::*;
     use crate::config::CreateOptions;
 
@@ -324,5 +384,72 @@ mod tests {
         let error =
             SuperblockError::explain(vec![Superblock::decode(&block, SUPERBLOCK_A).unwrap_err()]);
         assert!(matches!(error, EngineError::NewerVersion { .. }), "{error}");
+    }
+
+    fn stored() -> Arc<SimDevice> {
+        let device = SimDevice::new(1 << 20);
+        pollster::block_on(superblock().store(&*device)).unwrap();
+        device
+    }
+
+    fn load(device: &Arc<SimDevice>) -> Result<FoundSuperblock> {
+        pollster::block_on(Superblock::load(&**device))
+    }
+
+    /// Whatever becomes of one copy: the other one counts, and writes it anew.
+    #[test]
+    fn a_damaged_or_stale_copy_is_reported_and_restored() {
+        let whole = stored();
+        assert!(load(&whole).unwrap().spare.is_none());
+        let older = Superblock { sequence: 0, ..superblock() };
+        let impossible = Superblock { threshold: 0, ..superblock() };
+        for (at, other) in [(SUPERBLOCK_A, SUPERBLOCK_B), (SUPERBLOCK_B, SUPERBLOCK_A)] {
+            let mut flipped = superblock().encode(at).to_vec();
+            flipped[1000] ^= 1;
+            let contents = [
+                vec![0; BLOCK_BYTES],
+                flipped,
+                superblock().encode(other).to_vec(),
+                older.encode(at).to_vec(),
+                impossible.encode(at).to_vec(),
+            ];
+            for (number, bytes) in contents.iter().enumerate() {
+                let device = whole.snapshot();
+                device.corrupt(at.0, bytes);
+                let found = load(&device).unwrap();
+                assert_eq!(found.superblock, superblock(), "{number} at {at}");
+                let named =
+                    matches!(found.spare, Some(Repair::Superblock { offset, .. }) if offset == at);
+                assert!(named, "{number} at {at}: {:?}", found.spare);
+                pollster::block_on(found.restore(&*device)).unwrap();
+                assert!(load(&device).unwrap().spare.is_none(), "{number} at {at}");
+                for copy in [SUPERBLOCK_A, SUPERBLOCK_B] {
+                    assert_eq!(
+                        device.peek(copy.0, BLOCK_BYTES),
+                        whole.peek(copy.0, BLOCK_BYTES),
+                        "{number} at {at}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// The other copy is older than what the newer program did.
+    #[test]
+    fn a_copy_that_needs_a_newer_program_is_not_passed_over() {
+        for at in [SUPERBLOCK_A, SUPERBLOCK_B] {
+            let mut newer = superblock().encode(at);
+            let version = Identity { version: VERSION + 1, ..identity(0x1234, at) };
+            header::seal(&mut newer, &version, 2);
+            let mut featured = superblock().encode(at);
+            featured[HEADER_BYTES] = 0x80;
+            header::seal(&mut featured, &identity(0x1234, at), 2);
+            for bytes in [newer, featured] {
+                let device = stored();
+                device.corrupt(at.0, &bytes);
+                let error = load(&device).err().unwrap();
+                assert!(matches!(error, EngineError::NewerVersion { .. }), "{error}");
+            }
+        }
     }
 }

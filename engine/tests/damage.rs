@@ -19,6 +19,8 @@ use support::{
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const DISK_BLOCKS: u64 = 400;
+/// Where segments begin in pools of 64 MiB with the options used here.
+const DATA_START: u64 = 6 * MIB + 768 * KIB;
 
 /// A closed pool, what it held on the way, and what its disk contains.
 struct Sample {
@@ -151,7 +153,7 @@ fn used_blocks(device: &SimDevice) -> Vec<u64> {
 
 /// Whether a block lies in a segment, frames or patches, rather than in the pool's own regions.
 fn is_data(at: u64) -> bool {
-    at >= 4 * MIB + 512 * KIB
+    at >= DATA_START
 }
 
 #[test]
@@ -195,7 +197,8 @@ fn flipped_bytes_are_noticed_and_take_only_their_frame_with_them() {
         }
     }
     println!("{refused} refused, {harmless} harmless, {partial} partial");
-    assert!(refused > 0 && harmless > 0 && partial > 20, "the damage reaches everything");
+    assert_eq!(refused, 0, "what a closed pool cannot be opened without is there twice");
+    assert!(harmless > 0 && partial > 20, "the damage reaches everything");
 }
 
 #[test]
@@ -224,8 +227,8 @@ fn zeroed_and_stale_blocks_are_noticed() {
     }
 }
 
-/// Without a clean end, damage at the end of what was written cannot be told from a torn write;
-/// but nothing ever reads as what nobody wrote, panics or hangs.
+/// Right after a flush, damage at the end of what was written cannot be told from a torn write (see
+/// the tests of redundancy for later); but nothing ever reads as what nobody wrote, panics or hangs.
 #[test]
 fn damage_in_a_pool_that_was_not_closed_invents_nothing() {
     let watchdog = Watchdog::new("a pool that was not closed");
@@ -284,7 +287,7 @@ fn a_damaged_old_frame_in_the_open_segment_hides_nothing_behind_it() {
     pool.close().unwrap();
 
     let sector = bytes_of(&old[0][..1]);
-    let start = 4 * MIB;
+    let start = DATA_START;
     let segments = crashed.peek(start, 4 << 20);
     let at = segments.windows(sector.len()).position(|window| window == sector).unwrap();
     crashed.flip_bit(start + at as u64 + 100, 1);

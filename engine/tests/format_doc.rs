@@ -391,13 +391,26 @@ fn a_reader_that_knows_only_the_tables_finds_a_block() {
     assert_eq!(superblock("flags"), 1);
     assert_eq!(superblock("threshold"), 1);
 
-    // The newer of the two checkpoint records.
+    // The newer of the two checkpoint records, and its other copy.
     let slot_bytes = superblock("checkpoint_slot_bytes");
     let slots = [MIB, MIB + slot_bytes];
     let newest = slots.into_iter().max_by_key(|&at| reader.header(&image, at, "sequence")).unwrap();
-    reader.check_header(&image, newest, 2, newest as u64);
     let number = reader.header(&image, newest, "sequence");
     assert_eq!(slots[(number % 2) as usize], newest);
+    for copy in [newest, newest + 2 * slot_bytes] {
+        let length = reader.check_header(&image, copy, 2, copy as u64);
+        assert_eq!(reader.header(&image, copy, "sequence"), number);
+        let body = |at: usize| &image[at + header_bytes..at + length];
+        assert!(body(copy) == body(newest), "two copies say the same");
+    }
+
+    // The newer mark says that this checkpoint was durable.
+    let marks = [256 << 10, 768 << 10];
+    let mark = marks.into_iter().max_by_key(|&at| reader.header(&image, at, "sequence")).unwrap();
+    reader.check_header(&image, mark, 8, mark as u64);
+    let of_mark = |field| reader.get(&image, mark + header_bytes, "mark.rs Body", field);
+    assert_eq!((of_mark("checkpoint"), of_mark("unit")), (number, 1));
+    assert_eq!(of_mark("sequence"), 1, "one change was written");
     let head = newest + header_bytes;
     let body = |field| reader.get(&image, head, "engine/src/record.rs DiskHead", field);
     assert_eq!((body("version"), body("unit")), (1, 1));
@@ -449,14 +462,18 @@ fn a_reader_that_knows_only_the_tables_finds_a_block() {
     // What the segment table says of its segment: the newest slot not above the record.
     let table_page = segment / 126;
     let table = superblock("segment_table_offset") + table_page * 8192;
+    let second_copies = superblock("segment_table_pages") * 8192;
     let is_valid = |&at: &usize| {
         image[at..].starts_with(b"SLTS") && reader.header(&image, at, "sequence") <= number
     };
     let newest = [table, table + 4096].into_iter().filter(is_valid);
     let newest = newest.max_by_key(|&at| reader.header(&image, at, "sequence")).unwrap();
-    assert_eq!(reader.check_header(&image, newest, 7, newest as u64), 4096);
-    let entry = newest + 64 + segment % 126 * reader.len("segment_table.rs Entry");
-    let of_segment = |field| reader.get(&image, entry, "segment_table.rs Entry", field);
+    for copy in [newest, newest + second_copies] {
+        assert_eq!(reader.check_header(&image, copy, 7, copy as u64), 4096);
+        assert!(image[copy + header_bytes..][..4056] == image[newest + header_bytes..][..4056]);
+    }
+    let entry = newest + 64 + segment % 126 * reader.len("pages.rs Entry");
+    let of_segment = |field| reader.get(&image, entry, "pages.rs Entry", field);
     assert_eq!(of_segment("generation"), of_frame("generation"));
     assert_eq!((of_segment("references"), of_segment("stored_blocks")), (1, 1));
     assert_eq!(of_segment("used_bytes"), 4096);

@@ -29,6 +29,7 @@ pub fn options() -> OpenOptions {
         memtable_entries: 50,
         checkpoint_interval: Duration::from_secs(60),
         log_commit_bytes: 64 << 10,
+        mark_delay: Duration::ZERO,
         warm_index: false,
     };
     OpenOptions { read_only: false, tuning }

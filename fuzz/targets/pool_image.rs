@@ -42,7 +42,7 @@ static BASE: LazyLock<Base> = LazyLock::new(|| {
     Base { device, structures }
 });
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind::Superblock,
     Kind::Checkpoint,
     Kind::LogRecord,
@@ -50,6 +50,7 @@ const KINDS: [Kind; 7] = [
     Kind::PatchLeaf,
     Kind::PatchFence,
     Kind::SegmentTable,
+    Kind::DurabilityMark,
 ];
 
 /// Makes an edited structure valid again; only its sequence number is believed.

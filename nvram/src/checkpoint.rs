@@ -1,8 +1,10 @@
-//! The checkpoint record: two slots, written in turn, of which the newer whole one counts.
+//! The checkpoint record: two slots, written in turn, of which the newer whole one counts; each
+//! slot has two copies, of which one whole one is enough.
 //!
 //! Checkpoint number n goes to slot n mod 2, so the slot written is never the one that holds the
-//! newest durable checkpoint. A slot is a `device::header` (kind checkpoint, sequence = number)
-//! and an opaque body, zero-padded to whole blocks, written by one device write.
+//! newest durable checkpoint. A copy is a `device::header` (kind checkpoint, sequence = number) and
+//! an opaque body, zero-padded to whole blocks. Both copies are submitted together; the checkpoint
+//! is durable when both are.
 //!
 //! What recovery makes of the two slots:
 //!
@@ -13,10 +15,19 @@
 //! | empty, empty     | none                                                                  |
 //! | empty, damaged   | none: the first checkpoint of all was torn                            |
 //! | damaged, damaged | error naming both: at most one can have been torn                     |
+//! | a copy of a newer version | error: what it says is newer too, perhaps                    |
+//! | a number below the one that is known to have been durable | error naming where that was  |
 //!
-//! What it cannot see: a newest checkpoint that the medium damaged after it was acknowledged looks
-//! like a torn one. [`CheckpointStore::damaged_slot`] tells, and whoever also keeps a log can
-//! compare what the older checkpoint covers with [`Replay::trimmed_up_to`](crate::Replay).
+//! And of the two copies of a slot:
+//!
+//! | copies           | the slot is                                                           |
+//! |------------------|-----------------------------------------------------------------------|
+//! | any whole        | whole, with the larger number; the other copy is reported             |
+//! | empty, empty     | empty                                                                 |
+//! | else             | damaged                                                               |
+//!
+//! A newest slot of which both copies are damaged looks like a torn one. Only who knows that it was
+//! durable (a [mark](crate::mark), or a log that was trimmed beyond) can tell.
 
 use std::sync::Arc;
 
@@ -24,27 +35,31 @@ use event_listener::Event;
 use parking_lot::Mutex;
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, Device, DeviceError, Durability, Request,
-    header::{self, HEADER_BYTES, HeaderError, Identity, Kind},
+    header::{self, HEADER_BYTES, Header, HeaderError, Identity, Kind},
     request,
 };
+use zerocopy::FromBytes;
 
-use crate::{CheckpointError, Region, SlotError, log::write_zeros};
+use crate::{CheckpointError, CopyError, Region, log::write_zeros};
 
 /// The version of the layout.
 pub const CHECKPOINT_VERSION: u16 = 1;
+
+/// Where the two copies of a slot are.
+pub type SlotRegions = [Region; 2];
 
 /// Two slots on the pool's device.
 ///
 /// Thread safety: shared freely. Stores are written one after the other; one whose future is
 /// dropped is finished and counted all the same.
 ///
-/// Invariants: at most one write is in flight, and never to the slot of the newest durable
+/// Invariants: at most one store is in flight, and never to the slot of the newest durable
 /// checkpoint; after a failed write nothing is stored any more.
 pub struct CheckpointStore {
     device: Arc<dyn Device>,
-    slots: [Region; 2],
+    slots: [SlotRegions; 2],
     pool: u64,
-    damaged_slot: Option<SlotError>,
+    damaged_copies: Vec<CopyError>,
     progress: Arc<Progress>,
 }
 
@@ -58,15 +73,16 @@ struct Progress {
 struct State {
     /// The newest durable checkpoint; 0 is none.
     newest: u64,
-    in_flight: bool,
+    /// Copies of the next one that are being written.
+    in_flight: usize,
     failed: Option<CheckpointError>,
 }
 
-/// What a slot holds.
-enum Slot {
+/// What a copy, or a slot, holds.
+enum Found {
     Empty,
     Whole { number: u64, body: Vec<u8> },
-    Damaged(SlotError),
+    Damaged(CopyError),
 }
 
 impl CheckpointStore {
@@ -76,58 +92,68 @@ impl CheckpointStore {
     /// If the slots do not fit the device or a write fails.
     pub async fn format(
         device: Arc<dyn Device>,
-        slots: [Region; 2],
+        slots: [SlotRegions; 2],
     ) -> Result<(), CheckpointError> {
         check_slots(&*device, &slots)?;
-        for slot in slots {
-            write_zeros(&*device, slot).await?;
+        for copy in slots.as_flattened() {
+            write_zeros(&*device, *copy).await?;
         }
         Ok(())
     }
 
     /// Opens the two slots of a pool; returns the newest whole checkpoint's number and body.
+    /// Number `durable` (0 is none) is known to have been durable: nothing older is taken for the
+    /// newest.
+    ///
     /// Flushes the device: a checkpoint that a former process wrote but did not see acknowledged
     /// may stand in a volatile cache, and from now on the other one will be overwritten.
     ///
     /// # Errors
-    /// If the slots do not fit the device, both are damaged, or the device fails. An unreadable
-    /// slot is not taken for a torn one: it may hold the newest checkpoint.
+    /// If the slots do not fit the device, both are damaged, one is of a newer version or the
+    /// durable one is missing, or the device fails. An unreadable copy is not taken for a torn one:
+    /// it may hold the newest checkpoint.
     pub async fn open(
         device: Arc<dyn Device>,
-        slots: [Region; 2],
+        slots: [SlotRegions; 2],
         pool: u64,
+        durable: u64,
     ) -> Result<(Self, Option<(u64, Vec<u8>)>), CheckpointError> {
         check_slots(&*device, &slots)?;
-        let first = load(&*device, slots[0], pool, 0).await?;
-        let second = load(&*device, slots[1], pool, 1).await?;
+        let mut damaged_copies = Vec::new();
+        let first = load_slot(&*device, slots[0], pool, 0, &mut damaged_copies).await?;
+        let second = load_slot(&*device, slots[1], pool, 1, &mut damaged_copies).await?;
         request::flush(&*device).await?;
-        let (found, damaged_slot) = match (first, second) {
-            (Slot::Whole { number, body }, Slot::Whole { number: other, body: other_body }) => {
-                let newer = if number > other { (number, body) } else { (other, other_body) };
-                (Some(newer), None)
+        let found = match (first, second) {
+            (Found::Whole { number, body }, Found::Whole { number: other, body: other_body }) => {
+                Some(if number > other { (number, body) } else { (other, other_body) })
             }
-            (Slot::Whole { number, body }, other) | (other, Slot::Whole { number, body }) => {
-                (Some((number, body)), other.damage())
+            (Found::Whole { number, body }, _) | (_, Found::Whole { number, body }) => {
+                Some((number, body))
             }
-            (Slot::Damaged(first), Slot::Damaged(second)) => {
+            (Found::Damaged(first), Found::Damaged(second)) => {
                 return Err(CheckpointError::Damaged { first, second });
             }
-            (Slot::Empty, other) | (other, Slot::Empty) => (None, other.damage()),
+            (Found::Empty, _) | (_, Found::Empty) => None,
         };
-        if let Some(damage) = &damaged_slot {
-            tracing::warn!(%damage, "checkpoint slot passed over");
+        for damage in &damaged_copies {
+            tracing::warn!(%damage, "a copy of a checkpoint record is not whole");
         }
         let newest = found.as_ref().map_or(0, |(number, _)| *number);
-        let state = State { newest, in_flight: false, failed: None };
+        if newest < durable {
+            let [first, second] = slots[slot_of(durable)];
+            return Err(CheckpointError::Lost { durable, newest, first, second });
+        }
+        let state = State { newest, in_flight: 0, failed: None };
         let progress = Arc::new(Progress { state: Mutex::new(state), written: Event::new() });
-        Ok((Self { device, slots, pool, damaged_slot, progress }, found))
+        Ok((Self { device, slots, pool, damaged_copies, progress }, found))
     }
 
-    /// Why the other slot was passed over when this store was opened, if it was neither whole nor
-    /// empty: torn when power was lost, or damaged since.
+    /// The copies that were neither whole nor empty when this store was opened, or older than the
+    /// other copy of their slot: torn when power was lost, or damaged since. Later checkpoints
+    /// overwrite them.
     #[must_use]
-    pub fn damaged_slot(&self) -> Option<&SlotError> {
-        self.damaged_slot.as_ref()
+    pub fn damaged_copies(&self) -> &[CopyError] {
+        &self.damaged_copies
     }
 
     /// The newest durable checkpoint's number; 0 is none.
@@ -139,8 +165,8 @@ impl CheckpointStore {
     /// The largest body that a slot takes.
     #[must_use]
     pub fn max_body_bytes(&self) -> u64 {
-        let slot_bytes = self.slots[0].len_bytes.min(self.slots[1].len_bytes);
-        slot_bytes.min(MAX_SLOT_BYTES) - HEADER_BYTES as u64
+        let lens = self.slots.as_flattened().iter().map(|copy| copy.len_bytes);
+        lens.fold(MAX_SLOT_BYTES, u64::min) - HEADER_BYTES as u64
     }
 
     /// Makes `body` the newest checkpoint and returns its number once it is durable. The caller
@@ -162,23 +188,25 @@ impl CheckpointStore {
         Ok(number)
     }
 
+    /// Starts to write both copies.
     fn submit(&self, number: u64, body: &[u8]) {
-        let offset = self.slots[slot_of(number)].offset;
         let len = HEADER_BYTES + body.len();
-        let mut buffer = AlignedBuffer::zeroed(len.next_multiple_of(BLOCK_BYTES));
-        buffer[HEADER_BYTES..len].copy_from_slice(body);
-        header::seal(&mut buffer[..len], &identity(self.pool, offset.0), number);
-        let progress = self.progress.clone();
-        let completion =
-            Box::new(move |_: AlignedBuffer, outcome| progress.complete(number, outcome));
-        let durability = Durability::Immediate;
-        self.device.submit(vec![Request::Write { offset, buffer, durability, completion }]);
+        let requests = self.slots[slot_of(number)].map(|Region { offset, .. }| {
+            let mut buffer = AlignedBuffer::zeroed(len.next_multiple_of(BLOCK_BYTES));
+            buffer[HEADER_BYTES..len].copy_from_slice(body);
+            header::seal(&mut buffer[..len], &identity(self.pool, offset.0), number);
+            let progress = self.progress.clone();
+            let completion =
+                Box::new(move |_: AlignedBuffer, outcome| progress.complete(number, outcome));
+            Request::Write { offset, buffer, durability: Durability::Immediate, completion }
+        });
+        self.device.submit(requests.into());
     }
 }
 
 impl Progress {
     /// Waits until nothing is in flight and takes the turn: the number to write. The caller
-    /// submits that write before it awaits anything.
+    /// submits both copies before it awaits anything.
     async fn reserve(&self) -> Result<u64, CheckpointError> {
         loop {
             let written = {
@@ -186,8 +214,8 @@ impl Progress {
                 if let Some(error) = &state.failed {
                     return Err(error.clone());
                 }
-                if !state.in_flight {
-                    state.in_flight = true;
+                if state.in_flight == 0 {
+                    state.in_flight = COPIES;
                     return Ok(state.newest + 1);
                 }
                 self.written.listen()
@@ -215,29 +243,22 @@ impl Progress {
 
     fn complete(&self, number: u64, outcome: Result<(), DeviceError>) {
         let mut state = self.state.lock();
-        assert!(std::mem::take(&mut state.in_flight), "a write completes once");
+        assert!(state.in_flight > 0, "a write completes once");
         assert_eq!(number, state.newest + 1, "checkpoints become durable one after the other");
-        match outcome {
-            Ok(()) => state.newest = number,
-            Err(cause) => {
-                tracing::error!(number, %cause, "checkpoint failed");
-                state.failed = Some(CheckpointError::Failed { number, cause });
-            }
+        state.in_flight -= 1;
+        if let Err(cause) = outcome {
+            tracing::error!(number, %cause, "checkpoint failed");
+            state.failed.get_or_insert(CheckpointError::Failed { number, cause });
+        } else if state.in_flight == 0 && state.failed.is_none() {
+            state.newest = number;
         }
         drop(state);
         self.written.notify(usize::MAX);
     }
 }
 
-impl Slot {
-    fn damage(self) -> Option<SlotError> {
-        match self {
-            Self::Damaged(error) => Some(error),
-            Self::Empty | Self::Whole { .. } => None,
-        }
-    }
-}
-
+/// Copies of each slot.
+const COPIES: usize = 2;
 /// More than one structure may be long.
 const MAX_SLOT_BYTES: u64 = 1 << 30;
 /// Far more than can be written; leaves room to count on.
@@ -251,37 +272,93 @@ fn identity(pool: u64, address_bytes: u64) -> Identity {
     Identity { kind: Kind::Checkpoint, version: CHECKPOINT_VERSION, pool, address_bytes }
 }
 
-fn check_slots(device: &dyn Device, slots: &[Region; 2]) -> Result<(), CheckpointError> {
+fn check_slots(device: &dyn Device, slots: &[SlotRegions; 2]) -> Result<(), CheckpointError> {
     let device_bytes = device.size_bytes();
-    let [first, second] = *slots;
-    let usable = slots.iter().all(|slot| slot.is_usable(1, device_bytes));
-    if usable && !first.overlaps(&second) {
-        return Ok(());
+    let copies = slots.as_flattened();
+    for (at, copy) in copies.iter().enumerate() {
+        let apart = copies[..at].iter().all(|other| !copy.overlaps(other));
+        if !copy.is_usable(1, device_bytes) || !apart {
+            return Err(CheckpointError::Slots { copy: *copy, device_bytes });
+        }
     }
-    Err(CheckpointError::Slots { first, second, device_bytes })
+    Ok(())
+}
+
+/// What a slot holds by its two copies; what is wrong with one that does not count is added to
+/// `damaged_copies`.
+async fn load_slot(
+    device: &dyn Device,
+    copies: SlotRegions,
+    pool: u64,
+    index: usize,
+    damaged_copies: &mut Vec<CopyError>,
+) -> Result<Found, CheckpointError> {
+    let mut found = Vec::with_capacity(COPIES);
+    for region in copies {
+        let copy = load(device, region, pool, index).await?;
+        if let Found::Damaged(CopyError::Header(error @ HeaderError::Version { .. })) = copy {
+            return Err(CheckpointError::Newer(error));
+        }
+        found.push((region.offset.0, copy));
+    }
+    let newest = found.iter().map(|(_, copy)| copy.number()).max().unwrap_or(0);
+    let mut slot = Found::Empty;
+    for (address_bytes, copy) in found {
+        match copy {
+            Found::Damaged(error) => {
+                damaged_copies.push(error.clone());
+                if newest == 0 {
+                    slot = Found::Damaged(error);
+                }
+            }
+            copy if copy.number() == newest => slot = copy,
+            copy => {
+                let found = copy.number();
+                damaged_copies.push(CopyError::Stale { address_bytes, found, newest });
+            }
+        }
+    }
+    Ok(slot)
 }
 
 async fn load(
     device: &dyn Device,
-    slot: Region,
+    copy: Region,
     pool: u64,
     index: usize,
-) -> Result<Slot, DeviceError> {
-    let address_bytes = slot.offset.0;
-    let len = slot.len_bytes.min(MAX_SLOT_BYTES) as usize;
-    let bytes = request::read(device, slot.offset, AlignedBuffer::zeroed(len)).await?;
+) -> Result<Found, DeviceError> {
+    let address_bytes = copy.offset.0;
+    let first = request::read(device, copy.offset, AlignedBuffer::zeroed(BLOCK_BYTES)).await?;
+    if first.iter().all(|&byte| byte == 0) {
+        return Ok(Found::Empty);
+    }
+    // As much as the record says; one that lies does not match its checksum.
+    let claimed = Header::read_from_prefix(&first).map_or(0, |(header, _)| {
+        u64::from(header.length_bytes.get()).next_multiple_of(BLOCK_BYTES as u64)
+    });
+    let len = claimed.clamp(BLOCK_BYTES as u64, copy.len_bytes.min(MAX_SLOT_BYTES)) as usize;
+    let bytes = request::read(device, copy.offset, AlignedBuffer::zeroed(len)).await?;
     Ok(match header::verify(&bytes, &identity(pool, address_bytes)) {
         Ok(header) => {
             let number = header.sequence.get();
             if number == 0 || number > MAX_NUMBER || slot_of(number) != index {
-                return Ok(Slot::Damaged(SlotError::WrongSlot { address_bytes, number }));
+                return Ok(Found::Damaged(CopyError::WrongSlot { address_bytes, number }));
             }
             let body = bytes[HEADER_BYTES..header.length_bytes.get() as usize].to_vec();
-            Slot::Whole { number, body }
+            Found::Whole { number, body }
         }
-        Err(HeaderError::Magic { .. }) if bytes.iter().all(|&byte| byte == 0) => Slot::Empty,
-        Err(error) => Slot::Damaged(error.into()),
+        Err(error) => Found::Damaged(error.into()),
     })
+}
+
+impl Found {
+    /// A whole one's number, else 0.
+    fn number(&self) -> u64 {
+        match self {
+            Self::Whole { number, .. } => *number,
+            Self::Empty | Self::Damaged(_) => 0,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -122,15 +122,13 @@ impl std::fmt::Display for LogDamage {
 /// Why a checkpoint could not be stored or loaded.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The slots overlap, are not whole blocks, or pass the device's end.
+    /// A copy of a slot overlaps another, is not whole blocks, or passes the device's end.
     #[error(
-        "checkpoint slots cannot be {first} and {second} of a device of {device_bytes} bytes: they need whole 4096-byte blocks, apart, inside the device"
+        "a checkpoint slot cannot be {copy} of a device of {device_bytes} bytes: it needs whole 4096-byte blocks, apart from the others, inside the device"
     )]
     Slots {
-        /// The first slot.
-        first: Region,
-        /// The second slot.
-        second: Region,
+        /// The copy.
+        copy: Region,
         /// The device's size.
         device_bytes: u64,
     },
@@ -159,15 +157,32 @@ pub enum CheckpointError {
     #[error("both checkpoints are damaged: {first}; {second}")]
     Damaged {
         /// What is wrong with the first slot.
-        first: SlotError,
+        first: CopyError,
         /// What is wrong with the second slot.
-        second: SlotError,
+        second: CopyError,
+    },
+    /// A checkpoint was written by a newer program, and may be the newest.
+    #[error(transparent)]
+    Newer(HeaderError),
+    /// A checkpoint that was durable is in neither copy of its slot.
+    #[error(
+        "checkpoint {durable} was durable and is damaged: neither copy of it is whole ({first}; {second}), and the newest whole checkpoint, {newest}, is too old to be used"
+    )]
+    Lost {
+        /// The checkpoint known to have been durable; there may have been a newer one.
+        durable: u64,
+        /// The newest whole one; 0 if there is none.
+        newest: u64,
+        /// Where its first copy should be.
+        first: Region,
+        /// Where its second copy should be.
+        second: Region,
     },
 }
 
-/// Why a slot does not hold a whole checkpoint.
+/// Why a copy of a checkpoint does not count.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SlotError {
+pub enum CopyError {
     /// It is torn, damaged, or something else.
     #[error(transparent)]
     Header(#[from] HeaderError),
@@ -179,4 +194,27 @@ pub enum SlotError {
         /// The number found.
         number: u64,
     },
+    /// It is older than the other copy of its slot.
+    #[error(
+        "checkpoint record at byte {address_bytes}: number {found} stands there, and the other copy has number {newest}"
+    )]
+    Stale {
+        /// Where.
+        address_bytes: u64,
+        /// The number found; 0 if the place is empty.
+        found: u64,
+        /// The other copy's number.
+        newest: u64,
+    },
+}
+
+/// Why the durability mark could not be read or written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum MarkError {
+    /// The device failed.
+    #[error("the durability mark's device failed: {0}")]
+    Device(#[from] DeviceError),
+    /// It was written by a newer program.
+    #[error(transparent)]
+    Newer(HeaderError),
 }

@@ -9,7 +9,9 @@
 //! - [`record`]: a record on disk.
 //! - [`replay`]: reading the live records back after [`Log::open`].
 //! - [`group`]: [`GroupCommit`], by which concurrent flushes share one commit.
-//! - [`checkpoint`]: [`CheckpointStore`], two slots of which the newer whole one counts.
+//! - [`checkpoint`]: [`CheckpointStore`], two slots of two copies, of which the newer whole one counts.
+//! - [`mark`]: [`MarkStore`], what is known to have been durable, so that damage is told from power
+//!   loss.
 //! - `ring` (pure): which records occupy the region, where the next one goes.
 //! - `recovery` (pure): the decision table of log recovery.
 //! - `scan`: reading the region in large pieces and finding heads of records.
@@ -40,11 +42,12 @@
 //! power loss after N + 2 was acknowledged could still take N + 1 away. Checkpoints do likewise.
 //!
 //! # A checkpoint, cut at any point
-//! | power is lost                                | the slots hold           | recovered |
-//! |----------------------------------------------|--------------------------|-----------|
-//! | before the write (the caller's flush is done)| n, n - 1                 | n         |
-//! | during the write                             | n, torn n + 1            | n         |
-//! | after it                                     | n, n + 1                 | n + 1     |
+//! | power is lost                                | the slots hold             | recovered |
+//! |----------------------------------------------|----------------------------|-----------|
+//! | before the write (the caller's flush is done)| n, n - 1                   | n         |
+//! | during the writes of the two copies          | n, torn n + 1              | n         |
+//! |                                              | n, one whole copy of n + 1 | n + 1     |
+//! | after them                                   | n, n + 1                   | n + 1     |
 //!
 //! The caller flushes before it stores n + 1, so n + 1 never refers to what is not durable; it
 //! frees what only n refers to after `store` returned, so n stays usable until n + 1 counts.
@@ -59,6 +62,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod group;
 pub mod log;
+pub mod mark;
 pub mod record;
 mod recovery;
 mod region;
@@ -67,9 +71,10 @@ mod ring;
 mod scan;
 
 pub use checkpoint::CheckpointStore;
-pub use error::{CheckpointError, LogDamage, LogError, OpenError, SlotError};
+pub use error::{CheckpointError, CopyError, LogDamage, LogError, MarkError, OpenError};
 pub use group::GroupCommit;
 pub use log::{Log, LogStats};
+pub use mark::{Mark, MarkStore};
 pub use record::{Change, ChangeBody, LogIdentity, RecordView, record_bytes_for};
 pub use region::Region;
 pub use replay::{Replay, TornTail};

@@ -194,6 +194,12 @@ impl Log {
         }
     }
 
+    /// The newest durable record's number.
+    #[must_use]
+    pub fn newest_record(&self) -> u64 {
+        self.progress.state.lock().ring.newest()
+    }
+
     /// The region's size.
     #[must_use]
     pub fn capacity_bytes(&self) -> u64 {

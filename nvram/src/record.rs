@@ -17,8 +17,8 @@
 
 mod decode;
 
-pub(crate) use decode::{Peek, RecordHead, peek};
 pub use decode::{RecordError, RecordFlaw, RecordView, decode};
+pub(crate) use decode::{RecordHead, peek};
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, BlockAddress, BufferPool, ByteOffset, LayerId, Sequence,
     header::{self, HEADER_BYTES, Identity, Kind},

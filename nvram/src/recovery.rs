@@ -20,9 +20,10 @@
 //! their own place at all: it was free when the record that contains them was written.
 //!
 //! What the table cannot see: N + 1 that was acknowledged and then damaged by the medium looks
-//! like a torn tail if N + 2 was never begun. A torn tail is therefore reported, not passed over
-//! in silence; and a log closed after [`Log::persist_trim`](crate::Log::persist_trim) ends in a
-//! record that holds nothing.
+//! like a torn tail, or like nothing, if N + 2 was never begun. Who keeps a [mark](crate::mark) of
+//! what was durable asks [`Replay::lost_record`](crate::Replay::lost_record). A torn tail is
+//! reported besides, not passed over in silence; and a log closed after
+//! [`Log::persist_trim`](crate::Log::persist_trim) ends in a record that holds nothing.
 
 use std::collections::VecDeque;
 

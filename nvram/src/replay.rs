@@ -27,6 +27,8 @@ pub struct Replay {
     /// Live records that hold changes newer than `trimmed`, with their numbers.
     records: VecDeque<(u64, RecordExtent)>,
     trimmed: Sequence,
+    /// The newest whole record's number, and where it ends.
+    newest: (u64, ByteOffset),
     torn_tail: Option<TornTail>,
 }
 
@@ -39,12 +41,16 @@ impl Replay {
     ) -> Self {
         let numbered = (recovered.oldest_live..).zip(recovered.records.iter().copied());
         let trimmed = recovered.trimmed;
+        let newest = recovered.oldest_live + recovered.records.len() as u64 - 1;
+        let end = recovered.records.back().map_or(0, |record| record.start + record.len_blocks);
+        let newest = (newest, region.offset.plus(end * BLOCK_BYTES as u64));
         Self {
             reader: RegionReader::new(device, region),
             region,
             identity,
             records: numbered.filter(|(_, record)| record.last_sequence > trimmed).collect(),
             trimmed,
+            newest,
             torn_tail: recovered.torn_tail,
         }
     }
@@ -67,6 +73,22 @@ impl Replay {
     #[must_use]
     pub fn torn_tail(&self) -> Option<TornTail> {
         self.torn_tail
+    }
+
+    /// What is wrong with the record after the newest whole one, if record `durable` is known to
+    /// have been durable and is none of those found. Its changes may have been trimmed, or be in
+    /// segments: that is for the caller to know.
+    #[must_use]
+    pub fn lost_record(&self, durable: u64) -> Option<OpenError> {
+        let (newest, end) = self.newest;
+        if durable <= newest {
+            return None;
+        }
+        let (offset, damage) = match self.torn_tail {
+            Some(torn) => (torn.offset, LogDamage::NotWhole),
+            None => (end, LogDamage::Missing),
+        };
+        Some(OpenError::Damaged { record: newest + 1, offset, damage })
     }
 
     /// The next record. It may still hold changes up to [`trimmed_up_to`](Self::trimmed_up_to).

@@ -4,12 +4,15 @@ use std::{collections::VecDeque, sync::Arc};
 
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, Device, DeviceError,
+    header::HeaderError,
     request::{Pending, prepare_read},
 };
 
 use crate::{
     OpenError, Region,
-    record::{LogIdentity, MAX_RECORD_BYTES, Peek, RECORD_VERSION, RecordHead, decode, peek},
+    record::{
+        LogIdentity, MAX_RECORD_BYTES, RECORD_VERSION, RecordError, RecordHead, decode, peek,
+    },
 };
 
 /// Bytes of one read.
@@ -133,19 +136,23 @@ pub(crate) async fn scan(
     while at < region.len_bytes {
         let address = region.offset.plus(at);
         let block = reader.view(at, BLOCK_BYTES as u64).await?;
-        let head = match peek(block, identity, address) {
-            Peek::Head(head) => head,
-            Peek::Nothing => {
-                at += BLOCK_BYTES as u64;
-                continue;
-            }
-            Peek::NewerVersion(found) => {
-                let address_bytes = address.0;
-                return Err(OpenError::Version { address_bytes, found, known: RECORD_VERSION });
-            }
+        let Some(head) = peek(block, identity, address) else {
+            at += BLOCK_BYTES as u64;
+            continue;
         };
-        let whole = head.len_bytes <= region.len_bytes - at
-            && decode(reader.view(at, head.len_bytes).await?, identity, address).is_ok();
+        let mut whole = false;
+        if head.len_bytes <= region.len_bytes - at {
+            let bytes = reader.view(at, head.len_bytes).await?;
+            whole = match decode(bytes, identity, address) {
+                Ok(_) => true,
+                // Only now is the version to be believed.
+                Err(RecordError::Header(HeaderError::Version { found, .. })) => {
+                    let address_bytes = address.0;
+                    return Err(OpenError::Version { address_bytes, found, known: RECORD_VERSION });
+                }
+                Err(_) => false,
+            };
+        }
         sightings.push(Sighting { head, whole });
         at += if whole { head.len_bytes } else { BLOCK_BYTES as u64 };
     }

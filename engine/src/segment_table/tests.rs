@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used)] // a failed step of a test should stop it
 
-use siltstone_device::sim::SimDevice;
+use siltstone_device::{
+    header::{self, Identity, Kind},
+    sim::SimDevice,
+};
 
 use super::*;
 use crate::config::CreateOptions;
@@ -19,9 +22,21 @@ fn store(table: &SegmentTable, device: &SimDevice, number: u64) -> StoredPages {
     pollster::block_on(table.store_changes(device, number)).unwrap()
 }
 
-fn load(device: &SimDevice, number: u64, like: &SegmentTable, sum: u64) -> Result<SegmentTable> {
+fn load_with_repairs(
+    device: &SimDevice,
+    number: u64,
+    like: &SegmentTable,
+    sum: u64,
+) -> Result<(SegmentTable, Vec<Repair>)> {
     let generation = like.next_generation();
     pollster::block_on(SegmentTable::load(device, POOL, layout(), number, generation, sum))
+}
+
+/// Loads a table of which every copy that counts is whole.
+fn load(device: &SimDevice, number: u64, like: &SegmentTable, sum: u64) -> Result<SegmentTable> {
+    let (table, repairs) = load_with_repairs(device, number, like, sum)?;
+    assert!(repairs.is_empty(), "{repairs:?}");
+    Ok(table)
 }
 
 fn segments(table: &SegmentTable) -> Vec<Segment> {
@@ -53,36 +68,99 @@ fn pages_of_a_checkpoint_that_never_was_do_not_count_later() {
     assert_eq!(segments(&reloaded), segments(&table));
 }
 
-/// The slot that is passed over for damage must not be the one that counts: an older table would
-/// have segments for free that are in use.
-#[test]
-fn a_damaged_or_stale_page_is_reported_and_not_replaced_by_an_older_one() {
-    let device = SimDevice::new(64 << 20);
+/// A table after four checkpoints: the sum, and for each checkpoint where the copies of the first
+/// page were written, with their contents.
+type Written = Vec<[(u64, Vec<u8>); COPIES as usize]>;
+
+fn after_four_checkpoints(device: &SimDevice) -> (SegmentTable, u64, Written) {
     let table = SegmentTable::new(POOL, layout());
-    let mut slots = Vec::new();
+    let mut written = Vec::new();
     let mut sum = 0;
     for number in 1..=4 {
         table.take(SegmentState::Frontier).unwrap();
-        let stored = store(&table, &device, number);
+        let stored = store(&table, device, number);
         sum = stored.versions_sum;
         table.stored(stored);
         let slot = table.inner.lock().newest[0].slot;
-        let start = slot_offset(&layout(), 0, slot).0;
-        slots.push((start, device.peek(start, BLOCK_BYTES)));
+        written.push([0, 1].map(|copy| {
+            let start = slot_offset(&layout(), 0, slot, copy).0;
+            (start, device.peek(start, BLOCK_BYTES))
+        }));
     }
+    (table, sum, written)
+}
+
+/// One damaged or stale copy is made up for by the other one, named, and written anew by the next
+/// checkpoint.
+#[test]
+fn one_bad_copy_is_corrected_and_named() {
+    let device = SimDevice::new(64 << 20);
+    let (table, sum, written) = after_four_checkpoints(&device);
     let reloaded = load(&device, 4, &table, sum).unwrap();
     assert_eq!(segments(&reloaded), segments(&table));
-    let (newest, other) = (slots[3].0, slots[2].0);
+    for copy in 0..COPIES as usize {
+        let (start, newest) = &written[3][copy];
+        let mut contents = vec![vec![0; BLOCK_BYTES], written[1][copy].1.clone()];
+        contents.push(written[3][1 - copy].1.clone());
+        contents.push(written[2][copy].1.clone());
+        for at in 0..BLOCK_BYTES {
+            let mut flipped = newest.clone();
+            flipped[at] ^= 1 << (at % 8);
+            contents.push(flipped);
+        }
+        for (number, bytes) in contents.iter().enumerate() {
+            let device = device.snapshot();
+            device.corrupt(*start, bytes);
+            let (corrected, repairs) = load_with_repairs(&device, 4, &table, sum).unwrap();
+            assert_eq!(segments(&corrected), segments(&table), "contents {number}");
+            let [Repair::Table { page: 0, offset, .. }] = repairs[..] else {
+                panic!("contents {number}: {repairs:?}")
+            };
+            assert_eq!(offset.0, *start, "contents {number}");
+            if number > 100 {
+                continue;
+            }
+            let stored = store(&corrected, &device, 5);
+            let sum = stored.versions_sum;
+            corrected.stored(stored);
+            load(&device, 5, &table, sum).unwrap();
+        }
+    }
+}
 
+/// A slot that is passed over for damage of both copies must not be the one that counts: an older
+/// table would have segments for free that are in use.
+#[test]
+fn two_bad_copies_are_reported_and_not_replaced_by_an_older_slot() {
+    let device = SimDevice::new(64 << 20);
+    let (table, sum, written) = after_four_checkpoints(&device);
     let damaged = device.snapshot();
-    damaged.flip_bit(newest + 100, 3);
-    assert!(load(&damaged, 4, &table, sum).is_err(), "the newest slot is damaged");
     let stale = device.snapshot();
-    stale.corrupt(newest, &slots[1].1);
-    assert!(load(&stale, 4, &table, sum).is_err(), "the newest slot is an older version");
     let harmless = device.snapshot();
-    harmless.flip_bit(other + 100, 3);
+    let [_, older, other, newest] = &written[..] else { panic!("four checkpoints") };
+    for ((newest, older), other) in newest.iter().zip(older).zip(other) {
+        damaged.flip_bit(newest.0 + 100, 3);
+        stale.corrupt(newest.0, &older.1);
+        harmless.flip_bit(other.0 + 100, 3);
+    }
+    assert!(load(&damaged, 4, &table, sum).is_err(), "the newest slot is damaged");
+    assert!(load(&stale, 4, &table, sum).is_err(), "the newest slot is an older version");
     assert!(load(&harmless, 4, &table, sum).is_ok(), "the other slot does not matter");
+}
+
+/// It may be the newest.
+#[test]
+fn a_page_of_a_newer_version_is_not_passed_over() {
+    let device = SimDevice::new(64 << 20);
+    let (table, sum, written) = after_four_checkpoints(&device);
+    for (start, mut bytes) in written[2..].iter().flatten().cloned() {
+        let device = device.snapshot();
+        let (kind, address_bytes) = (Kind::SegmentTable, start);
+        let identity = Identity { kind, version: 9, pool: POOL, address_bytes };
+        header::seal(&mut bytes, &identity, 5);
+        device.corrupt(start, &bytes);
+        assert!(load(&device, 4, &table, sum).is_err());
+    }
 }
 
 /// A link that was under way when its segment was condemned keeps the segment.

@@ -58,6 +58,7 @@ pub fn options(random: &mut SeededRandom) -> OpenOptions {
         memtable_entries: among(&[50, 200, 500]),
         checkpoint_interval: Duration::from_millis(among(&[1, 5, 100]) as u64),
         log_commit_bytes: among(&[0, 16 << 10, 64 << 10, 256 << 10]),
+        mark_delay: Duration::from_micros(among(&[0, 200, 2000, 50_000]) as u64),
         warm_index: among(&[0, 1]) == 1,
     };
     OpenOptions { read_only: false, tuning }

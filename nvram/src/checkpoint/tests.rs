@@ -13,15 +13,17 @@ use siltstone_device::{
 use super::*;
 
 const POOL: u64 = 77;
-const SLOTS: [Region; 2] = [
-    Region { offset: ByteOffset(8192), len_bytes: 16384 },
-    Region { offset: ByteOffset(65536), len_bytes: 16384 },
-];
+const fn copy(offset: u64) -> Region {
+    Region { offset: ByteOffset(offset), len_bytes: 16384 }
+}
+
+/// First copies, then second copies.
+const SLOTS: [SlotRegions; 2] = [[copy(8192), copy(131_072)], [copy(65536), copy(262_144)]];
 
 type Found = Option<(u64, Vec<u8>)>;
 
 fn open(device: &Arc<SimDevice>) -> Result<(CheckpointStore, Found), CheckpointError> {
-    block_on(CheckpointStore::open(device.clone(), SLOTS, POOL))
+    block_on(CheckpointStore::open(device.clone(), SLOTS, POOL, 0))
 }
 
 fn formatted() -> (Arc<SimDevice>, CheckpointStore) {
@@ -47,7 +49,7 @@ fn the_newest_checkpoint_is_loaded() {
         let (again, found) = open(&device).unwrap();
         assert_eq!(found, Some((number, body(number))));
         assert_eq!(again.newest(), number);
-        assert_eq!(again.damaged_slot(), None);
+        assert_eq!(again.damaged_copies(), []);
         store = again;
     }
 }
@@ -103,9 +105,9 @@ fn what_was_loaded_survives_the_next_power_cut() {
     let (device, store) = formatted();
     block_on(store.store(&body(1))).unwrap();
     let mut bytes = AlignedBuffer::zeroed(BLOCK_BYTES);
-    header::seal(&mut bytes[..100], &identity(POOL, SLOTS[0].offset.0), 2);
+    header::seal(&mut bytes[..100], &identity(POOL, SLOTS[0][0].offset.0), 2);
     let cached = bytes[HEADER_BYTES..100].to_vec();
-    block_on(request::write(&*device, SLOTS[0].offset, bytes, Durability::Flush)).unwrap();
+    block_on(request::write(&*device, SLOTS[0][0].offset, bytes, Durability::Flush)).unwrap();
     assert_eq!(open(&device).unwrap().1, Some((2, cached.clone())));
     let crashed =
         device.crash_with(device.history_len(), CrashPolicy::LoseAll, &mut SeededRandom::new(0));
@@ -113,20 +115,75 @@ fn what_was_loaded_survives_the_next_power_cut() {
 }
 
 /// Any flipped bit of the newest checkpoint is noticed, and the one before is found instead.
+/// Flipped, torn, stale, empty or another's: the other copy counts, and the damage is reported until
+/// a later checkpoint has overwritten it.
 #[test]
-fn one_damaged_slot_is_passed_over_and_reported() {
+fn damage_of_one_copy_is_corrected_and_reported() {
+    let (device, store) = formatted();
+    for number in 1..=6 {
+        block_on(store.store(&body(number))).unwrap();
+    }
+    let check = |damaged: Arc<SimDevice>, expected: &CopyError| {
+        let newest = block_on(CheckpointStore::open(damaged.clone(), SLOTS, POOL, 6));
+        let (store, found) = newest.unwrap();
+        assert_eq!(found, Some((6, body(6))));
+        assert_eq!(store.damaged_copies(), std::slice::from_ref(expected));
+        for number in 7..9 {
+            assert_eq!(block_on(store.store(&body(number))).unwrap(), number);
+            assert_eq!(open(&damaged).unwrap().1, Some((number, body(number))));
+        }
+        assert_eq!(open(&damaged).unwrap().0.damaged_copies(), []);
+    };
+    for copy in SLOTS.as_flattened() {
+        let start = copy.offset.0;
+        for bit in 0..(HEADER_BYTES as u64 + 3) * 8 {
+            let damaged = device.snapshot();
+            damaged.flip_bit(start + bit / 8, (bit % 8) as u8);
+            let bytes = damaged.peek(start, copy.len_bytes as usize);
+            let expected = header::verify(&bytes, &identity(POOL, start)).unwrap_err();
+            check(damaged, &expected.into());
+        }
+    }
+    for copy in SLOTS[0] {
+        let address_bytes = copy.offset.0;
+        let damaged = device.snapshot();
+        damaged.corrupt(address_bytes, &[0; BLOCK_BYTES]);
+        check(damaged, &CopyError::Stale { address_bytes, found: 0, newest: 6 });
+
+        let stale = device.snapshot();
+        let mut bytes = vec![0; 64];
+        header::seal(&mut bytes, &identity(POOL, address_bytes), 4);
+        stale.corrupt(address_bytes, &bytes);
+        check(stale, &CopyError::Stale { address_bytes, found: 4, newest: 6 });
+
+        let misnumbered = device.snapshot();
+        header::seal(&mut bytes, &identity(POOL, address_bytes), 9);
+        misnumbered.corrupt(address_bytes, &bytes);
+        check(misnumbered, &CopyError::WrongSlot { address_bytes, number: 9 });
+
+        let misdirected = device.snapshot();
+        let found = SLOTS[1][0].offset.0;
+        misdirected.corrupt(address_bytes, &device.peek(found, 16384));
+        let kind = Kind::Checkpoint;
+        check(misdirected, &HeaderError::WrongAddress { kind, address_bytes, found }.into());
+    }
+}
+
+/// Damage of both copies of the newest looks like a torn store; with a mark it does not.
+#[test]
+fn a_lost_checkpoint_that_was_durable_is_an_error_that_names_its_places() {
     let (device, store) = formatted();
     block_on(store.store(b"old")).unwrap();
     block_on(store.store(b"new")).unwrap();
-    for bit in 0..(HEADER_BYTES as u64 + 3) * 8 {
-        let damaged = device.snapshot();
-        damaged.flip_bit(SLOTS[0].offset.0 + bit / 8, (bit % 8) as u8);
-        let (store, found) = open(&damaged).unwrap();
-        assert_eq!(found, Some((1, b"old".to_vec())), "bit {bit}");
-        assert!(store.damaged_slot().is_some());
-        assert_eq!(block_on(store.store(b"newer")).unwrap(), 2);
-        assert_eq!(open(&damaged).unwrap().1, Some((2, b"newer".to_vec())));
+    for copy in SLOTS[0] {
+        device.flip_bit(copy.offset.0 + 41, 3);
     }
+    assert_eq!(open(&device).unwrap().1, Some((1, b"old".to_vec())));
+    let error = block_on(CheckpointStore::open(device.clone(), SLOTS, POOL, 2)).err().unwrap();
+    let CheckpointError::Lost { durable: 2, newest: 1, first, second } = error else {
+        panic!("{error}")
+    };
+    assert_eq!([first, second], SLOTS[0]);
 }
 
 #[test]
@@ -134,34 +191,46 @@ fn two_damaged_slots_are_an_error_that_names_both() {
     let (device, store) = formatted();
     block_on(store.store(b"old")).unwrap();
     block_on(store.store(b"new")).unwrap();
-    device.flip_bit(SLOTS[0].offset.0 + 41, 0);
-    device.flip_bit(SLOTS[1].offset.0 + 2, 0);
+    for [first, second] in SLOTS {
+        device.flip_bit(first.offset.0 + 41, 0);
+        device.flip_bit(second.offset.0 + 2, 0);
+    }
     let error = open(&device).err().unwrap();
     let CheckpointError::Damaged { first, second } = &error else { panic!("{error}") };
-    assert!(matches!(first, SlotError::Header(HeaderError::Checksum { address_bytes: 8192, .. })));
-    assert!(matches!(second, SlotError::Header(HeaderError::Magic { address_bytes: 65536, .. })));
+    let at = |error: &CopyError| match error {
+        CopyError::Header(HeaderError::Magic { address_bytes, .. }) => *address_bytes,
+        other => panic!("{other}"),
+    };
+    assert_eq!([at(first), at(second)], SLOTS.map(|slot| slot[1].offset.0));
 }
 
 #[test]
-fn a_checkpoint_of_another_pool_or_slot_is_not_taken() {
+fn a_checkpoint_of_another_pool_is_not_taken() {
     let (device, store) = formatted();
     block_on(store.store(b"one")).unwrap();
-    let (store, found) = block_on(CheckpointStore::open(device.clone(), SLOTS, 78)).unwrap();
+    let (store, found) = block_on(CheckpointStore::open(device, SLOTS, 78, 0)).unwrap();
     assert_eq!(found, None);
-    assert!(matches!(
-        store.damaged_slot(),
-        Some(SlotError::Header(HeaderError::WrongPool { found: POOL, .. }))
-    ));
+    let wrong = |error: &CopyError| {
+        matches!(error, CopyError::Header(HeaderError::WrongPool { found: POOL, .. }))
+    };
+    assert!(store.damaged_copies().len() == 2 && store.damaged_copies().iter().all(wrong));
+}
 
-    let mut bytes = vec![0; 64];
-    header::seal(&mut bytes, &identity(POOL, SLOTS[0].offset.0), 9);
-    device.corrupt(SLOTS[0].offset.0, &bytes);
-    let (store, found) = open(&device).unwrap();
-    assert_eq!(found, Some((1, b"one".to_vec())));
-    assert_eq!(
-        store.damaged_slot(),
-        Some(&SlotError::WrongSlot { address_bytes: SLOTS[0].offset.0, number: 9 })
-    );
+/// It may be the newest: falling back to an older one would lose what it says.
+#[test]
+fn a_checkpoint_of_a_newer_version_is_not_passed_over() {
+    let (device, store) = formatted();
+    block_on(store.store(b"one")).unwrap();
+    for copy in SLOTS.as_flattened() {
+        let device = device.snapshot();
+        let mut bytes = vec![0; 64];
+        let version = CHECKPOINT_VERSION + 1;
+        let newer = Identity { version, ..identity(POOL, copy.offset.0) };
+        header::seal(&mut bytes, &newer, 2);
+        device.corrupt(copy.offset.0, &bytes);
+        let error = open(&device).err().unwrap();
+        assert!(matches!(error, CheckpointError::Newer(_)), "{error}");
+    }
 }
 
 #[test]
@@ -174,9 +243,14 @@ fn slots_that_overlap_or_do_not_fit_are_refused() {
         [slot(0, 0), slot(8192, 4096)],
         [slot(0, 4096), slot(8192, 4097)],
     ];
-    for slots in bad {
-        let error = block_on(CheckpointStore::open(device.clone(), slots, POOL)).err().unwrap();
-        assert!(matches!(error, CheckpointError::Slots { .. }), "{error}");
+    let good = [slot(1 << 18, 4096), slot(1 << 19, 4096)];
+    for copies in bad {
+        for slots in [[copies, good], [good, copies], [[copies[0], good[0]], [copies[1], good[1]]]]
+        {
+            let opened = block_on(CheckpointStore::open(device.clone(), slots, POOL, 0));
+            let error = opened.err().unwrap();
+            assert!(matches!(error, CheckpointError::Slots { .. }), "{error}");
+        }
     }
 }
 
@@ -189,6 +263,25 @@ fn fail_once(device: &SimDevice, operation: Operation) {
     });
 }
 
+/// A checkpoint is durable only with both copies: else the redundancy that it promises is not
+/// there.
+#[test]
+fn a_failed_write_of_either_copy_is_final() {
+    for copy in SLOTS[0] {
+        let (device, store) = formatted();
+        block_on(store.store(b"one")).unwrap();
+        device.inject(Fault {
+            operation: Operation::Write,
+            range_bytes: copy.offset.0..copy.offset.0 + 1,
+            times: Times::Count(1),
+            cause: Cause::Kind(std::io::ErrorKind::Other),
+        });
+        let error = block_on(store.store(b"two")).unwrap_err();
+        assert!(matches!(error, CheckpointError::Failed { number: 2, .. }), "{error}");
+        assert_eq!(store.newest(), 1);
+    }
+}
+
 #[test]
 fn a_failed_write_is_final() {
     let (device, store) = formatted();
@@ -199,9 +292,10 @@ fn a_failed_write_is_final() {
         assert!(matches!(error, CheckpointError::Failed { number: 2, .. }), "{error}");
     }
     assert_eq!(store.newest(), 1);
+    // The other copy was written: it counts, like any that was not acknowledged.
     let (store, found) = open(&device).unwrap();
-    assert_eq!(found, Some((1, b"one".to_vec())));
-    assert_eq!(block_on(store.store(b"two")).unwrap(), 2);
+    assert_eq!(found, Some((2, b"two".to_vec())));
+    assert_eq!(block_on(store.store(b"three")).unwrap(), 3);
 }
 
 /// An unreadable slot may hold the newest checkpoint: it is not passed over.

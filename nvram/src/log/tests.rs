@@ -390,3 +390,50 @@ fn a_hostile_ring_does_no_harm() {
     }
     assert!(opened > 100, "only {opened} were opened");
 }
+
+/// The newest record, damaged in any way, is missed by who knows that it was durable.
+#[test]
+fn a_lost_newest_record_that_was_durable_is_named() {
+    let (device, region) = formatted(40);
+    let (log, _) = open(&device, region).unwrap();
+    for sequence in 1..=3 {
+        append(&log, &[change(sequence, 2)]).unwrap();
+    }
+    let newest = log.newest_record();
+    assert_eq!(newest, 4);
+    let (_, replay) = open(&device, region).unwrap();
+    assert!(replay.lost_record(newest).is_none());
+    // After a first record of one block, records of three.
+    let start = region.offset.0 + 7 * BLOCK;
+    for at in (0..3 * BLOCK).step_by(97) {
+        let damaged = device.snapshot();
+        damaged.flip_bit(start + at, 5);
+        let (_, replay) = open(&damaged, region).unwrap();
+        if replay.lost_record(newest).is_none() {
+            assert_eq!(replay_all(replay).len(), 3, "byte {at} is under no checksum");
+            continue;
+        }
+        let Some(OpenError::Damaged { record, offset, .. }) = replay.lost_record(newest) else {
+            panic!("byte {at}")
+        };
+        assert_eq!((record, offset.0), (newest, start), "byte {at}");
+        assert!(replay.lost_record(newest - 1).is_none());
+    }
+}
+
+/// A newer program's record is not overwritten; a flipped version is damage like any other.
+#[test]
+fn a_record_of_a_newer_version_is_an_error_only_if_it_is_whole() {
+    let (device, region) = formatted(40);
+    let start = region.offset.0;
+    let damaged = device.snapshot();
+    damaged.flip_bit(start + 6, 6);
+    assert!(matches!(open(&damaged, region), Err(OpenError::NoRecord { .. })));
+    let mut bytes = device.peek(start, BLOCK_BYTES);
+    bytes[6] = 9;
+    bytes[8..12].fill(0);
+    let checksum = crc32fast::hash(&bytes);
+    bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+    device.corrupt(start, &bytes);
+    assert!(matches!(open(&device, region), Err(OpenError::Version { found: 9, .. })));
+}

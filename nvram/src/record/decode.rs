@@ -8,8 +8,8 @@ use zerocopy::FromBytes;
 
 use super::{
     BLOCK, Change, ChangeBody, Descriptor, Head, KIND_DATA, KIND_ZERO, LogIdentity,
-    MAX_RECORD_BYTES, MAX_RECORD_NUMBER, RECORD_VERSION, RecordLabel, head_checksum,
-    header_identity, record_bytes_for,
+    MAX_RECORD_BYTES, MAX_RECORD_NUMBER, RecordLabel, head_checksum, header_identity,
+    record_bytes_for,
 };
 
 /// Why bytes are not a record of this log.
@@ -167,33 +167,23 @@ fn label(header: &Header, head: &Head) -> RecordLabel {
     }
 }
 
-/// What a look at the first bytes of a slot tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Peek {
-    /// No record of this log begins here.
-    Nothing,
-    /// A record begins here, whose body is yet to be checked.
-    Head(RecordHead),
-    /// A record of this log in a layout that this program does not know.
-    NewerVersion(u16),
-}
-
-/// Looks at a slot without touching more than its first 104 bytes.
-pub(crate) fn peek(bytes: &[u8], identity: &LogIdentity, address: ByteOffset) -> Peek {
-    let Some((header, head, _)) = fixed_parts(bytes) else {
-        return Peek::Nothing;
-    };
+/// The head of the record of this log that begins at `address`, if one does: a look at no more than
+/// its first 104 bytes. The body is yet to be checked, and so is the version, which is under the
+/// record's checksum alone.
+pub(crate) fn peek(
+    bytes: &[u8],
+    identity: &LogIdentity,
+    address: ByteOffset,
+) -> Option<RecordHead> {
+    let (header, head, _) = fixed_parts(bytes)?;
     let ours = header.magic == MAGIC
         && header.kind.get() == Kind::LogRecord as u16
         && header.pool.get() == identity.first
         && header.address_bytes.get() == address.0;
     if !ours || check_head(identity, &header, &head).is_err() {
-        return Peek::Nothing;
+        return None;
     }
-    if header.version.get() > RECORD_VERSION {
-        return Peek::NewerVersion(header.version.get());
-    }
-    Peek::Head(RecordHead {
+    Some(RecordHead {
         label: label(&header, &head),
         last_sequence: Sequence(head.last_sequence.get()),
         len_bytes: u64::from(header.length_bytes.get()),

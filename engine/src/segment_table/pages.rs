@@ -1,0 +1,226 @@
+//! The table on disk: pages of 4 KiB, each with two slots of two copies.
+//!
+//! A checkpoint writes a page into the slot that does not hold its newest durable version; both
+//! copies of the slot get the same contents, each under its own address. All first copies stand
+//! together, then all second copies, so that what spoils a stretch of the medium spoils one of two.
+//!
+//! | of the four copies of a page                           | verdict                              |
+//! |--------------------------------------------------------|--------------------------------------|
+//! | the newest whole one not above the record's checkpoint | counts                               |
+//! | the other copy of its slot is damaged or older         | damage, for both were flushed before the record was stored: reported, and the page is written anew |
+//! | another one above the record's checkpoint              | of a checkpoint that never was       |
+//! | anything else                                          | torn, or never written: does not matter |
+
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, ByteOffset,
+    header::{self, HEADER_BYTES, HeaderError, Identity, Kind},
+};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U32, U64},
+};
+
+use super::{CONDEMNED, Segment, SegmentState};
+use crate::{
+    error::{MetadataError, Result},
+    layout::Layout,
+    repair::Repair,
+};
+
+const VERSION: u16 = 1;
+
+/// Slots a page: the newest durable version is in one, the next goes to the other.
+pub(crate) const SLOTS_PER_PAGE: u64 = 2;
+
+/// Copies of each slot.
+pub(crate) const COPIES: u64 = 2;
+
+/// Segments that one page describes.
+pub(crate) const ENTRIES_PER_PAGE: usize = 126;
+
+/// A segment on disk. 32 bytes.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Entry {
+    generation: U64,
+    references: U64,
+    stored_blocks: U32,
+    used_bytes: U32,
+    pages: U32,
+    state: u8,
+    reserved: [u8; 3],
+}
+const _: () = assert!(size_of::<Entry>() == 32);
+const ENTRIES_START: usize = 64;
+const _: () = assert!(ENTRIES_START >= HEADER_BYTES);
+const _: () = assert!(ENTRIES_START + ENTRIES_PER_PAGE * 32 == BLOCK_BYTES);
+
+/// A page's newest durable version.
+#[derive(Clone, Copy)]
+pub(super) struct Newest {
+    pub(super) version: u64,
+    pub(super) slot: u8,
+}
+
+/// Both slots of a page as they were read, the first copies and the second ones.
+pub(super) type PageCopies<'a> = [&'a [u8]; COPIES as usize];
+
+/// What the copies of a page hold.
+pub(super) struct FoundPage {
+    pub(super) newest: Newest,
+    /// A copy of the slot that counts and does not say what the other one says.
+    pub(super) repair: Option<Repair>,
+    /// A copy that is not whole and may have held a newer version.
+    pub(super) passed_over: Option<HeaderError>,
+    /// A later checkpoint than the record's has written the other slot, and its record was never
+    /// stored. The next checkpoint bears that number again, and must overwrite the slot with what
+    /// it means by it.
+    pub(super) has_later_slot: bool,
+}
+
+/// Where a copy of a slot is.
+pub(super) fn slot_offset(layout: &Layout, page: usize, slot: u8, copy: u64) -> ByteOffset {
+    let before = copy * layout.segment_table_pages * SLOTS_PER_PAGE;
+    let slots = before + page as u64 * SLOTS_PER_PAGE + u64::from(slot);
+    layout.segment_table_offset.plus(slots * BLOCK_BYTES as u64)
+}
+
+fn identity(pool: u64, address: ByteOffset) -> Identity {
+    Identity { kind: Kind::SegmentTable, version: VERSION, pool, address_bytes: address.0 }
+}
+
+/// A page's contents as one copy of it, of checkpoint `number`.
+pub(super) fn encode_page(
+    segments: &[Segment],
+    page: usize,
+    pool: u64,
+    address: ByteOffset,
+    number: u64,
+) -> AlignedBuffer {
+    let mut buffer = AlignedBuffer::zeroed(BLOCK_BYTES);
+    let first = page * ENTRIES_PER_PAGE;
+    let last = segments.len().min(first + ENTRIES_PER_PAGE);
+    let slots = buffer[ENTRIES_START..].chunks_exact_mut(size_of::<Entry>());
+    for (segment, slot) in segments[first..last].iter().zip(slots) {
+        let state = match segment.state {
+            SegmentState::Freeing => SegmentState::Free,
+            state => state,
+        };
+        let entry = Entry {
+            generation: U64::new(segment.generation),
+            references: U64::new(segment.references),
+            stored_blocks: U32::new(segment.stored_blocks),
+            used_bytes: U32::new(segment.used_bytes),
+            pages: U32::new(segment.pages),
+            state: state as u8,
+            reserved: [0; 3],
+        };
+        slot.copy_from_slice(entry.as_bytes());
+    }
+    header::seal(&mut buffer, &identity(pool, address), number);
+    buffer
+}
+
+/// What a copy of a slot turned out to be.
+struct FoundCopy<'a> {
+    slot: u8,
+    address: ByteOffset,
+    bytes: &'a [u8],
+    /// Its version, if it is whole.
+    version: std::result::Result<u64, HeaderError>,
+}
+
+/// Decodes the newest version of a page that is not above checkpoint `number`, and appends its
+/// segments: the rest of `count` in all.
+pub(super) fn decode_page(
+    copies: PageCopies<'_>,
+    pool: u64,
+    layout: &Layout,
+    page: usize,
+    number: u64,
+    segments: &mut Vec<Segment>,
+    count: usize,
+) -> Result<FoundPage> {
+    let mut found = Vec::with_capacity((SLOTS_PER_PAGE * COPIES) as usize);
+    for (copy, slots) in (0..COPIES).zip(copies) {
+        for (slot, bytes) in (0..SLOTS_PER_PAGE as u8).zip(slots.chunks_exact(BLOCK_BYTES)) {
+            let address = slot_offset(layout, page, slot, copy);
+            let version = match header::verify(bytes, &identity(pool, address)) {
+                Ok(header) if header.length_bytes.get() as usize == BLOCK_BYTES => {
+                    Ok(header.sequence.get())
+                }
+                Ok(header) => Err(HeaderError::Length {
+                    kind: Kind::SegmentTable,
+                    address_bytes: address.0,
+                    length_bytes: header.length_bytes.get(),
+                }),
+                // It may be the newest.
+                Err(error @ HeaderError::Version { .. }) => {
+                    return Err(MetadataError::Header(error).into());
+                }
+                Err(error) => Err(error),
+            };
+            found.push(FoundCopy { slot, address, bytes, version });
+        }
+    }
+    let valid = |copy: &&FoundCopy<'_>| copy.version.as_ref().is_ok_and(|v| *v <= number);
+    let version = |copy: &&FoundCopy<'_>| copy.version.as_ref().map_or(0, |version| *version);
+    let any_error = || found.iter().find_map(|copy| copy.version.clone().err());
+    let Some(best) = found.iter().filter(valid).max_by_key(version) else {
+        return Err(match any_error() {
+            Some(error) => MetadataError::Header(error).into(),
+            None => inconsistent("page", page as u64),
+        });
+    };
+    decode_entries(best.bytes, segments, count)?;
+    let newest = Newest { version: version(&best), slot: best.slot };
+    let differs = |copy: &&FoundCopy<'_>| copy.slot == best.slot && copy.version != best.version;
+    let repair = found.iter().find(differs).map(|copy| Repair::Table {
+        page: page as u64,
+        offset: copy.address,
+        reason: match &copy.version {
+            Ok(version) => {
+                format!("it has version {version}, the other copy {}", newest.version)
+            }
+            Err(error) => error.to_string(),
+        },
+    });
+    // A slot that was never written is no suspect.
+    let written = |copy: &&FoundCopy<'_>| copy.bytes.iter().any(|&byte| byte != 0);
+    let passed_over = found.iter().filter(written).find_map(|copy| copy.version.clone().err());
+    let later = |copy: &FoundCopy<'_>| copy.version.as_ref().is_ok_and(|v| *v > number);
+    let has_later_slot = found.iter().any(later);
+    Ok(FoundPage { newest, repair, passed_over, has_later_slot })
+}
+
+fn decode_entries(page: &[u8], segments: &mut Vec<Segment>, count: usize) -> Result<()> {
+    let entries = &page[ENTRIES_START..][..ENTRIES_PER_PAGE * size_of::<Entry>()];
+    let here = ENTRIES_PER_PAGE.min(count - segments.len());
+    for bytes in entries.chunks_exact(size_of::<Entry>()).take(here) {
+        let entry = Entry::read_from_bytes(bytes).expect("the chunk has an entry's size");
+        let state = match entry.state {
+            0 => SegmentState::Free,
+            1 => SegmentState::Frontier,
+            2 => SegmentState::Data,
+            3 => SegmentState::Metadata,
+            other => return Err(inconsistent("state", u64::from(other))),
+        };
+        let generation = entry.generation.get();
+        if generation & CONDEMNED != 0 {
+            return Err(inconsistent("generation", generation));
+        }
+        segments.push(Segment {
+            state,
+            generation,
+            references: entry.references.get(),
+            stored_blocks: entry.stored_blocks.get(),
+            used_bytes: entry.used_bytes.get(),
+            pages: entry.pages.get(),
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn inconsistent(field: &'static str, value: u64) -> crate::error::EngineError {
+    MetadataError::Inconsistent { structure: "segment table", field, value }.into()
+}
