@@ -19,7 +19,7 @@ use crate::{
     patch::Patch,
 };
 
-/// Errors that are kept in full; further ones are counted.
+/// Errors that [`Map::verify`] lists; further ones are counted.
 const MAX_ERRORS: usize = 1000;
 
 /// What a verification found.
@@ -41,8 +41,8 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    fn error(&mut self, error: MapError) {
-        if self.errors.len() < MAX_ERRORS {
+    fn error(&mut self, error: MapError, max_errors: usize) {
+        if self.errors.len() < max_errors {
             self.errors.push(error);
         } else {
             self.more_errors += 1;
@@ -53,16 +53,16 @@ impl VerifyReport {
 impl Map {
     /// Reads and checks the pages of all patches of this moment.
     pub async fn verify(&self) -> VerifyReport {
-        let mut verification = self.verification();
+        let mut verification = self.verification(MAX_ERRORS);
         while verification.step().await {}
         verification.into_report()
     }
 
     /// The same step by step, for a caller that counts what is read. Memory: the fence pages of
-    /// one patch. Patches may be merged meanwhile: what is wrong with one that is gone is no
+    /// one patch. The report lists up to `max_errors`. Patches may be merged meanwhile: what is wrong with one that is gone is no
     /// damage. The counts of the report are right only if none is.
     #[must_use]
-    pub fn verification(&self) -> Verification {
+    pub fn verification(&self, max_errors: usize) -> Verification {
         let patches = self.shared.snapshot().version.patches().cloned().collect();
         Verification {
             shared: self.shared.clone(),
@@ -71,6 +71,7 @@ impl Map {
             todo: Vec::new(),
             seen: BTreeSet::new(),
             report: VerifyReport::default(),
+            max_errors,
         }
     }
 }
@@ -94,6 +95,7 @@ pub struct Verification {
     todo: Vec<Expected>,
     seen: BTreeSet<ByteOffset>,
     report: VerifyReport,
+    max_errors: usize,
 }
 
 impl Verification {
@@ -158,7 +160,7 @@ impl Verification {
         let id = self.patch.as_ref().map(|patch| patch.id);
         let version = self.shared.snapshot().version.clone();
         if version.patches().any(|patch| Some(patch.id) == id) {
-            self.report.error(error);
+            self.report.error(error, self.max_errors);
         } else {
             self.todo.clear();
         }

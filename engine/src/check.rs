@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use siltstone_device::{Place, SegmentId, Threads};
+use siltstone_device::{Place, SegmentId};
 
 use crate::{
     core::Core,
@@ -92,19 +92,7 @@ impl Pool {
     /// # Errors
     /// If the pool fails; damage, and what the device does not give, is part of the report.
     pub fn check(&self, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport> {
-        self.check_with(&CheckOptions::default(), progress)
-    }
-
-    /// Checks everything as the options say.
-    ///
-    /// # Errors
-    /// As [`check`](Self::check).
-    pub fn check_with(
-        &self,
-        options: &CheckOptions,
-        progress: &mut (dyn FnMut(CheckProgress) + Send),
-    ) -> Result<CheckReport> {
-        Ok(pollster::block_on(check(self.core(), options, progress)))
+        pollster::block_on(self.check_async(progress))
     }
 
     /// As [`check`](Self::check).
@@ -113,9 +101,21 @@ impl Pool {
     /// As `check`.
     pub async fn check_async(
         &self,
-        progress: &mut dyn FnMut(CheckProgress),
+        progress: &mut (dyn FnMut(CheckProgress) + Send),
     ) -> Result<CheckReport> {
-        check(self.core(), progress).await
+        self.check_with(&CheckOptions::default(), progress).await
+    }
+
+    /// As [`check_async`](Self::check_async), but as the options say.
+    ///
+    /// # Errors
+    /// As `check`.
+    pub async fn check_with(
+        &self,
+        options: &CheckOptions,
+        progress: &mut (dyn FnMut(CheckProgress) + Send),
+    ) -> Result<CheckReport> {
+        Ok(check(self.core(), options, progress).await)
     }
 }
 
@@ -127,8 +127,8 @@ async fn check(
     let spare_checkpoint = core.checkpoints.damaged_slot().map(ToString::to_string);
     let findings = Findings::new(options.list_limit);
     let mut report = CheckReport { spare_checkpoint, findings, ..CheckReport::default() };
-    let mut pace = Pace::new(&Threads, None);
-    let map_is_damaged = check_map(core, &mut report).await;
+    let mut pace = Pace::new(&*core.runtime, None);
+    let map_is_damaged = check_map(core, options, &mut report).await;
     let total = core.table.len();
     for first in (0..total).step_by(WINDOW_SEGMENTS as usize) {
         let end = (first + WINDOW_SEGMENTS).min(total);
@@ -162,10 +162,12 @@ async fn check(
 
 /// Verifies the map's pages, and the segment table against what they refer to; returns whether any
 /// page is damaged.
-async fn check_map(core: &Core, report: &mut CheckReport) -> bool {
-    let map = core.map.verify().await;
+async fn check_map(core: &Core, options: &CheckOptions, report: &mut CheckReport) -> bool {
+    let mut verification = core.map.verification(options.list_limit);
+    while verification.step().await {}
+    let map = verification.into_report();
     report.map_pages = map.pages;
-    let is_damaged = !map.errors.is_empty();
+    let is_damaged = map.errors.len() as u64 + map.more_errors > 0;
     report.findings.more_problems += map.more_errors;
     for error in map.errors {
         report.findings.report(Problem::Map(error));

@@ -90,7 +90,7 @@ pub(crate) async fn walk(
                 let Target::Stored(place) = extent.target else { continue };
                 let judgement = judge(place, extent.len_blocks);
                 let reader = &readers[&extent.layer];
-                judged(core, &walk, reader, &extent, place, judgement, findings, pace).await;
+                judged(core, &walk, reader, &extent, judgement, findings, pace).await;
             }
             Salvaged::Unknown { layer, address, len_blocks, .. } if walk.hidden => {
                 let reader = &readers[&layer];
@@ -127,21 +127,20 @@ async fn judged(
     walk: &Walk,
     reader: &Reader,
     extent: &Extent,
-    place: Place,
     judgement: Judgement,
     findings: &mut Findings,
     pace: &mut Pace<'_>,
 ) {
-    let (first, last) = (u64::from(place.index()), u64::from(extent.len_blocks));
+    let Target::Stored(place) = extent.target else { return };
+    let (first, count) = (u64::from(place.index()), u64::from(extent.len_blocks));
     let all = u64::MAX;
     let (generation, blocks, cause) = match judgement {
         Judgement::Fine => return,
         Judgement::Impossible => (None, all, LostCause::Frame),
         Judgement::Wrong { generation, blocks } => (Some(generation), blocks, LostCause::Contents),
         Judgement::Doubtful { generation } => {
-            let count = verify::frame_at(core, place, generation, pace).await;
-            let has = |count| count as u64 >= first + last;
-            if count.is_ok_and(has) {
+            let blocks = verify::frame_at(core, place, generation, pace).await;
+            if blocks.is_ok_and(|blocks| blocks as u64 >= first + count) {
                 return;
             }
             (Some(generation), all, LostCause::Frame)

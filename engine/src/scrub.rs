@@ -17,7 +17,7 @@ use std::{
 };
 
 use serde::Serialize;
-use siltstone_device::{BLOCK_BYTES, Place, Runtime, SegmentId, Threads};
+use siltstone_device::{BLOCK_BYTES, Place, SegmentId};
 
 use crate::{
     core::Core,
@@ -102,17 +102,16 @@ impl Pool {
         options: &ScrubOptions,
         progress: &mut (dyn FnMut(ScrubProgress) -> ControlFlow<()> + Send),
     ) -> ScrubReport {
-        pollster::block_on(self.scrub_on(&Threads, options, progress))
+        pollster::block_on(self.scrub_async(options, progress))
     }
 
     /// The same for any executor. Dropping the future ends the pass.
-    pub async fn scrub_on(
+    pub async fn scrub_async(
         &self,
-        runtime: &dyn Runtime,
         options: &ScrubOptions,
         progress: &mut (dyn FnMut(ScrubProgress) -> ControlFlow<()> + Send),
     ) -> ScrubReport {
-        let pace = Pace::new(runtime, options.rate_bytes_per_second);
+        let pace = Pace::new(&*self.core().runtime, options.rate_bytes_per_second);
         let findings = Findings::new(options.list_limit);
         let pass = Pass {
             core: self.core(),
@@ -123,6 +122,7 @@ impl Pool {
             doubts_len: 0,
             map_is_damaged: false,
             hidden_is_reported: false,
+            list_limit: options.list_limit,
             progress,
         };
         pass.run().await
@@ -147,6 +147,7 @@ struct Pass<'a> {
     map_is_damaged: bool,
     /// What damage of the map hides is reported once.
     hidden_is_reported: bool,
+    list_limit: usize,
     progress: &'a mut (dyn FnMut(ScrubProgress) -> ControlFlow<()> + Send),
 }
 
@@ -204,7 +205,7 @@ impl Pass<'_> {
     }
 
     async fn verify_map(&mut self) -> ControlFlow<()> {
-        let mut verification = self.core.map.verification();
+        let mut verification = self.core.map.verification(self.list_limit);
         loop {
             self.pace.take(BLOCK_BYTES as u64).await;
             if !verification.step().await {
@@ -216,7 +217,7 @@ impl Pass<'_> {
         }
         let found = verification.into_report();
         self.report.map_pages = found.pages;
-        self.map_is_damaged = !found.errors.is_empty();
+        self.map_is_damaged = found.errors.len() as u64 + found.more_errors > 0;
         self.report.findings.more_problems += found.more_errors;
         for error in found.errors {
             self.report.findings.report(Problem::Map(error));

@@ -294,6 +294,43 @@ fn data_in_an_open_segment_is_verified() {
     assert!(stat.counters.scrubbed_bytes > 0);
 }
 
+/// Damage that every checksum passes for whole is found by the fingerprint, and named by block.
+#[test]
+fn a_block_that_reads_as_something_else_is_named() {
+    let _watchdog = Watchdog::new("a forged frame");
+    let device = SimDevice::new(64 * MIB);
+    Pool::create_on(device.clone(), None, &CreateOptions::default()).unwrap();
+    let pool = Pool::open_on(device.clone(), None, &options(false)).unwrap();
+    let disk = pool.create_volume("disk", &VolumeOptions::new(MIB)).unwrap();
+    // Odd tags only: such a frame is stored as it is.
+    let blocks: Vec<_> = (0..8).map(|block| unique(1, 2 * block + 1)).collect();
+    disk.write_at(0, &bytes_of(blocks.as_flattened())).unwrap();
+    // A duplicate of the sixth block.
+    disk.write_at(64 * BLOCK as u64, &bytes_of(&blocks[5])).unwrap();
+    pool.close().unwrap();
+
+    let sector = bytes_of(&blocks[0][..1]);
+    let image = device.peek(0, 64 * MIB as usize);
+    let is_first =
+        |at: &usize| image[*at..].starts_with(&sector) && image[at - 40..][..2] == *b"SF";
+    let payload = (48..image.len() - 8 * BLOCK).find(is_first).unwrap();
+    let mut frame = image[payload - 48..payload + 8 * BLOCK].to_vec();
+    frame[48 + 5 * BLOCK + 77] ^= 1;
+    let payload_checksum = crc32fast::hash(&frame[48..]);
+    frame[4..8].copy_from_slice(&payload_checksum.to_le_bytes());
+    let header_checksum = crc32fast::hash(&frame[4..48]);
+    frame[..4].copy_from_slice(&header_checksum.to_le_bytes());
+    device.corrupt(payload as u64 - 48, &frame);
+
+    let pool = Pool::open_on(device.clone(), None, &options(true)).unwrap();
+    assert!(unreadable_blocks(&device).is_empty(), "no checksum tells");
+    for findings in [pool.check(&mut |_| {}).unwrap().findings, scrub(&pool).findings] {
+        assert_eq!(lost_blocks(&findings, "disk"), [5, 64].into());
+        assert!(findings.lost.iter().all(|range| range.cause == LostCause::Contents));
+        assert!(matches!(findings.problems[..], [Problem::Fingerprint { .. }]));
+    }
+}
+
 /// Scrubs again and again until told to stop; returns the reports.
 fn scrub_beside(pool: &Pool, stop: &AtomicBool) -> Vec<ScrubReport> {
     let mut reports = Vec::new();
@@ -430,20 +467,22 @@ fn a_scrub_reads_no_faster_than_its_rate() {
     const RATE: u64 = 3 * MIB;
     let _watchdog = Watchdog::new("a slow scrub");
     let device = pools::base(MIB, 20);
-    let pool = Pool::open_on(device.clone(), None, &options(true)).unwrap();
-    let runtime = SleepClock { start: Instant::now(), slept: Arc::default() };
+    let slept: Arc<Mutex<Duration>> = Arc::default();
+    let runtime = Arc::new(SleepClock { start: Instant::now(), slept: slept.clone() });
+    let pool = Pool::open_in(runtime, device.clone(), None, &options(true));
+    let pool = pollster::block_on(pool).unwrap();
     let options = ScrubOptions { rate_bytes_per_second: Some(RATE), ..ScrubOptions::default() };
     let before = device.counters().read_bytes;
     let read = || device.counters().read_bytes - before;
     let mut steps = 0;
     let mut progress = |_| {
-        let slept = runtime.slept.lock().unwrap().as_secs_f64();
+        let slept = slept.lock().unwrap().as_secs_f64();
         let allowed = slept * RATE as f64 + 1.01 * MIB as f64;
         assert!(read() as f64 <= allowed, "{} bytes after {slept} s", read());
         steps += 1;
         ControlFlow::Continue(())
     };
-    let report = pollster::block_on(pool.scrub_on(&runtime, &options, &mut progress));
+    let report = pool.scrub(&options, &mut progress);
     assert!(report.is_sound() && report.complete && steps > 20);
     assert!(read() >= 20 * MIB && report.bytes >= read(), "{report:?}");
     assert!(report.elapsed_ms >= 6000, "{report:?}");
