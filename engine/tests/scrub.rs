@@ -131,7 +131,7 @@ fn unreadable_blocks(device: &Arc<SimDevice>) -> BTreeSet<u64> {
         let len = (disk.size_bytes() - at).min(BLOCK as u64) as usize;
         disk.read_at(at, &mut out[..len]).is_err()
     };
-    (0..DISK_BLOCKS).filter(is_unreadable).collect()
+    (0..disk.size_bytes().div_ceil(BLOCK as u64)).filter(is_unreadable).collect()
 }
 
 fn scrub(pool: &Pool) -> ScrubReport {
@@ -469,7 +469,8 @@ fn a_scrub_reads_no_faster_than_its_rate() {
     let device = pools::base(MIB, 20);
     let slept: Arc<Mutex<Duration>> = Arc::default();
     let runtime = Arc::new(SleepClock { start: Instant::now(), slept: slept.clone() });
-    let pool = Pool::open_in(runtime, device.clone(), None, &options(true));
+    let opening = options(true);
+    let pool = Pool::open_in(runtime, device.clone(), None, &opening);
     let pool = pollster::block_on(pool).unwrap();
     let options = ScrubOptions { rate_bytes_per_second: Some(RATE), ..ScrubOptions::default() };
     let before = device.counters().read_bytes;
