@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use siltstone_nbd::Listen;
 
-use crate::{errors, size::Size};
+use crate::{errors, interval::Interval, size::Size};
 
 /// The address on which volumes are served if none is given.
 pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
@@ -47,7 +47,16 @@ pub(crate) enum Command {
     /// Say what a pool holds and what it costs.
     Stat(ReportArguments),
     /// Read everything and check it against checksums, fingerprints and the map.
-    Check(ReportArguments),
+    ///
+    /// Lists what is wrong in the pool, and every range of a volume that is lost by it: also those
+    /// of which a damaged map no longer knows anything. Everything else can be read.
+    Check(CheckArguments),
+    /// Read everything back at a bounded rate, and check it against checksums and fingerprints.
+    ///
+    /// Finds what the medium has damaged, and lists it as check does; check also compares the
+    /// pool's metadata with each other. A pool that is being served is scrubbed by its server:
+    /// see serve --scrub.
+    Scrub(ScrubArguments),
     /// Cut the power of simulated pools at every moment, and see whether a promise breaks.
     ///
     /// Each seed is a pool with clients on a simulated machine. Its power is cut at many of its
@@ -186,6 +195,12 @@ pub(crate) struct ServeArguments {
     /// Memory for the map's pages kept for lookups [default: 16M].
     #[arg(long, value_name = "SIZE")]
     pub(crate) page_cache: Option<Size>,
+    /// Scrub the pool in the background, reading so many bytes a second [default: do not].
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) scrub: Option<Size>,
+    /// How often to begin a scrub: 12h, 7d, ...
+    #[arg(long, value_name = "TIME", default_value = "7d", requires = "scrub")]
+    pub(crate) scrub_every: Interval,
 }
 
 /// A volume to create.
@@ -193,6 +208,14 @@ pub(crate) struct ServeArguments {
 pub(crate) struct NewVolume {
     pub(crate) name: String,
     pub(crate) size: Size,
+}
+
+fn parse_rate(given: &str) -> Result<Size, String> {
+    match given.strip_suffix("/s").unwrap_or(given).parse() {
+        Ok(Size(0)) => Err("nothing can be read at that rate".into()),
+        Ok(rate) => Ok(rate),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 fn parse_new_volume(given: &str) -> Result<NewVolume, String> {
@@ -225,9 +248,49 @@ pub(crate) struct ExportArguments {
     pub(crate) volume: String,
     /// The image: a file, a block device, or - for standard output.
     pub(crate) file: PathBuf,
-    /// Overwrite a file that exists.
+    /// Overwrite a file that exists; what it held is gone even if the export fails.
     #[arg(long)]
     pub(crate) force: bool,
+    /// Go on where data is damaged: leave zeros there, and list what is lost.
+    #[arg(long)]
+    pub(crate) salvage: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArguments {
+    /// The pool.
+    pub(crate) pool: PathBuf,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScrubArguments {
+    /// The pool.
+    pub(crate) pool: PathBuf,
+    /// Bytes to read a second, such as 200M [default: as fast as it goes].
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) rate: Option<Size>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+/// How findings are listed.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Listing {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// List every problem and lost range, rather than the first ten thousand of each.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+impl Listing {
+    /// How many to list.
+    pub(crate) fn limit(self) -> usize {
+        if self.all { usize::MAX } else { siltstone_engine::findings::LIST_LIMIT }
+    }
 }
 
 #[derive(Debug, Args)]

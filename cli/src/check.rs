@@ -1,33 +1,30 @@
 //! `siltstone check`.
 
+use siltstone_engine::{CheckOptions, CheckProgress};
+
 use crate::{
-    args::ReportArguments,
+    args::CheckArguments,
     errors::CliError,
-    open,
+    findings, open,
     output::{print, print_json},
     progress,
 };
 
-pub(crate) fn run(arguments: &ReportArguments) -> Result<(), CliError> {
+pub(crate) fn run(arguments: &CheckArguments) -> Result<(), CliError> {
     let pool = open::open_read_only(&arguments.pool)?;
+    let options = CheckOptions { list_limit: arguments.listing.limit() };
     let bar = progress::items("segments");
-    let report = pool.check(&mut |progress| {
+    let mut show = |progress: CheckProgress| {
         bar.set_length(progress.segments_total);
         bar.set_position(progress.segments);
-    });
+    };
+    let report = pollster::block_on(pool.check_with(&options, &mut show));
     bar.finish_and_clear();
     let report = report?;
-    let problems = report.problems.len() as u64 + report.more_problems;
-    if arguments.json {
+    if arguments.listing.json {
         print_json(&report)?;
     } else {
-        let mut text = String::new();
-        for problem in &report.problems {
-            text += &format!("{problem}\n");
-        }
-        if report.more_problems > 0 {
-            text += &format!("and {} more\n", report.more_problems);
-        }
+        let mut text = findings::lines(&report.findings);
         for repair in &report.repairs {
             text += &format!("note: {repair}\n");
         }
@@ -43,8 +40,5 @@ pub(crate) fn run(arguments: &ReportArguments) -> Result<(), CliError> {
         );
         print(&text)?;
     }
-    if report.is_sound() {
-        return Ok(());
-    }
-    Err(CliError::CheckFailed { path: arguments.pool.clone(), problems })
+    findings::verdict(&arguments.pool, "check", &report.findings)
 }

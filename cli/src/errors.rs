@@ -23,7 +23,7 @@ Exit statuses:
   6  no such volume, it exists already, or a name, size or option is impossible
   7  no space
   8  a device failed
-  9  stored data is damaged, found by check or by reading";
+  9  stored data is damaged, found by check, by scrub or by reading";
 
 /// The classes of failure that scripts can tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,16 +165,37 @@ pub(crate) enum CliError {
         /// What was given.
         given: String,
     },
-    /// A check found problems.
+    /// A check or a scrub found damage.
     #[error(
-        "{path}: the check found {problems} problem(s); what it lists as lost cannot be read, \
-         everything else can"
+        "{path}: the {pass} found {problems} problem(s); {lost_bytes} bytes of volumes are lost, \
+         in {lost_ranges} range(s), everything else can be read"
     )]
-    CheckFailed {
+    DamageFound {
         /// The pool.
         path: PathBuf,
+        /// What looked.
+        pass: &'static str,
         /// How many.
         problems: u64,
+        /// Ranges of volumes.
+        lost_ranges: u64,
+        /// And their bytes.
+        lost_bytes: u64,
+    },
+    /// An export has left out what could not be read.
+    #[error(
+        "volume '{volume}' was exported to {file} but for {lost_bytes} bytes in {lost_ranges} \
+         range(s), which are lost and zeros there"
+    )]
+    Salvaged {
+        /// The volume.
+        volume: String,
+        /// The image.
+        file: String,
+        /// Ranges of the volume.
+        lost_ranges: usize,
+        /// And their bytes.
+        lost_bytes: u64,
     },
     /// A simulated pool broke a promise.
     #[error("{violations} promise(s) broken; each line says how to see it again")]
@@ -207,7 +228,9 @@ impl CliError {
             Self::File { source, .. } | Self::System { source, .. } => {
                 io_status(source, ExitStatus::Other)
             }
-            Self::CheckFailed { .. } | Self::PromiseBroken { .. } => ExitStatus::Damaged,
+            Self::DamageFound { .. } | Self::Salvaged { .. } | Self::PromiseBroken { .. } => {
+                ExitStatus::Damaged
+            }
         }
     }
 }

@@ -8,7 +8,8 @@ use std::{
     time::Instant,
 };
 
-use siltstone_engine::{EngineError, StatusRun, Volume};
+use siltstone_cursor::MapError;
+use siltstone_engine::{EngineError, LostRange, StatusRun, Volume};
 
 use crate::{
     args::ExportArguments, errors::CliError, export_adapter::joined, image::PIECE_BYTES, open,
@@ -19,6 +20,8 @@ use crate::{
 const MAX_READERS: usize = 8;
 /// Pieces under way for each of them.
 const PIECES_PER_READER: usize = 2;
+/// What a salvage loses at a time.
+const BLOCK_BYTES: usize = 4096;
 /// Runs that are asked for at a time.
 const MAX_RUNS: usize = 4096;
 
@@ -29,10 +32,10 @@ pub(crate) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     let mut target = Target::open(arguments, size_bytes)?;
     let start = Instant::now();
     let bar = progress::bytes(Some(size_bytes));
-    let copied = copy(&volume, &mut target, &|at| bar.set_position(at));
+    let copied = copy(&volume, arguments.salvage, &mut target, &|at| bar.set_position(at));
     bar.finish_and_clear();
-    let data_bytes = match copied.and_then(|bytes| target.finish(size_bytes).map(|()| bytes)) {
-        Ok(data_bytes) => data_bytes,
+    let copied = match copied.and_then(|copied| target.finish(size_bytes).map(|()| copied)) {
+        Ok(copied) => copied,
         Err(error) => {
             target.remove_if_new();
             return Err(error);
@@ -40,19 +43,40 @@ pub(crate) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     };
     pool.close()?;
     let seconds = start.elapsed().as_secs_f64();
-    let text = format!(
+    let mut text = String::new();
+    for Range { start, end } in &copied.lost {
+        let (volume, len_bytes) = (&arguments.volume, end - start);
+        text += &format!("lost: volume '{volume}', {len_bytes} bytes at byte {start}\n");
+    }
+    text += &format!(
         "exported volume '{}' to {}: {} in {seconds:.1} s ({:.0} MB/s), {} of it not zero\n",
         arguments.volume,
         target.name(),
         human(size_bytes),
-        data_bytes as f64 / 1e6 / seconds.max(1e-3),
-        human(data_bytes)
+        copied.data_bytes as f64 / 1e6 / seconds.max(1e-3),
+        human(copied.data_bytes)
     );
     if target.is_stdout() {
         eprint!("{text}");
+    } else {
+        print(&text)?;
+    }
+    if copied.lost.is_empty() {
         return Ok(());
     }
-    print(&text)
+    Err(CliError::Salvaged {
+        volume: arguments.volume.clone(),
+        file: target.name().into(),
+        lost_ranges: copied.lost.len(),
+        lost_bytes: copied.lost.iter().map(|range| range.end - range.start).sum(),
+    })
+}
+
+/// What was copied, and what was not.
+struct Copied {
+    data_bytes: u64,
+    /// What could not be read, in order.
+    lost: Vec<Range<u64>>,
 }
 
 /// A part of the volume that is read at a time.
@@ -60,8 +84,9 @@ struct Piece {
     offset_bytes: u64,
     /// As long as the piece when it is read.
     memory: Vec<u8>,
-    /// What is a hole in it, sorted.
+    /// What is a hole in it, sorted; what is lost too.
     holes: Vec<Range<u32>>,
+    lost: Vec<Range<u32>>,
 }
 
 /// A thread that reads pieces and returns them in order.
@@ -71,12 +96,22 @@ struct Reader {
 }
 
 impl Reader {
-    fn start<'scope>(scope: &'scope Scope<'scope, '_>, volume: &'scope Volume) -> Self {
+    fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        volume: &'scope Volume,
+        salvage: bool,
+    ) -> Self {
         let (requests, to_read) = channel::<Piece>();
         let (done, answers) = channel();
         scope.spawn(move || {
             for mut piece in to_read {
-                let read = read(volume, &mut piece).map(|()| piece);
+                let read = match read(volume, &mut piece) {
+                    Err(error) if salvage && is_damage(&error) => {
+                        salvage_blocks(volume, &mut piece)
+                    }
+                    read => read,
+                };
+                let read = read.map(|()| piece);
                 if done.send(read).is_err() {
                     break;
                 }
@@ -96,13 +131,48 @@ fn read(volume: &Volume, piece: &mut Piece) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Copies what is not a hole, in order; returns how much that was. Readers take turns, so that
+/// Whether an error says that something is lost, so that others need not be.
+fn is_damage(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::BlockDamaged { .. }
+            | EngineError::Map(MapError::Page { .. } | MapError::Read { .. })
+    )
+}
+
+/// Reads a piece block by block, and leaves out what cannot be read.
+fn salvage_blocks(volume: &Volume, piece: &mut Piece) -> Result<(), EngineError> {
+    let (mut holes, mut lost) = (Vec::new(), Vec::new());
+    for (at, block) in piece.memory.chunks_mut(BLOCK_BYTES).enumerate() {
+        let start = at * BLOCK_BYTES;
+        let range = start as u32..(start + block.len()) as u32;
+        match volume.read_at(piece.offset_bytes + start as u64, block) {
+            Ok(()) if block.iter().all(|byte| *byte == 0) => holes.push(range),
+            Ok(()) => {}
+            Err(error) if is_damage(&error) => {
+                holes.push(range.clone());
+                lost.push(range);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    (piece.holes, piece.lost) = (joined(holes), lost);
+    Ok(())
+}
+
+/// Copies what is not a hole, in order; with `salvage`, but for what cannot be read. Readers take turns, so that
 /// their answers come in order too.
-fn copy(volume: &Volume, target: &mut Target, progress: &dyn Fn(u64)) -> Result<u64, CliError> {
+fn copy(
+    volume: &Volume,
+    salvage: bool,
+    target: &mut Target,
+    progress: &dyn Fn(u64),
+) -> Result<Copied, CliError> {
     let readers = thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS);
     thread::scope(|scope| {
-        let readers: Vec<_> = (0..readers).map(|_| Reader::start(scope, volume)).collect();
-        let mut allocated = Allocated::new(volume);
+        let readers: Vec<_> = (0..readers).map(|_| Reader::start(scope, volume, salvage)).collect();
+        let mut allocated = Allocated::new(volume, salvage);
+        let mut lost = allocated.hidden.clone();
         let mut spare: Vec<Vec<u8>> = Vec::new();
         let mut waiting = VecDeque::new();
         let mut turns = (0..readers.len()).cycle();
@@ -114,19 +184,38 @@ fn copy(volume: &Volume, target: &mut Target, progress: &dyn Fn(u64)) -> Result<
                 let mut memory = spare.pop().unwrap_or_default();
                 memory.resize(len, 0);
                 let turn = turns.next().expect("the cycle has no end");
-                let piece = Piece { offset_bytes, memory, holes: Vec::new() };
+                let piece = Piece { offset_bytes, memory, holes: Vec::new(), lost: Vec::new() };
                 // A reader that is gone has left an error, which is received in its turn.
                 let _ = readers[turn].requests.send(piece);
                 waiting.push_back(turn);
             }
-            let Some(turn) = waiting.pop_front() else { return Ok(data_bytes) };
+            let Some(turn) = waiting.pop_front() else {
+                return Ok(Copied { data_bytes, lost: united(lost) });
+            };
             let answer = readers[turn].answers.recv();
             let piece = answer.expect("a reader answers every request before it ends")?;
             data_bytes += write(&piece, target)?;
+            let from = piece.offset_bytes;
+            let of_volume =
+                |range: &Range<u32>| from + u64::from(range.start)..from + u64::from(range.end);
+            lost.extend(piece.lost.iter().map(of_volume));
             progress(piece.offset_bytes + piece.memory.len() as u64);
             spare.push(piece.memory);
         }
     })
+}
+
+/// Sorts ranges and joins those that touch or overlap.
+fn united(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, before| {
+        let touch = next.start <= before.end;
+        if touch {
+            before.end = before.end.max(next.end);
+        }
+        touch
+    });
+    ranges
 }
 
 /// Writes what is between the holes of a piece.
@@ -154,11 +243,46 @@ struct Allocated<'a> {
     /// How far the runs reach that were asked for.
     known_bytes: u64,
     at: u64,
+    /// Go on where the map is damaged: what is known to be hidden by that, in order, is passed
+    /// over, and what else cannot be asked for is left to the reader.
+    salvage: bool,
+    hidden: Vec<Range<u64>>,
 }
 
 impl<'a> Allocated<'a> {
-    fn new(volume: &'a Volume) -> Self {
-        Self { volume, runs: VecDeque::new(), known_bytes: 0, at: 0 }
+    fn new(volume: &'a Volume, salvage: bool) -> Self {
+        let hidden = match salvage {
+            true => pollster::block_on(volume.hidden_ranges()),
+            false => Vec::new(),
+        };
+        let range = |lost: &LostRange| lost.offset_bytes..lost.offset_bytes + lost.len_bytes;
+        let hidden = hidden.iter().map(range).collect();
+        Self { volume, runs: VecDeque::new(), known_bytes: 0, at: 0, salvage, hidden }
+    }
+
+    /// Asks for what follows the runs that are known.
+    fn ask(&mut self) -> Result<(), CliError> {
+        let from = self.known_bytes;
+        let next = self.hidden.partition_point(|hidden| hidden.end <= from);
+        let end = match self.hidden.get(next) {
+            Some(hidden) if hidden.start <= from => {
+                self.known_bytes = hidden.end;
+                return Ok(());
+            }
+            Some(hidden) => hidden.start,
+            None => self.volume.size_bytes(),
+        };
+        match pollster::block_on(self.volume.status(from, end - from, MAX_RUNS)) {
+            Ok(runs) => self.runs = runs.into(),
+            Err(error) if self.salvage && is_damage(&error) => {
+                let (offset_bytes, len_bytes) = (from, end - from);
+                self.runs = [StatusRun { offset_bytes, len_bytes, is_hole: false }].into();
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let last = self.runs.back().expect("a status is never empty");
+        self.known_bytes = last.offset_bytes + last.len_bytes;
+        Ok(())
     }
 
     /// The next offset with data, and how much to read there: up to the next multiple of a
@@ -186,14 +310,10 @@ impl<'a> Allocated<'a> {
                 }
                 Some(run) => return Ok(Some(run.offset_bytes.max(at))),
                 None => {
-                    let len_bytes = self.volume.size_bytes() - self.known_bytes;
-                    if len_bytes == 0 {
+                    if self.known_bytes == self.volume.size_bytes() {
                         return Ok(None);
                     }
-                    let status = self.volume.status(self.known_bytes, len_bytes, MAX_RUNS);
-                    self.runs = pollster::block_on(status)?.into();
-                    let last = self.runs.back().expect("a status is never empty");
-                    self.known_bytes = last.offset_bytes + last.len_bytes;
+                    self.ask()?;
                 }
             }
         }

@@ -12,11 +12,14 @@ mod create;
 mod errors;
 mod export;
 mod export_adapter;
+mod findings;
 mod image;
 mod import;
+mod interval;
 mod open;
 mod output;
 mod progress;
+mod scrub;
 mod serve;
 mod size;
 mod sparse;
@@ -60,6 +63,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Export(arguments) => export::run(arguments),
         Command::Stat(arguments) => stat::run(arguments),
         Command::Check(arguments) => check::run(arguments),
+        Command::Scrub(arguments) => scrub::run(arguments),
         Command::Torture(arguments) => torture::run(arguments),
     }
 }

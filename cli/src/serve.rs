@@ -13,6 +13,7 @@ use crate::{
     export_adapter::PoolCatalog,
     open,
     output::print,
+    scrub::BackgroundScrub,
     size::{Size, human},
     volume,
 };
@@ -26,10 +27,14 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<(), CliError> {
         create_if_missing(&pool, new)?;
     }
     let pool = Arc::new(pool);
+    let scrub =
+        arguments.scrub.map(|rate| BackgroundScrub::start(&pool, rate.0, arguments.scrub_every.0));
+    let scrub = scrub.transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(system("start threads"))?;
     runtime.block_on(serve(&pool, arguments))?;
     drop(runtime);
+    drop(scrub);
     if let Some(pool) = Arc::into_inner(pool) {
         pool.close()?;
         tracing::info!("closed the pool");

@@ -301,11 +301,8 @@ fn damage_is_found_and_told_with_its_own_exit_status() {
     let outcome = siltstone(["check", &pool]);
     assert_eq!(outcome.status.code(), Some(9), "{outcome:#?}");
     assert!(outcome.stderr.starts_with("siltstone: ") && outcome.stderr.lines().count() == 1);
-    assert!(outcome.stdout.contains("lost: volume 'disk'"), "{outcome:#?}");
-    let report = siltstone(["check", &pool, "--json"]);
-    assert_eq!(report.status.code(), Some(9), "{report:#?}");
-    let report: Value = serde_json::from_str(&report.stdout).unwrap();
-    assert!(!report["problems"].as_array().unwrap().is_empty());
+    let lost = "lost: volume 'disk', 32768 bytes at byte 1638400: its frames are damaged\n";
+    assert!(outcome.stdout.contains(lost), "{outcome:#?}");
 
     let copy = folder.text("copy");
     let sentence = siltstone(["export", &pool, "disk", &copy]).fails(9);

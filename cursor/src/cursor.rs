@@ -23,18 +23,12 @@ use crate::{
 /// Pages that a reader may hold besides its window: the path from the root to the leaves.
 const PATH_PAGES: usize = 2;
 
-/// What a scan covers.
-enum Scope {
-    /// Every layer.
-    All,
-    /// A layer and its ancestors, as one space of addresses (keys then have layer 0).
-    Chain(Vec<LayerId>),
-}
-
 /// The machinery of both cursors.
 struct Scan {
     shared: Arc<Shared>,
-    scope: Scope,
+    /// A layer and its ancestors, as one space of addresses (keys then have layer 0); or all
+    /// layers.
+    chain: Option<Vec<LayerId>>,
     /// Everything before this was returned, or is in `joined`.
     position: Key,
     to: Key,
@@ -45,10 +39,16 @@ struct Scan {
 }
 
 impl Scan {
-    fn new(shared: Arc<Shared>, scope: Scope, from: Key, to: Key, budget_bytes: usize) -> Self {
+    fn new(
+        shared: Arc<Shared>,
+        chain: Option<Vec<LayerId>>,
+        from: Key,
+        to: Key,
+        budget_bytes: usize,
+    ) -> Self {
         let snapshot = shared.snapshot();
         let (merge, joined) = (None, Coalescer::default());
-        Self { shared, scope, position: from, to, budget_bytes, snapshot, merge, joined }
+        Self { shared, chain, position: from, to, budget_bytes, snapshot, merge, joined }
     }
 
     async fn next(&mut self) -> Result<Option<Extent>, MapError> {
@@ -58,7 +58,7 @@ impl Scan {
                 none => none.insert(start_merge(
                     &self.shared,
                     &self.snapshot,
-                    &self.scope,
+                    self.chain.as_deref(),
                     (self.position, self.to),
                     self.budget_bytes,
                 )),
@@ -88,17 +88,18 @@ impl Scan {
     }
 }
 
-/// A merge of everything in scope, newest first.
-fn start_merge(
+/// A merge of everything in a range of keys, newest first; or, of a chain of layers, of what each
+/// has in a range of addresses.
+pub(crate) fn start_merge(
     shared: &Shared,
     snapshot: &Snapshot,
-    scope: &Scope,
+    chain: Option<&[LayerId]>,
     (from, to): (Key, Key),
     budget_bytes: usize,
 ) -> Merge {
-    let ranges: Vec<(Key, Key)> = match scope {
-        Scope::All => vec![(from, to)],
-        Scope::Chain(chain) => {
+    let ranges: Vec<(Key, Key)> = match chain {
+        None => vec![(from, to)],
+        Some(chain) => {
             chain.iter().map(|&layer| (Key { layer, ..from }, Key { layer, ..to })).collect()
         }
     };
@@ -118,11 +119,11 @@ fn start_merge(
             Input::Patches(Box::new(reader))
         }));
     }
-    Merge::new(inputs, matches!(scope, Scope::Chain(_)))
+    Merge::new(inputs, chain.is_some())
 }
 
 /// The patches that overlap a range, as sequences without overlap, newest first.
-fn sorted_runs(version: &Version, from: Key, to: Key) -> Vec<Vec<Arc<Patch>>> {
+pub(crate) fn sorted_runs(version: &Version, from: Key, to: Key) -> Vec<Vec<Arc<Patch>>> {
     let newest = version.newest().iter().filter(|patch| patch.overlaps(from, to));
     let newest = newest.map(|patch| vec![patch.clone()]);
     let sorted = version.sorted().iter();
@@ -145,7 +146,7 @@ impl Cursor {
     ) -> Self {
         let layer = LayerId(0);
         let (from, to) = (Key { layer, address: from }, Key { layer, address: to });
-        Self { scan: Scan::new(shared, Scope::Chain(chain.to_vec()), from, to, budget_bytes) }
+        Self { scan: Scan::new(shared, Some(chain.to_vec()), from, to, budget_bytes) }
     }
 
     /// The next run of stored blocks; holes are left out.
@@ -176,7 +177,7 @@ pub struct ExtentCursor {
 
 impl ExtentCursor {
     pub(crate) fn new(shared: Arc<Shared>, budget_bytes: usize) -> Self {
-        Self { scan: Scan::new(shared, Scope::All, Key::MIN, Key::MAX, budget_bytes) }
+        Self { scan: Scan::new(shared, None, Key::MIN, Key::MAX, budget_bytes) }
     }
 
     /// The next extent.

@@ -22,7 +22,8 @@
 //! - `memtable`, `lookup`, [`cursor`]: the readers' side.
 //! - [`policy`]: which patches to merge next, pure; `maintain`: doing it.
 //! - [`manifest`], [`space`]: what the checkpoint stores, and who owns which segment.
-//! - [`verify`]: everything checked, for the engine's `check`.
+//! - [`verify`]: every page checked, for the engine's `check` and `scrub`.
+//! - [`salvage`]: a cursor that goes on behind damaged pages, and says what they hide.
 //!
 //! Every page says what and where it is, and its parent vouches for its checksum: damaged,
 //! misdirected, lost and stale pages are errors that name patch and address ([`MapError`]).
@@ -47,6 +48,7 @@ mod patch;
 mod patch_writer;
 pub mod policy;
 mod prefetch;
+pub mod salvage;
 mod search;
 pub mod space;
 pub mod stats;
@@ -59,6 +61,7 @@ pub use manifest::{Manifest, ManifestError};
 pub use map::{Map, MapConfig, SequenceRun};
 pub use patch::PageExtent;
 pub use policy::Limits;
+pub use salvage::{SalvageCursor, Salvaged};
 pub use space::{Edit, LayerState, SegmentGeometry, SegmentSource};
 pub use stats::MapStats;
-pub use verify::VerifyReport;
+pub use verify::{Verification, VerifyReport};

@@ -15,6 +15,7 @@ use crate::{
     extent::{Extent, Key},
     memtable::Memtable,
     prefetch::PatchReader,
+    salvage::SalvageReader,
 };
 
 /// Extents copied from a memtable at a time, under its lock.
@@ -50,12 +51,15 @@ pub(crate) enum Input {
     Memtable(MemtableReader),
     /// Patches that do not overlap.
     Patches(Box<PatchReader>),
+    /// The same, read past damage.
+    Salvage(Box<SalvageReader>),
 }
 
 impl Input {
     async fn next(&mut self) -> Result<Option<Extent>, MapError> {
         match self {
             Self::Memtable(reader) => Ok(reader.next()),
+            Self::Salvage(reader) => Ok(reader.next().await),
             Self::Patches(reader) => loop {
                 if let Some(extent) = reader.buffered() {
                     return Ok(Some(extent));
@@ -88,7 +92,7 @@ impl Merge {
     /// Leaf pages whose entries were consumed.
     pub(crate) fn pages_consumed(&self) -> u64 {
         let readers = self.inputs.iter().map(|input| match input {
-            Input::Memtable(_) => 0,
+            Input::Memtable(_) | Input::Salvage(_) => 0,
             Input::Patches(reader) => reader.pages_consumed(),
         });
         readers.sum()
@@ -97,10 +101,26 @@ impl Merge {
     /// Bytes of pages held or being read.
     pub(crate) fn memory_bytes(&self) -> usize {
         let readers = self.inputs.iter().map(|input| match input {
-            Input::Memtable(_) => 0,
+            Input::Memtable(_) | Input::Salvage(_) => 0,
             Input::Patches(reader) => reader.memory_bytes(),
         });
         readers.sum()
+    }
+
+    /// The damage of an input that hides a key, which lies at or behind the last one asked for.
+    pub(crate) fn damage(&mut self, input: usize, key: Key) -> Option<&MapError> {
+        match &mut self.inputs[input] {
+            Input::Salvage(reader) => reader.damage(key),
+            Input::Memtable(_) | Input::Patches(_) => None,
+        }
+    }
+
+    /// Whether an input has met damage at or behind a key.
+    pub(crate) fn has_damage(&self, key: Key) -> bool {
+        self.inputs.iter().any(|input| match input {
+            Input::Salvage(reader) => reader.has_damage(key),
+            Input::Memtable(_) | Input::Patches(_) => false,
+        })
     }
 
     async fn advance(&mut self, input: usize) -> Result<(), MapError> {

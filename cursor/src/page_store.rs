@@ -77,6 +77,11 @@ impl PageStore {
         self.finish_read(page, self.start_read(page.address, 1)).await
     }
 
+    /// A page as it is on the medium, whether or not it is cached.
+    pub(crate) async fn read_from_medium(&self, page: PageRef) -> Result<Arc<Page>, MapError> {
+        self.finish_read(page, self.start_read(page.address, 1)).await
+    }
+
     /// Reads pages concurrently; caches them, and appends them to `out`.
     pub(crate) async fn load(
         &self,

@@ -1,11 +1,11 @@
-//! Reads every page of every patch and checks it: for the engine's `check`.
+//! Reads every page of every patch and checks it: for the engine's `check` and `scrub`.
 //!
 //! Beyond what every read verifies (checksum, identity, order within the page), this checks that
 //! pages hold the keys that their parents and the manifest say they hold, that the pages of a
 //! patch lie where the manifest says, and recounts what the patches refer to.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -15,11 +15,11 @@ use crate::{
     error::{MapError, PageError},
     extent::{Key, Target},
     map::{Map, Shared},
-    page::{PAGE_BYTES, Page, PageRef},
+    page::{Page, PageRef},
     patch::Patch,
 };
 
-/// Errors that are kept in full; further ones are counted.
+/// Errors that [`Map::verify`] lists; further ones are counted.
 const MAX_ERRORS: usize = 1000;
 
 /// What a verification found.
@@ -41,8 +41,8 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    fn error(&mut self, error: MapError) {
-        if self.errors.len() < MAX_ERRORS {
+    fn error(&mut self, error: MapError, max_errors: usize) {
+        if self.errors.len() < max_errors {
             self.errors.push(error);
         } else {
             self.more_errors += 1;
@@ -51,15 +51,28 @@ impl VerifyReport {
 }
 
 impl Map {
-    /// Reads and checks the pages of all patches of this moment. No merge may run meanwhile that
-    /// frees them (or its edit has to wait). Memory: the fence pages of one patch.
+    /// Reads and checks the pages of all patches of this moment.
     pub async fn verify(&self) -> VerifyReport {
-        let mut report = VerifyReport::default();
-        for patch in self.shared.snapshot().version.patches() {
-            report.patches += 1;
-            verify_patch(&self.shared, patch, &mut report).await;
+        let mut verification = self.verification(MAX_ERRORS);
+        while verification.step().await {}
+        verification.into_report()
+    }
+
+    /// The same step by step, for a caller that counts what is read. Memory: the fence pages of
+    /// one patch. The report lists up to `max_errors`. Patches may be merged meanwhile: what is wrong with one that is gone is no
+    /// damage. The counts of the report are right only if none is.
+    #[must_use]
+    pub fn verification(&self, max_errors: usize) -> Verification {
+        let patches = self.shared.snapshot().version.patches().cloned().collect();
+        Verification {
+            shared: self.shared.clone(),
+            patches,
+            patch: None,
+            todo: Vec::new(),
+            seen: BTreeSet::new(),
+            report: VerifyReport::default(),
+            max_errors,
         }
-        report
     }
 }
 
@@ -72,33 +85,84 @@ struct Expected {
     exact: bool,
 }
 
-async fn verify_patch(shared: &Shared, patch: &Patch, report: &mut VerifyReport) {
-    let mut seen = BTreeSet::new();
-    // The first key of a patch that is drained says less than that of a whole one.
-    let root = Expected { page: patch.root(), first: Key::MIN, end: patch.end(), exact: false };
-    let mut todo = vec![root];
-    while let Some(expected) = todo.pop() {
+/// A verification under way.
+pub struct Verification {
+    shared: Arc<Shared>,
+    /// Not begun.
+    patches: VecDeque<Arc<Patch>>,
+    patch: Option<Arc<Patch>>,
+    /// Pages of the patch at hand, the next last, and those met so far.
+    todo: Vec<Expected>,
+    seen: BTreeSet<ByteOffset>,
+    report: VerifyReport,
+    max_errors: usize,
+}
+
+impl Verification {
+    /// Checks one page; false if there is none left.
+    pub async fn step(&mut self) -> bool {
+        loop {
+            if let (Some(expected), Some(patch)) = (self.todo.pop(), self.patch.clone()) {
+                self.verify_page(&patch, expected).await;
+                return true;
+            }
+            let Some(patch) = self.patches.pop_front() else { return false };
+            self.report.patches += 1;
+            self.seen.clear();
+            // The first key of a patch that is drained says less than that of a whole one.
+            let (page, end) = (patch.root(), patch.end());
+            self.todo.push(Expected { page, first: Key::MIN, end, exact: false });
+            self.patch = Some(patch);
+        }
+    }
+
+    /// What was found so far.
+    #[must_use]
+    pub fn report(&self) -> &VerifyReport {
+        &self.report
+    }
+
+    /// What was found.
+    #[must_use]
+    pub fn into_report(self) -> VerifyReport {
+        self.report
+    }
+
+    async fn verify_page(&mut self, patch: &Patch, expected: Expected) {
         let PageRef { address, patch: id, .. } = expected.page;
         let outside = MapError::Page { patch: id, address, source: PageError::OutsideFence };
-        if !lies_in(patch, shared, address) || !seen.insert(address) {
-            report.error(outside);
-            continue;
+        if !lies_in(patch, &self.shared, address) || !self.seen.insert(address) {
+            self.error(outside);
+            return;
         }
-        report.pages += 1;
-        let page = match read_page(shared, expected.page).await {
+        self.report.pages += 1;
+        // From the device, whether or not it is cached: what is checked is the medium.
+        let page = match self.shared.store.read_from_medium(expected.page).await {
             Ok(page) => page,
             Err(error) => {
-                report.error(error);
-                continue;
+                self.error(error);
+                return;
             }
         };
         let keys_fit = if expected.page.height == 0 {
-            verify_leaf(&page, patch, &expected, report)
+            verify_leaf(&page, patch, &expected, &mut self.report)
         } else {
-            push_children(&page, &expected, &mut todo)
+            push_children(&page, &expected, &mut self.todo)
         };
         if !keys_fit {
-            report.error(outside);
+            self.error(outside);
+        }
+    }
+
+    /// Reports an error of the patch at hand, if that is still part of the map: otherwise its
+    /// pages may hold anything by now.
+    fn error(&mut self, error: MapError) {
+        let id = self.patch.as_ref().map(|patch| patch.id);
+        let version = self.shared.snapshot().version.clone();
+        if version.patches().any(|patch| Some(patch.id) == id) {
+            self.report.error(error, self.max_errors);
+        } else {
+            self.todo.clear();
         }
     }
 }
@@ -110,19 +174,6 @@ fn lies_in(patch: &Patch, shared: &Shared, address: ByteOffset) -> bool {
         let start = geometry.page(extent.segment, extent.first_page);
         let end = geometry.page(extent.segment, extent.first_page.saturating_add(extent.count));
         (start..end).contains(&address)
-    })
-}
-
-/// Reads a page from the device, whether or not it is cached: what is checked is the medium.
-async fn read_page(shared: &Shared, page: PageRef) -> Result<Arc<Page>, MapError> {
-    let PageRef { patch, address, .. } = page;
-    let bytes = shared.store.start_read(address, 1).await;
-    let bytes = bytes.map_err(|source| MapError::Read { patch, address, source })?;
-    debug_assert_eq!(bytes.len(), PAGE_BYTES);
-    Page::new(bytes, page, shared.store.pool).map(Arc::new).map_err(|source| MapError::Page {
-        patch,
-        address,
-        source,
     })
 }
 

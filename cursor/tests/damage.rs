@@ -8,8 +8,11 @@ mod support;
 use std::sync::Arc;
 
 use pollster::block_on;
-use siltstone_cursor::{Extent, Limits, Manifest, Map, MapError, PageError, Run, Target};
-use siltstone_device::{BLOCK_BYTES, BlockAddress, LayerId, Sequence, sim::SimDevice};
+use siltstone_cursor::{Extent, Limits, Manifest, Map, MapError, PageError, Run, Salvaged, Target};
+use siltstone_device::{
+    BLOCK_BYTES, BlockAddress, LayerId, Operation, Sequence,
+    sim::{Cause, Fault, SimDevice, Times},
+};
 use support::{POOL, Segments, all_roots, extent, geometry, open, stored};
 
 const BLOCKS: u64 = 600;
@@ -139,4 +142,89 @@ fn another_pools_map_is_not_read() {
     let config = siltstone_cursor::MapConfig::new(POOL + 1, geometry(2048), 1 << 20);
     let map = Map::open(device, config, manifest);
     assert_eq!(failing_blocks(&map), BLOCKS);
+}
+
+fn salvage(map: &Map, blocks: u64, thorough: bool) -> (Vec<u64>, Vec<(u64, u64)>) {
+    let mut cursor = map.salvage_cursor([(LayerId(1), blocks)].into(), 1 << 16, thorough);
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    while let Some(item) = block_on(cursor.next()) {
+        match item {
+            Salvaged::Extent(extent) => {
+                assert_eq!((extent.layer, extent.len_blocks), (LayerId(1), 1));
+                known.push(extent.address.0);
+            }
+            Salvaged::Unknown { layer, address, len_blocks, error } => {
+                assert_eq!(layer, LayerId(1));
+                assert!(matches!(error, MapError::Page { .. } | MapError::Read { .. }));
+                unknown.push((address.0, len_blocks));
+            }
+        }
+    }
+    (known, unknown)
+}
+
+#[test]
+fn a_salvage_cursor_loses_the_range_of_a_damaged_page_and_nothing_else() {
+    let (device, manifest) = written();
+    let ranges = [(0, 168), (168, 168), (336, 168), (504, 96), (0, 600)];
+    for (page, lost) in (0..).zip(ranges) {
+        for thorough in [false, true] {
+            device.flip_bit(page_offset(page) + 99, 4);
+            let map = open(&device, 2048, Limits::default(), manifest.clone());
+            let (known, unknown) = salvage(&map, 1000, thorough);
+            assert_eq!(unknown, [lost], "page {page}");
+            let rest = (0..BLOCKS).filter(|at| !(lost.0..lost.0 + lost.1).contains(at));
+            assert_eq!(known, rest.collect::<Vec<_>>());
+            // What lies behind the end of a layer is not lost.
+            let (_, unknown) = salvage(&map, 550, thorough);
+            assert_eq!(unknown, [(lost.0, lost.1.min(550 - lost.0))], "page {page}");
+            device.flip_bit(page_offset(page) + 99, 4);
+            assert_eq!(salvage(&map, 1000, thorough), ((0..BLOCKS).collect(), Vec::new()));
+        }
+    }
+}
+
+#[test]
+fn what_newer_patches_say_of_a_damaged_range_holds_and_what_older_ones_say_does_not() {
+    let device = support::device();
+    let map = open(&device, 2048, Limits::default(), Manifest::empty());
+    let mut segments = Segments::default();
+    // Everything; then every third block; then every fifth, in memory.
+    for step in [1, 3] {
+        let changes = (0..BLOCKS).step_by(step).map(|at| extent(1, at, 1, target(at)));
+        map.publish(&changes.map(|extent| (extent, Sequence(step as u64))).collect::<Vec<_>>());
+        map.freeze();
+        block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
+    }
+    for at in (0..BLOCKS).step_by(5) {
+        map.publish(&[(extent(1, at, 1, target(at)), Sequence(9))]);
+    }
+    // A leaf of the older patch: the newer one and the memtable tell what they have.
+    device.flip_bit(page_offset(1) + 200, 1);
+    let (known, unknown) = salvage(&map, BLOCKS, false);
+    let is_known = |at: &u64| !(168..336).contains(at) || at % 3 == 0 || at % 5 == 0;
+    assert_eq!(known, (0..BLOCKS).filter(is_known).collect::<Vec<_>>());
+    let lost: u64 = unknown.iter().map(|(_, len)| len).sum();
+    assert_eq!(lost + known.len() as u64, BLOCKS);
+    device.flip_bit(page_offset(1) + 200, 1);
+    // The newer patch's first leaf, blocks 0 to 504: what the older one says there may be old.
+    device.flip_bit(page_offset(5) + 200, 1);
+    let (known, unknown) = salvage(&map, BLOCKS, false);
+    assert_eq!(known, (0..BLOCKS).filter(|at| *at >= 504 || at % 5 == 0).collect::<Vec<_>>());
+    assert_eq!(unknown.first(), Some(&(1, 4)));
+}
+
+#[test]
+fn a_page_that_the_device_does_not_give_is_salvaged_like_a_damaged_one() {
+    let (device, manifest) = written();
+    let map = open(&device, 2048, Limits::default(), manifest);
+    device.inject(Fault {
+        operation: Operation::Read,
+        range_bytes: page_offset(2)..page_offset(3),
+        times: Times::Always,
+        cause: Cause::Errno(5),
+    });
+    let (known, unknown) = salvage(&map, BLOCKS, false);
+    assert_eq!((known.len(), unknown), (432, vec![(336, 168)]));
+    assert_eq!(block_on(map.verify()).errors.len(), 1);
 }

@@ -54,7 +54,8 @@ impl Default for FileOptions {
     }
 }
 
-/// An open file or block device, locked against every other opener.
+/// An open file or block device, locked against every other opener (or every writer, if it was
+/// opened for reading).
 pub struct FileDevice {
     // Engines before the file: they finish what is in flight before the lock is given back.
     engine: Engine,

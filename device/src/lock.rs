@@ -1,4 +1,4 @@
-//! One process at a time: the exclusive lock on an open file or block device.
+//! One process at a time: the lock on an open file or block device. Those that only read share it.
 
 use std::{
     fs::File,
@@ -17,6 +17,8 @@ use crate::{BLOCK_BYTES, DeviceError};
 pub enum Access {
     /// Opens what exists, for reading and writing.
     Open,
+    /// Opens what exists, for reading: writes fail. Others may do the same at the same time.
+    Read,
     /// Makes a new sparse file of `size_bytes`, or takes an existing block device.
     Create {
         /// The size of the file. Of a block device, how much of it to use; 0 is all.
@@ -24,7 +26,7 @@ pub enum Access {
     },
 }
 
-/// An open file that no other process has open this way.
+/// An open file that no other process has open this way, unless all of them only read.
 ///
 /// The lock is given back explicitly: an io_uring that has the file registered holds on to it
 /// for a moment after the ring is closed, and the next opener must not have to wait for that.
@@ -47,7 +49,8 @@ impl LockedFile {
             return Err(DeviceError::NotADevice { path: path.to_owned() });
         }
         let mut options = File::options();
-        options.read(true).write(true);
+        let read_only = access == Access::Read;
+        options.read(true).write(!read_only);
         let create = match access {
             Access::Create { size_bytes } if !is_block_device => {
                 check_size(path, size_bytes)?;
@@ -56,7 +59,7 @@ impl LockedFile {
             }
             _ => None,
         };
-        if is_block_device {
+        if is_block_device && !read_only {
             // Refused while the device is mounted or claimed by another.
             options.custom_flags(libc::O_EXCL);
         }
@@ -66,7 +69,11 @@ impl LockedFile {
             _ => DeviceError::open(path, error),
         })?;
         let file = Self { file, path: path.to_owned(), is_block_device };
-        match flock(&file.file, FlockOperation::NonBlockingLockExclusive) {
+        let lock = match read_only {
+            true => FlockOperation::NonBlockingLockShared,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
+        match flock(&file.file, lock) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(DeviceError::Locked { path: path.to_owned() });

@@ -31,8 +31,13 @@ pub struct MappedDevice {
 /// Opens, or creates, the file or block device at `path`, locks it and maps it.
 ///
 /// # Errors
-/// As [`crate::file::open`]; also if the space cannot be allocated or mapped.
+/// As [`crate::file::open`]; also if the space cannot be allocated or mapped, or if it is to be
+/// opened for reading only.
 pub fn open(path: &Path, access: Access) -> Result<Arc<MappedDevice>, DeviceError> {
+    if access == Access::Read {
+        // Only what will be stored to needs mapping: read it as a file instead.
+        return Err(DeviceError::open(path, io::ErrorKind::Unsupported));
+    }
     let file = LockedFile::open(path, access)?;
     let available_bytes = file.size_bytes()?;
     let size_bytes = match access {

@@ -129,6 +129,34 @@ fn the_engine_is_what_was_asked_for() {
     }
 }
 
+#[test]
+fn those_who_only_read_share_and_cannot_write() {
+    let directory = directory();
+    for engine in [IoEngine::Uring, IoEngine::Threads] {
+        let path = directory.path().join(format!("{engine:?}"));
+        fs::write(&path, [3; 8192]).unwrap();
+        let options = FileOptions { access: Access::Read, engine, ..FileOptions::default() };
+        let first = file::open(&path, &options).unwrap();
+        let second = file::open(&path, &options).unwrap();
+        let error = open(&path, Access::Open).unwrap_err();
+        assert!(matches!(error, DeviceError::Locked { .. }), "{error}");
+        let data = AlignedBuffer::from_bytes(&[7; 4096]);
+        block_on(write(&*first, ByteOffset(0), data, Durability::Flush)).unwrap_err();
+        block_on(flush(&*first)).unwrap();
+        drop(first);
+        let data = block_on(read(&*second, ByteOffset(0), AlignedBuffer::zeroed(4096))).unwrap();
+        assert_eq!(data[..], [3; 4096]);
+        drop(second);
+        let writer = open(&path, Access::Open).unwrap();
+        let error = file::open(&path, &options).unwrap_err();
+        assert!(matches!(error, DeviceError::Locked { .. }), "{error}");
+        drop(writer);
+        assert_eq!(fs::read(&path).unwrap(), [3; 8192]);
+    }
+    let mapped = mapped::open(&directory.path().join("Uring"), Access::Read).unwrap_err();
+    assert!(matches!(mapped, DeviceError::Open { .. }), "{mapped}");
+}
+
 /// Needs a block device whose contents may be destroyed, so it runs only when told of one:
 /// `SILTSTONE_TEST_BLOCK_DEVICE=/dev/loop0 cargo test -p siltstone-device -- --ignored block_device`
 #[test]

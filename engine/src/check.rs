@@ -1,38 +1,42 @@
 //! Checking a whole pool offline: every checksum, every fingerprint against its data, every map
 //! entry against the frame that it names, and the segment table against both.
 //!
-//! Segments are read front to back, a window of them at a time; for each window the map is walked
-//! once, so that memory stays bounded whatever the pool's size. A damaged summary does not hide the
-//! units behind it: the next one is looked for page by page, and a frame that no summary names is
-//! read by its map entry.
+//! Segments are read front to back, a window of them at a time (`verify`); for each window the map
+//! is walked once (`lost`), so that memory stays bounded whatever the pool's size. A frame that no
+//! whole summary names is read by its map entry.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
-use siltstone_cursor::{Extent, Target};
-use siltstone_dedup::fingerprint;
-use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, BlockAddress, LayerId, Place, SegmentId, request,
-};
+use siltstone_device::{Place, SegmentId};
 
 use crate::{
-    compress::Decompressor,
     core::Core,
     error::Result,
-    frame::{self, FrameIdentity},
+    findings::{Findings, LIST_LIMIT, Problem},
+    lost::{self, Judgement, Walk},
+    pace::Pace,
     pool::Pool,
-    recovery,
     repair::Repair,
-    segment_table::{Segment, SegmentState},
-    write_unit::Summary,
+    segment_table::SegmentState,
+    verify,
 };
 
 /// Segments whose frames are held in memory at a time.
 const WINDOW_SEGMENTS: u32 = 4096;
-/// Memory of a walk over the map.
-const WALK_BUDGET_BYTES: usize = 8 << 20;
-/// Problems that are described; more are only counted.
-const MAX_PROBLEMS: usize = 10_000;
+
+/// How a check is made.
+#[derive(Clone, Debug)]
+pub struct CheckOptions {
+    /// How many problems, and how many lost ranges, the report lists; more are counted.
+    pub list_limit: usize,
+}
+
+impl Default for CheckOptions {
+    fn default() -> Self {
+        Self { list_limit: LIST_LIMIT }
+    }
+}
 
 /// How far a check has come.
 #[derive(Clone, Copy, Debug)]
@@ -41,57 +45,6 @@ pub struct CheckProgress {
     pub segments: u64,
     /// Segments to look at.
     pub segments_total: u64,
-}
-
-/// Something that a check found wrong.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Problem {
-    /// A page of the map is damaged.
-    #[error("the map is damaged: {0}")]
-    Map(siltstone_cursor::MapError),
-    /// A write unit's summary is damaged or missing.
-    #[error("{segment}, byte {offset_bytes}: no whole write unit where one must be: {reason}")]
-    Unit {
-        /// The segment.
-        segment: SegmentId,
-        /// Where in it.
-        offset_bytes: u64,
-        /// What is wrong.
-        reason: crate::error::MetadataError,
-    },
-    /// A frame is damaged.
-    #[error("{0}")]
-    Frame(crate::error::FrameError),
-    /// A block does not have the fingerprint that its summary says.
-    #[error("{place}: the block's contents do not match its fingerprint")]
-    Fingerprint {
-        /// The block.
-        place: Place,
-    },
-    /// A block of a volume cannot be read.
-    #[error("lost: volume '{volume}', {address}, {len_blocks} block(s) at {place}")]
-    Lost {
-        /// The volume, or the layer's number if no volume writes to it.
-        volume: String,
-        /// The first block.
-        address: BlockAddress,
-        /// How many.
-        len_blocks: u32,
-        /// Where they should be.
-        place: Place,
-    },
-    /// The segment table disagrees with what a segment holds or what refers to it.
-    #[error("{segment}: the segment table says {field} = {recorded}, but {found} was found")]
-    Table {
-        /// The segment.
-        segment: SegmentId,
-        /// What is wrong.
-        field: &'static str,
-        /// What the table says.
-        recorded: u64,
-        /// What was found.
-        found: u64,
-    },
 }
 
 /// What a check found.
@@ -109,51 +62,46 @@ pub struct CheckReport {
     pub entries: u64,
     /// Map pages checked.
     pub map_pages: u64,
-    /// Everything wrong, at most ten thousand of them.
-    #[serde(serialize_with = "as_sentences")]
-    pub problems: Vec<Problem>,
-    /// Problems beyond those.
-    pub more_problems: u64,
+    /// Everything wrong, and what is lost by it.
+    #[serde(flatten)]
+    pub findings: Findings,
     /// What was found damaged and is held twice, or not needed: nothing is lost by it, and an
     /// opening for writing restores it.
     #[serde(serialize_with = "as_sentences")]
     pub repairs: Vec<Repair>,
 }
 
-fn as_sentences<S: serde::Serializer, T: ToString>(
-    problems: &[T],
+fn as_sentences<S: serde::Serializer>(
+    repairs: &[Repair],
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_seq(problems.iter().map(T::to_string))
+    serializer.collect_seq(repairs.iter().map(ToString::to_string))
 }
 
 impl CheckReport {
     /// Whether nothing is wrong.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.problems.is_empty()
-    }
-
-    fn report(&mut self, problem: Problem) {
-        if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(problem);
-        } else {
-            self.more_problems += 1;
-        }
+        self.findings.is_sound()
     }
 }
 
-/// Whole frames of a segment: from a frame's offset to its blocks.
-type Frames = BTreeMap<u32, u8>;
+/// What a window's segments hold.
+#[derive(Default)]
+struct WindowSegment {
+    /// Whole frames: from a frame's offset to its blocks.
+    frames: BTreeMap<u32, u8>,
+    wrong: BTreeMap<u32, u64>,
+}
 
 impl Pool {
     /// Checks everything. Meant for a pool that is open for reading only: changes made meanwhile
-    /// may be reported as problems.
+    /// may be reported as problems ([`scrub`](Self::scrub) is for a pool in use).
     ///
     /// # Errors
-    /// If the device fails; damage is part of the report.
-    pub fn check(&self, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {
-        pollster::block_on(check(self.core(), progress))
+    /// If the pool fails; damage, and what the device does not give, is part of the report.
+    pub fn check(&self, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport> {
+        pollster::block_on(self.check_async(progress))
     }
 
     /// As [`check`](Self::check).
@@ -162,46 +110,92 @@ impl Pool {
     /// As `check`.
     pub async fn check_async(
         &self,
-        progress: &mut dyn FnMut(CheckProgress),
+        progress: &mut (dyn FnMut(CheckProgress) + Send),
     ) -> Result<CheckReport> {
-        check(self.core(), progress).await
+        self.check_with(&CheckOptions::default(), progress).await
+    }
+
+    /// As [`check_async`](Self::check_async), but as the options say.
+    ///
+    /// # Errors
+    /// As `check`.
+    pub async fn check_with(
+        &self,
+        options: &CheckOptions,
+        progress: &mut (dyn FnMut(CheckProgress) + Send),
+    ) -> Result<CheckReport> {
+        Ok(check(self.core(), options, progress).await)
     }
 }
 
-async fn check(core: &Core, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {
-    let mut report = CheckReport { repairs: core.repairs.clone(), ..CheckReport::default() };
-    let map = core.map.verify().await;
+async fn check(
+    core: &Core,
+    options: &CheckOptions,
+    progress: &mut (dyn FnMut(CheckProgress) + Send),
+) -> CheckReport {
+    let findings = Findings::new(options.list_limit);
+    let mut report =
+        CheckReport { repairs: core.repairs.clone(), findings, ..CheckReport::default() };
+    let mut pace = Pace::new(&*core.runtime, None);
+    let map_is_damaged = check_map(core, options, &mut report).await;
+    let total = core.table.len();
+    for first in (0..total).step_by(WINDOW_SEGMENTS as usize) {
+        let end = (first + WINDOW_SEGMENTS).min(total);
+        let mut window = BTreeMap::new();
+        for id in (first..end).map(SegmentId) {
+            let segment = core.table.segment(id).expect("the table has this many");
+            if verify::holds_units(&segment) {
+                let found = verify::segment(core, id, &segment, &mut pace).await;
+                window.insert(id, check_segment(&mut report, id, &segment, found));
+            }
+            let (segments, segments_total) = (u64::from(id.0) + 1, total.into());
+            progress(CheckProgress { segments, segments_total });
+        }
+        let mut entries = 0;
+        let mut judge = |place: Place, len_blocks| {
+            let id = place.segment().0;
+            if !(first..end).contains(&id) && (end < total || id < end) {
+                return Judgement::Fine;
+            }
+            entries += 1;
+            judge(core, &window, place, len_blocks)
+        };
+        // What damage of the map hides is found by every walk, and reported by the first.
+        let walk = Walk { online: false, thorough: map_is_damaged, hidden: first == 0 };
+        lost::walk(core, walk, &mut judge, &mut report.findings, &mut pace).await;
+        report.entries += entries;
+    }
+    report.findings.sort();
+    report
+}
+
+/// Verifies the map's pages, and the segment table against what they refer to; returns whether any
+/// page is damaged.
+async fn check_map(core: &Core, options: &CheckOptions, report: &mut CheckReport) -> bool {
+    let mut verification = core.map.verification(options.list_limit);
+    while verification.step().await {}
+    let map = verification.into_report();
     report.map_pages = map.pages;
-    report.more_problems += map.more_errors;
+    let is_damaged = map.errors.len() as u64 + map.more_errors > 0;
+    report.findings.more_problems += map.more_errors;
     for error in map.errors {
-        report.report(Problem::Map(error));
+        report.findings.report(Problem::Map(error));
     }
     let pages = core.map.manifest().pages();
     for id in (0..core.table.len()).map(SegmentId) {
         let Some(segment) = core.table.segment(id) else { continue };
         let references = map.data_references.get(&id).copied().unwrap_or(0);
-        compare(&mut report, id, "references", segment.references, references);
+        // What damaged pages refer to is not known.
+        if !is_damaged {
+            compare(report, id, "references", segment.references, references);
+        }
         let found_pages = pages.get(&id).copied().unwrap_or(0);
         // Segments that the map took and abandoned are freed by the next checkpoint.
         if segment.state != SegmentState::Metadata || found_pages != 0 {
-            compare(&mut report, id, "pages", segment.pages.into(), found_pages);
+            compare(report, id, "pages", segment.pages.into(), found_pages);
         }
     }
-    let total = core.table.len();
-    for first in (0..total).step_by(WINDOW_SEGMENTS as usize) {
-        let end = (first + WINDOW_SEGMENTS).min(total);
-        let mut frames = BTreeMap::new();
-        for id in (first..end).map(SegmentId) {
-            let segment = core.table.segment(id).expect("the table has this many");
-            if matches!(segment.state, SegmentState::Data | SegmentState::Frontier) {
-                frames.insert(id, check_segment(core, id, &segment, &mut report).await?);
-            }
-            let (segments, segments_total) = (u64::from(id.0) + 1, total.into());
-            progress(CheckProgress { segments, segments_total });
-        }
-        check_entries(core, first..end, &frames, &mut report).await;
-    }
-    Ok(report)
+    is_damaged
 }
 
 fn compare(
@@ -212,152 +206,52 @@ fn compare(
     found: u64,
 ) {
     if recorded != found {
-        report.report(Problem::Table { segment, field, recorded, found });
+        report.findings.report(Problem::Table { segment, field, recorded, found });
     }
 }
 
-/// Reads a segment's units; returns its whole frames.
-async fn check_segment(
-    core: &Core,
+/// Takes over what was found in a segment, and compares it with the table.
+fn check_segment(
+    report: &mut CheckReport,
     id: SegmentId,
-    segment: &Segment,
-    report: &mut CheckReport,
-) -> Result<Frames> {
-    let layout = &core.superblock.layout;
-    let start = layout.geometry().segment_start(id);
-    let mut frames = Frames::new();
-    if segment.used_bytes == 0 {
-        return Ok(frames);
+    segment: &crate::segment_table::Segment,
+    found: verify::VerifiedSegment,
+) -> WindowSegment {
+    report.segments += u64::from(segment.used_bytes > 0);
+    report.units += found.units;
+    report.frames += found.frames.len() as u64;
+    report.blocks += found.blocks;
+    // Behind a damaged summary, and nowhere else, the sums cannot be right.
+    if found.unknown.is_empty() {
+        compare(report, id, "used bytes", segment.used_bytes.into(), found.unit_bytes);
+        compare(report, id, "stored blocks", segment.stored_blocks.into(), found.stored_blocks);
     }
-    report.segments += 1;
-    let used = u64::from(segment.used_bytes).min(layout.segment_bytes);
-    let bytes = recovery::read_segment(&*core.device, &core.buffers, start, used).await?;
-    let (mut at, mut unit_bytes, mut blocks) = (0, 0, 0);
-    let mut damaged = false;
-    while at + BLOCK_BYTES <= bytes.len() {
-        let address = start.plus(at as u64);
-        let summary = Summary::decode(&bytes[at..], core.superblock.pool, address);
-        match summary {
-            Ok(summary) if summary.generation == segment.generation && summary.segment == id => {
-                damaged = false;
-                report.units += 1;
-                unit_bytes += u64::from(summary.unit_bytes);
-                blocks += summary.fingerprints.len() as u64;
-                check_unit(core, &bytes, at, &summary, &mut frames, report);
-                at += summary.unit_bytes as usize;
-            }
-            Ok(_) => at += BLOCK_BYTES,
-            Err(reason) => {
-                // Reported once; then the next unit is looked for.
-                if !std::mem::replace(&mut damaged, true) {
-                    let offset_bytes = at as u64;
-                    report.report(Problem::Unit { segment: id, offset_bytes, reason });
-                }
-                at += BLOCK_BYTES;
-            }
-        }
+    for problem in found.problems {
+        report.findings.report(problem);
     }
-    compare(report, id, "used bytes", segment.used_bytes.into(), unit_bytes);
-    compare(report, id, "stored blocks", segment.stored_blocks.into(), blocks);
-    Ok(frames)
+    WindowSegment { frames: found.frames, wrong: found.wrong }
 }
 
-/// Verifies the frames of a unit and their blocks against its fingerprints.
-fn check_unit(
+/// What a window knows of a reference into it.
+fn judge(
     core: &Core,
-    segment: &[u8],
-    at: usize,
-    summary: &Summary,
-    frames: &mut Frames,
-    report: &mut CheckReport,
-) {
-    let mut fingerprints = summary.fingerprints.iter();
-    let mut plain = AlignedBuffer::zeroed(64 * BLOCK_BYTES);
-    for unit_frame in &summary.frames {
-        let offset = at + unit_frame.offset_bytes as usize;
-        let place = frame::place_of(summary.segment, offset, unit_frame.stored_bytes as usize);
-        let expected: Vec<_> = fingerprints.by_ref().take(unit_frame.block_count.into()).collect();
-        let identity =
-            FrameIdentity { pool: core.superblock.pool, place, generation: summary.generation };
-        let decoded =
-            frame::verify(segment.get(offset..).unwrap_or(&[]), &identity).and_then(|frame| {
-                Decompressor::with(|decompressor| frame.decode_all(decompressor, &mut plain))?;
-                Ok(frame.block_count)
-            });
-        match decoded {
-            Ok(count) if count == expected.len() => {
-                report.frames += 1;
-                frames.insert(place.frame_offset_bytes(), unit_frame.block_count);
-                let found = plain.as_chunks::<BLOCK_BYTES>().0;
-                for (index, (block, expected)) in (0..).zip(found.iter().zip(expected)) {
-                    report.blocks += 1;
-                    if fingerprint(block).short() != *expected {
-                        let place = place.advanced(index).unwrap_or(place);
-                        report.report(Problem::Fingerprint { place });
-                    }
-                }
-            }
-            Ok(count) => {
-                let (field, value) = ("block count", count as u64);
-                let error = crate::error::FrameError::Header { place, field, value };
-                report.report(Problem::Frame(error));
-            }
-            Err(error) => report.report(Problem::Frame(error)),
-        }
-    }
-}
-
-/// Checks every map entry that points into a window of segments.
-async fn check_entries(
-    core: &Core,
-    window: std::ops::Range<u32>,
-    frames: &BTreeMap<SegmentId, Frames>,
-    report: &mut CheckReport,
-) {
-    let names: BTreeMap<LayerId, String> = {
-        let volumes = core.volumes.read();
-        volumes.values().map(|volume| (volume.layer, volume.name.clone())).collect()
-    };
-    // Layers of deleted volumes have entries until merges have dropped them.
-    let known: BTreeSet<LayerId> = core.catalog.lock().layers.keys().copied().collect();
-    let mut cursor = core.map.cursor_all(WALK_BUDGET_BYTES);
-    // A page that cannot be read was reported when the map was verified.
-    while let Ok(Some(extent)) = cursor.next().await {
-        let Target::Stored(place) = extent.target else { continue };
-        let inside = window.contains(&place.segment().0)
-            || (window.end == core.table.len() && place.segment().0 >= window.end);
-        if !inside || !known.contains(&extent.layer) {
-            continue;
-        }
-        report.entries += 1;
-        if !is_readable(core, &extent, place, frames).await {
-            let volume = names.get(&extent.layer);
-            let volume = volume.map_or_else(|| extent.layer.to_string(), String::clone);
-            let (address, len_blocks) = (extent.address, extent.len_blocks);
-            report.report(Problem::Lost { volume, address, len_blocks, place });
-        }
-    }
-}
-
-async fn is_readable(
-    core: &Core,
-    extent: &Extent,
+    window: &BTreeMap<SegmentId, WindowSegment>,
     place: Place,
-    frames: &BTreeMap<SegmentId, Frames>,
-) -> bool {
-    let blocks_needed = u64::from(place.index()) + u64::from(extent.len_blocks);
-    let known = frames.get(&place.segment()).and_then(|f| f.get(&place.frame_offset_bytes()));
-    if let Some(&blocks) = known {
-        return blocks_needed <= blocks.into();
+    len_blocks: u32,
+) -> Judgement {
+    let Some((generation, _)) = core.table.generation(place.segment()) else {
+        return Judgement::Impossible;
+    };
+    let frame = place.frame_offset_bytes();
+    let segment = window.get(&place.segment());
+    let blocks = segment.and_then(|segment| segment.frames.get(&frame));
+    let wrong = segment.and_then(|segment| segment.wrong.get(&frame));
+    let needed = u64::from(place.index()) + u64::from(len_blocks);
+    match (blocks, wrong) {
+        (Some(&blocks), _) if needed > blocks.into() => Judgement::Impossible,
+        (Some(_), Some(&blocks)) => Judgement::Wrong { generation, blocks },
+        (Some(_), None) => Judgement::Fine,
+        // No whole unit names it, or the table says that no unit is there; it may be whole itself.
+        (None, _) => Judgement::Doubtful { generation },
     }
-    // No whole unit names it; it may be whole itself.
-    let Some((generation, _)) = core.table.generation(place.segment()) else { return false };
-    let (start, end) = core.device_range(place);
-    let buffer = core.buffers.take((end - start) as usize);
-    let read = request::read(&*core.device, siltstone_device::ByteOffset(start), buffer).await;
-    let Ok(bytes) = read else { return false };
-    let skip = (core.frame_start(place) - start) as usize;
-    let identity = FrameIdentity { pool: core.superblock.pool, place: place.frame(), generation };
-    frame::verify(&bytes[skip..], &identity)
-        .is_ok_and(|frame| blocks_needed <= frame.block_count as u64)
 }

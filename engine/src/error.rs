@@ -327,5 +327,20 @@ pub enum FrameError {
     },
 }
 
+impl FrameError {
+    /// The frame that the failure is about.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        match self {
+            Self::Device { place, .. }
+            | Self::Checksum { place }
+            | Self::Identity { place, .. }
+            | Self::Header { place, .. }
+            | Self::Codec { place }
+            | Self::OutOfPool { place } => *place,
+        }
+    }
+}
+
 /// The engine's results.
 pub type Result<T> = std::result::Result<T, EngineError>;

@@ -113,6 +113,12 @@ impl Frontier {
         inner.open_bytes = left_bytes;
     }
 
+    /// The newest change placed in a segment that is not settled.
+    pub(crate) fn last_placed(&self, id: SegmentId) -> Option<Sequence> {
+        let inner = self.inner.lock();
+        inner.begun.iter().find(|segment| segment.id == id).map(|segment| segment.last_sequence)
+    }
+
     /// The sealer will place nothing more in the open segment.
     pub(crate) fn close_open(&self) {
         let mut inner = self.inner.lock();

@@ -14,7 +14,9 @@
 //! - `checkpointer` (with `segment_table`, `frontier`, `space`, `record`, `catalog`): makes the state
 //!   a place to recover from, and frees what nothing refers to.
 //! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
-//! - `recovery` (with `repair`), `check`, `stat`: coming back, looking at everything, counting.
+//! - `recovery` (with `repair` and `marks`), `stat`: coming back, counting.
+//! - `check` and `scrub` (with `verify`, `lost`, `findings`, `pace`): looking at everything, offline
+//!   and in use.
 //!
 //! `core` is what the parts of an open pool share, and has their lock order; `pipeline` has the
 //! threads; `health` the failure after which nothing changes any more.
@@ -31,6 +33,7 @@ mod compress;
 pub mod config;
 mod core;
 pub mod error;
+pub mod findings;
 mod frame;
 mod frame_cache;
 mod frontier;
@@ -39,8 +42,10 @@ mod frontier;
 pub mod fuzzing;
 mod health;
 mod layout;
+mod lost;
 mod marks;
 mod overlay;
+mod pace;
 mod pipeline;
 mod pool;
 mod read;
@@ -49,6 +54,7 @@ mod record;
 mod recovery;
 mod reduce;
 pub mod repair;
+pub mod scrub;
 mod sealer;
 mod segment_table;
 mod space;
@@ -56,14 +62,17 @@ pub mod stat;
 pub mod stats;
 mod summaries;
 mod superblock;
+mod verify;
 mod volume;
 mod volume_core;
 mod write_unit;
 
-pub use check::{CheckProgress, CheckReport, Problem};
+pub use check::{CheckOptions, CheckProgress, CheckReport};
 pub use config::{CreateOptions, OpenOptions, Tuning, VolumeOptions};
 pub use error::{EngineError, Result};
+pub use findings::{Findings, LostCause, LostRange, Problem};
 pub use pool::{Pool, VolumeInfo};
 pub use repair::Repair;
-pub use stat::{PoolStat, VolumeStat};
+pub use scrub::{ScrubOptions, ScrubProgress, ScrubReport};
+pub use stat::{PoolStat, ScrubStat, VolumeStat};
 pub use volume::{StatusRun, Volume, WriteBuffer};

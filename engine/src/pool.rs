@@ -156,13 +156,14 @@ impl Pool {
     /// If there is no pool, another process has it open, it needs a newer program, it is damaged
     /// beyond its redundancy, or the device fails.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let device = file::open(path, &FileOptions::default())?;
+        let access = if options.read_only { Access::Read } else { Access::Open };
+        let device = file::open(path, &FileOptions { access, ..FileOptions::default() })?;
         let superblock = pollster::block_on(Superblock::load(&*device))?.superblock;
         let nvram = if superblock.layout.nvram_internal {
             None
         } else {
             let path = Path::new(OsStr::from_bytes(&superblock.nvram_path));
-            Some(open_nvram(path, Access::Open, superblock.nvram_mapped)?)
+            Some(open_nvram(path, access, superblock.nvram_mapped && !options.read_only)?)
         };
         Self::open_on(device, nvram, options)
     }

@@ -6,7 +6,7 @@ use siltstone_device::{BLOCK_BYTES, BlockAddress};
 use crate::{
     error::Result,
     pool::Pool,
-    stats::{CounterValues, StageTime},
+    stats::{CounterValues, LastScrub, StageTime},
 };
 
 /// Memory that counting mapped blocks may take.
@@ -65,12 +65,31 @@ pub struct PoolStat {
     pub repairs: Vec<String>,
     /// Why the pool accepts no changes, if it does not.
     pub failure: Option<String>,
+    /// The last scrub that has seen everything since the pool was opened.
+    pub last_scrub: Option<ScrubStat>,
     /// By volume.
     pub volumes: Vec<VolumeStat>,
     /// Totals since the pool was opened.
     pub counters: CounterValues,
     /// Time spent in each stage of the pipeline since the pool was opened.
     pub stages: Vec<StageTime>,
+}
+
+/// What a scrub came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScrubStat {
+    /// How long ago it ended.
+    pub finished_seconds_ago: u64,
+    /// How long it took.
+    pub elapsed_ms: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Problems found.
+    pub problems: u64,
+    /// Lost ranges of volumes.
+    pub lost_ranges: u64,
+    /// Bytes of them.
+    pub lost_bytes: u64,
 }
 
 /// A volume's figures.
@@ -117,8 +136,17 @@ impl Pool {
         let index = core.index.stats();
         let map = core.map.stats();
         let layout = &core.superblock.layout;
+        let last_scrub = *core.stats.last_scrub.lock();
         let logical_bytes = volume_stats.iter().map(|volume| volume.logical_bytes).sum();
         let unique_bytes = totals.stored_blocks * BLOCK_BYTES as u64;
+        let scrub_stat = |last: LastScrub| ScrubStat {
+            finished_seconds_ago: last.finished.elapsed().as_secs(),
+            elapsed_ms: last.elapsed_ms,
+            bytes: last.bytes,
+            problems: last.problems,
+            lost_ranges: last.lost_ranges,
+            lost_bytes: last.lost_bytes,
+        };
         Ok(PoolStat {
             size_bytes: layout.size_bytes,
             logical_bytes,
@@ -145,6 +173,7 @@ impl Pool {
             marked_sequence: core.marks.newest().sequence.0,
             repairs: core.repairs.iter().map(ToString::to_string).collect(),
             failure: core.health.failure().map(|failure| failure.to_string()),
+            last_scrub: last_scrub.map(scrub_stat),
             volumes: volume_stats,
             counters: core.stats.counters(),
             stages: core.stats.stages(),

@@ -5,6 +5,7 @@ use std::{
     time::Instant,
 };
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 /// The stages of the pipeline whose time is counted.
@@ -115,6 +116,12 @@ counters! {
     checkpoints,
     /// Times that the sealer had to wait for a frontier segment.
     frontier_waits,
+    /// Bytes read by scrubs.
+    scrubbed_bytes,
+    /// Problems that scrubs have found, again in each pass.
+    scrub_problems,
+    /// Scrubs that have seen everything.
+    scrub_passes,
 }
 
 /// One stage's totals.
@@ -133,6 +140,18 @@ pub struct StageTime {
 pub(crate) struct Stats {
     pub(crate) counters: Counters,
     stages: [StageCounter; STAGES],
+    pub(crate) last_scrub: Mutex<Option<LastScrub>>,
+}
+
+/// What the last scrub that has seen everything came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LastScrub {
+    pub(crate) finished: Instant,
+    pub(crate) elapsed_ms: u64,
+    pub(crate) bytes: u64,
+    pub(crate) problems: u64,
+    pub(crate) lost_ranges: u64,
+    pub(crate) lost_bytes: u64,
 }
 
 #[derive(Default)]

@@ -9,6 +9,8 @@ use crate::{
     admission::{Admittable, Refusal},
     core::Core,
     error::{EngineError, Result},
+    findings::LostRange,
+    lost,
     overlay::{ChangeBody, Merge},
     space::{Promise, Purpose, worst_case_bytes},
     stats::{Stage, add},
@@ -356,6 +358,12 @@ impl Volume {
             at += window;
         }
         Ok(runs)
+    }
+
+    /// What damaged pages of the map hide of the volume, in order: there nothing can be read, and
+    /// [`status`](Self::status) fails. Reads the volume's part of the map.
+    pub async fn hidden_ranges(&self) -> Vec<LostRange> {
+        lost::hidden(&self.core, &self.shared).await
     }
 
     /// `(first block, count, is hole)` for a window, gapless.

@@ -390,7 +390,7 @@ fn damaged_copies_are_reported_by_check_and_restored_by_an_opening_for_writing()
                 device.corrupt(place, &contents);
             }
             let report = check(&device);
-            assert!(report.is_sound(), "{:?}", report.problems);
+            assert!(report.is_sound(), "{:?}", report.findings);
             assert_eq!(report.repairs.len(), 1, "at {place}: {:?}", report.repairs);
             let says = report.repairs[0].to_string();
             assert!(says.contains(&place.to_string()), "at {place}: {says}");

@@ -227,7 +227,7 @@ fn live(input: &mut Unstructured<'_>) -> Result<()> {
     let read_only = OpenOptions { read_only: true, ..pool::options() };
     let pool = Pool::open_on(device.snapshot(), None, &read_only).expect("the pool opens");
     let report = pool.check(&mut |_| {}).expect("nothing fails");
-    assert!(report.is_sound(), "{:?}", report.problems);
+    assert!(report.is_sound(), "{:?}", report.findings.problems);
     Ok(())
 }
 

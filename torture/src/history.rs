@@ -335,7 +335,7 @@ fn look(
             let report = pool.check_async(&mut |_| {}).await;
             let report = report.map_err(|error| Violation(format!("check fails: {error}")))?;
             if !report.is_sound() {
-                return Err(Violation(format!("check finds {:?}", report.problems)));
+                return Err(Violation(format!("check finds {:?}", report.findings)));
             }
             add(&tally.checks, 1);
         }

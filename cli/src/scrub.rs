@@ -1,0 +1,141 @@
+//! `siltstone scrub`, and the scrub in the background of `siltstone serve`.
+
+use std::{
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use siltstone_device::{
+    Runtime, Threads,
+    runtime::{Joining, either},
+};
+use siltstone_engine::{Pool, ScrubOptions, ScrubReport};
+use tokio::sync::oneshot;
+
+use crate::{
+    args::ScrubArguments,
+    errors::CliError,
+    findings, open,
+    output::{print, print_json},
+    progress,
+    size::human,
+};
+
+pub(crate) fn run(arguments: &ScrubArguments) -> Result<(), CliError> {
+    let pool = open::open_read_only(&arguments.pool)?;
+    let options = ScrubOptions {
+        rate_bytes_per_second: arguments.rate.map(|rate| rate.0),
+        list_limit: arguments.listing.limit(),
+    };
+    let bar = progress::items("segments");
+    let report = pool.scrub(&options, &mut |progress| {
+        bar.set_length(progress.segments_total);
+        bar.set_position(progress.segments);
+        ControlFlow::Continue(())
+    });
+    bar.finish_and_clear();
+    if arguments.listing.json {
+        print_json(&report)?;
+    } else {
+        print(&(findings::lines(&report.findings) + &summary(&report)))?;
+    }
+    findings::verdict(&arguments.pool, "scrub", &report.findings)
+}
+
+fn summary(report: &ScrubReport) -> String {
+    let seconds = report.elapsed_ms as f64 / 1e3;
+    format!(
+        "scrubbed {} blocks in {} frames, {} write units and {} segments, and {} map pages: {} in \
+         {seconds:.1} s ({:.0} MB/s)\n",
+        report.blocks,
+        report.frames,
+        report.units,
+        report.segments,
+        report.map_pages,
+        human(report.bytes),
+        report.bytes as f64 / 1e6 / seconds.max(1e-3)
+    )
+}
+
+/// Scrubs a pool that is being served, again and again. Dropping it stops it and waits for its
+/// end, so that nothing of it holds on to the pool.
+pub(crate) struct BackgroundScrub {
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<Joining>,
+}
+
+impl BackgroundScrub {
+    /// Starts: a pass at once, and one each `interval` after the start of the last, or at its end
+    /// if that is later.
+    pub(crate) fn start(
+        pool: &Arc<Pool>,
+        rate_bytes_per_second: u64,
+        interval: Duration,
+    ) -> Result<Self, CliError> {
+        let pool = Arc::clone(pool);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = Box::pin(async move {
+            let stopped = async { _ = stopped.await };
+            either(scrub_for_ever(&pool, rate_bytes_per_second, interval), stopped).await;
+        });
+        let task = Threads.spawn("scrub", task);
+        let task = task.map_err(|source| CliError::System { action: "start threads", source })?;
+        Ok(Self { stop: Some(stop), task: Some(task) })
+    }
+}
+
+impl Drop for BackgroundScrub {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(task) = self.task.take()
+            && pollster::block_on(task).is_err()
+        {
+            tracing::error!("the scrub has ended by a panic; please report this");
+        }
+    }
+}
+
+async fn scrub_for_ever(pool: &Pool, rate_bytes_per_second: u64, interval: Duration) {
+    let options = ScrubOptions {
+        rate_bytes_per_second: Some(rate_bytes_per_second),
+        ..ScrubOptions::default()
+    };
+    loop {
+        let started = Instant::now();
+        tracing::info!(bytes_per_second = rate_bytes_per_second, "a scrub begins");
+        let mut go_on = |_| ControlFlow::Continue(());
+        let report = pool.scrub_async(&options, &mut go_on).await;
+        log(&report);
+        if !report.complete {
+            return;
+        }
+        Threads.sleep_until(started + interval).await;
+    }
+}
+
+/// A line for each lost range, and one for the pass.
+fn log(report: &ScrubReport) {
+    let findings = &report.findings;
+    for range in &findings.lost {
+        let (volume, cause) = (&range.volume, &range.cause);
+        let (offset_bytes, len_bytes) = (range.offset_bytes, range.len_bytes);
+        tracing::error!(volume, offset_bytes, len_bytes, %cause, "lost");
+    }
+    if findings.more_lost > 0 {
+        tracing::error!(ranges = findings.more_lost, "lost, and not listed above");
+    }
+    let first_problem = findings.problems.first().map(ToString::to_string);
+    tracing::info!(
+        complete = report.complete,
+        segments = report.segments,
+        blocks = report.blocks,
+        bytes = report.bytes,
+        seconds = report.elapsed_ms / 1000,
+        problems = findings.problem_count(),
+        lost_ranges = findings.lost_count(),
+        lost_bytes = findings.lost_bytes,
+        first_problem,
+        "a scrub has ended"
+    );
+}

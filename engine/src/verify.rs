@@ -1,0 +1,257 @@
+//! Reading segments back and verifying them: what `check` and `scrub` share.
+//!
+//! A segment is read front to back; each unit's summary, each frame's checksums and identity, and
+//! each block's fingerprint are verified. A damaged summary does not hide the units behind it: the
+//! next one is looked for page by page, and what lies between is left to whoever finds a map entry
+//! that points there. What the device does not give is read again in blocks, so that a bad sector
+//! costs what lies on it and nothing else.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use siltstone_dedup::fingerprint;
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Place, SegmentId, request,
+    units::{MAX_FRAME_BLOCKS, MAX_FRAME_STORED_BYTES},
+};
+
+use crate::{
+    compress::Decompressor,
+    core::Core,
+    error::{FrameError, MetadataError},
+    findings::Problem,
+    frame::{self, FrameIdentity},
+    pace::Pace,
+    recovery,
+    segment_table::{Segment, SegmentState},
+    write_unit::Summary,
+};
+
+/// Length of the device reads.
+const READ_BYTES: u64 = 1 << 20;
+
+/// What a segment turned out to hold.
+#[derive(Default)]
+pub(crate) struct VerifiedSegment {
+    pub(crate) units: u64,
+    pub(crate) unit_bytes: u64,
+    /// Whole frames: from a frame's offset to its blocks.
+    pub(crate) frames: BTreeMap<u32, u8>,
+    /// Frames that a summary names and that are not whole.
+    pub(crate) damaged: Vec<u32>,
+    /// Where no whole summary says what is there.
+    pub(crate) unknown: Vec<Range<u32>>,
+    /// Blocks of whole frames without the right fingerprint: a bit for each, by frame offset.
+    pub(crate) wrong: BTreeMap<u32, u64>,
+    /// Blocks in frames, whole or not.
+    pub(crate) stored_blocks: u64,
+    /// Blocks whose fingerprints were compared.
+    pub(crate) blocks: u64,
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Whether a segment is still in the use in which it was found, so that what was read of it
+/// meanwhile counts.
+pub(crate) fn is_same_use(core: &Core, id: SegmentId, generation: u64) -> bool {
+    core.table.segment(id).is_some_and(|now| now.generation == generation && holds_units(&now))
+}
+
+/// Whether a segment is used for write units.
+pub(crate) fn holds_units(segment: &Segment) -> bool {
+    matches!(segment.state, SegmentState::Data | SegmentState::Frontier)
+}
+
+/// Reads and verifies the used part of a segment. Memory: the segment.
+pub(crate) async fn segment(
+    core: &Core,
+    id: SegmentId,
+    segment: &Segment,
+    pace: &mut Pace<'_>,
+) -> VerifiedSegment {
+    let layout = &core.superblock.layout;
+    let start = layout.geometry().segment_start(id);
+    let mut found = VerifiedSegment::default();
+    // A hostile table may say anything.
+    let used = u64::from(segment.used_bytes).min(layout.segment_bytes);
+    let used = used - used % BLOCK_BYTES as u64;
+    let bytes = read(core, id, start, used, pace, &mut found.problems).await;
+    let mut at = 0;
+    while at + BLOCK_BYTES <= bytes.len() {
+        let summary = Summary::decode(&bytes[at..], core.superblock.pool, start.plus(at as u64));
+        let summary = summary.and_then(|summary| belongs(summary, id, segment.generation));
+        match summary {
+            Ok(summary) => {
+                found.units += 1;
+                found.unit_bytes += u64::from(summary.unit_bytes);
+                verify_unit(core, &bytes, at, &summary, &mut found);
+                at += summary.unit_bytes as usize;
+            }
+            Err(reason) => {
+                let page = at as u32..(at + BLOCK_BYTES) as u32;
+                match found.unknown.last_mut() {
+                    Some(last) if last.end == page.start => last.end = page.end,
+                    // Reported once; then the next unit is looked for.
+                    _ => {
+                        let offset_bytes = at as u64;
+                        found.problems.push(Problem::Unit { segment: id, offset_bytes, reason });
+                        found.unknown.push(page);
+                    }
+                }
+                at += BLOCK_BYTES;
+            }
+        }
+    }
+    found
+}
+
+/// A whole summary of another use of the segment is what a lost write leaves.
+fn belongs(summary: Summary, id: SegmentId, generation: u64) -> Result<Summary, MetadataError> {
+    let wrong = |field, value| MetadataError::Inconsistent {
+        structure: "write unit summary",
+        field,
+        value,
+    };
+    if summary.segment != id {
+        return Err(wrong("segment", summary.segment.0.into()));
+    }
+    if summary.generation != generation {
+        return Err(wrong("generation", summary.generation));
+    }
+    Ok(summary)
+}
+
+/// Reads the beginning of a segment; zeros where the device gives nothing.
+async fn read(
+    core: &Core,
+    id: SegmentId,
+    start: ByteOffset,
+    used: u64,
+    pace: &mut Pace<'_>,
+    problems: &mut Vec<Problem>,
+) -> Vec<u8> {
+    if !pace.is_limited()
+        && let Ok(bytes) = recovery::read_segment(&*core.device, &core.buffers, start, used).await
+    {
+        pace.take(used).await;
+        return bytes;
+    }
+    let mut bytes = Vec::with_capacity(used as usize);
+    for at in (0..used).step_by(READ_BYTES as usize) {
+        let len = READ_BYTES.min(used - at);
+        pace.take(len).await;
+        let buffer = core.buffers.take(len as usize);
+        if let Ok(piece) = request::read(&*core.device, start.plus(at), buffer).await {
+            bytes.extend_from_slice(&piece);
+            continue;
+        }
+        for at in (at..at + len).step_by(BLOCK_BYTES) {
+            pace.take(BLOCK_BYTES as u64).await;
+            let buffer = core.buffers.take(BLOCK_BYTES);
+            match request::read(&*core.device, start.plus(at), buffer).await {
+                Ok(block) => bytes.extend_from_slice(&block),
+                Err(source) => {
+                    bytes.resize(bytes.len() + BLOCK_BYTES, 0);
+                    note_unreadable(problems, id, at, source);
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Reports a block that the device does not give, together with those before it.
+fn note_unreadable(
+    problems: &mut Vec<Problem>,
+    segment: SegmentId,
+    at: u64,
+    source: siltstone_device::DeviceError,
+) {
+    if let Some(Problem::Read { offset_bytes, len_bytes, .. }) = problems.last_mut()
+        && *offset_bytes + *len_bytes == at
+    {
+        *len_bytes += BLOCK_BYTES as u64;
+        return;
+    }
+    let (offset_bytes, len_bytes) = (at, BLOCK_BYTES as u64);
+    problems.push(Problem::Read { segment, offset_bytes, len_bytes, source });
+}
+
+/// Verifies the frames of a unit and their blocks against its fingerprints.
+fn verify_unit(
+    core: &Core,
+    segment: &[u8],
+    at: usize,
+    summary: &Summary,
+    found: &mut VerifiedSegment,
+) {
+    let mut fingerprints = summary.fingerprints.iter();
+    let mut plain = core.buffers.take(MAX_FRAME_BLOCKS * BLOCK_BYTES);
+    found.stored_blocks += summary.fingerprints.len() as u64;
+    for unit_frame in &summary.frames {
+        let offset = at + unit_frame.offset_bytes as usize;
+        let place = frame::place_of(summary.segment, offset, unit_frame.stored_bytes as usize);
+        let expected: Vec<_> = fingerprints.by_ref().take(unit_frame.block_count.into()).collect();
+        let bytes = segment.get(offset..).unwrap_or(&[]);
+        let key = place.frame_offset_bytes();
+        match decode(core, bytes, place, summary.generation, &mut plain) {
+            Ok(count) if count == expected.len() => {
+                found.frames.insert(key, unit_frame.block_count);
+                let blocks = plain.as_chunks::<BLOCK_BYTES>().0;
+                for (index, (block, expected)) in (0..).zip(blocks.iter().zip(expected)) {
+                    found.blocks += 1;
+                    if fingerprint(block).short() != *expected {
+                        let place = place.advanced(index).unwrap_or(place);
+                        found.problems.push(Problem::Fingerprint { place });
+                        *found.wrong.entry(key).or_default() |= 1 << index;
+                    }
+                }
+            }
+            Ok(count) => {
+                let (field, value) = ("block count", count as u64);
+                let error = FrameError::Header { place, field, value };
+                found.damaged.push(key);
+                found.problems.push(Problem::Frame(error));
+            }
+            Err(error) => {
+                found.damaged.push(key);
+                found.problems.push(Problem::Frame(error));
+            }
+        }
+    }
+}
+
+/// Verifies and decodes the frame at the start of `bytes`; returns its number of blocks.
+fn decode(
+    core: &Core,
+    bytes: &[u8],
+    place: Place,
+    generation: u64,
+    plain: &mut AlignedBuffer,
+) -> Result<usize, FrameError> {
+    let identity = FrameIdentity { pool: core.superblock.pool, place, generation };
+    let frame = frame::verify(bytes, &identity)?;
+    Decompressor::with(|decompressor| frame.decode_all(decompressor, plain))?;
+    Ok(frame.block_count)
+}
+
+/// Reads the frame at a place from the device, whether or not it is cached, and verifies and
+/// decodes it; returns its number of blocks.
+pub(crate) async fn frame_at(
+    core: &Core,
+    place: Place,
+    generation: u64,
+    pace: &mut Pace<'_>,
+) -> Result<usize, FrameError> {
+    let place = place.frame();
+    if u64::from(place.frame_offset_bytes()) >= core.superblock.layout.segment_bytes {
+        return Err(FrameError::OutOfPool { place });
+    }
+    let (start, end) = core.device_range(place);
+    debug_assert!(end - start <= (MAX_FRAME_STORED_BYTES + 2 * BLOCK_BYTES) as u64);
+    pace.take(end - start).await;
+    let buffer = core.buffers.take((end - start) as usize);
+    let read = request::read(&*core.device, ByteOffset(start), buffer).await;
+    let bytes = read.map_err(|source| FrameError::Device { place, source })?;
+    let skip = (core.frame_start(place) - start) as usize;
+    let mut plain = core.buffers.take(MAX_FRAME_BLOCKS * BLOCK_BYTES);
+    decode(core, bytes.get(skip..).unwrap_or(&[]), place, generation, &mut plain)
+}
