@@ -69,7 +69,8 @@ fn a_server_that_loses_durable_writes_is_found_out_and_its_pool_is_kept() {
     let plan = Plan { seed: 1, limit: Limit::Kills(100), jobs: 1, directory: folder.path("") };
     let outcome = kill::run(&plan, &program, |_, _| {}).unwrap();
     let [failure] = outcome.failures.as_slice() else { panic!("{outcome:?}") };
-    assert!(failure.reason.contains("older than a later one"), "{failure}");
+    // Where there was something, there are zeros.
+    assert!(failure.reason.contains("holds [0, 0, 0, 0, 0, 0, 0, 0]"), "{failure}");
     assert!(failure.pool.is_file(), "{failure}");
 }
 
