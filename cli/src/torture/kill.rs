@@ -61,8 +61,8 @@ struct Siltstone {
 impl Siltstone {
     fn command(&self, name: &str, pool: &Path) -> Command {
         let mut command = Command::new(&self.program);
-        // What children log is quoted where a promise breaks, whoever has set what.
-        command.env_remove("RUST_LOG").arg(name).arg(pool);
+        // RUST_LOG says what children log, which is quoted where a promise breaks.
+        command.arg(name).arg(pool);
         command
     }
 }
