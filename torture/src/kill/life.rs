@@ -28,6 +28,17 @@ use crate::{
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
+/// Sizes of pools and of their segments.
+const SIZES: [(u64, u64); 5] = [
+    (96 * MIB, MIB),
+    (256 * MIB, MIB),
+    (128 * MIB, 2 * MIB),
+    (256 * MIB, 8 * MIB),
+    (512 * MIB, 8 * MIB),
+];
+/// Sizes of logs.
+const LOG_BYTES: [u64; 3] = [512 * KIB, MIB, 8 * MIB];
+
 /// The one volume.
 const DISK: &str = "disk";
 const DISK_BYTES: u64 = 16 * MIB;
@@ -55,14 +66,15 @@ const NEEDED_FLAGS: u16 = flag::SEND_FLUSH
 
 /// A pool of one of many kinds, so that segments and log fill at different times.
 fn draw_options(random: &mut SeededRandom) -> CreateOptions {
-    let mut among = |values: &[u64]| values[random.below(values.len() as u64) as usize];
+    let mut below = |limit: usize| random.below(limit as u64) as usize;
+    let (size_bytes, segment_bytes) = SIZES[below(SIZES.len())];
     CreateOptions {
-        size_bytes: Some(among(&[96 * MIB, 256 * MIB, 256 * MIB, 512 * MIB])),
-        segment_bytes: Some(among(&[MIB, 2 * MIB, 8 * MIB])),
-        nvram_bytes: Some(among(&[512 * KIB, MIB, 8 * MIB])),
-        index_memory_bytes: among(&[MIB / 2, 64 * MIB]),
-        threshold: among(&[1, 1, 4]) as u32,
-        sync_always: among(&[0, 0, 0, 0, 0, 0, 0, 1]) == 1,
+        size_bytes: Some(size_bytes),
+        segment_bytes: Some(segment_bytes),
+        nvram_bytes: Some(LOG_BYTES[below(LOG_BYTES.len())]),
+        index_memory_bytes: [MIB / 2, 64 * MIB][below(2)],
+        threshold: [1, 1, 4][below(3)],
+        sync_always: below(8) == 0,
         ..CreateOptions::default()
     }
 }
@@ -200,4 +212,25 @@ fn work_and_kill(
     // A server that ended by itself is the reason why its clients lost it.
     killed?;
     worked.into_iter().collect::<Result<(), _>>().map_err(|violation| place.quote(violation))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_pool_can_be_made() {
+        let folder = tempfile::tempdir().unwrap();
+        for (number, (size_bytes, segment_bytes)) in SIZES.into_iter().enumerate() {
+            for nvram_bytes in LOG_BYTES {
+                let options = CreateOptions {
+                    size_bytes: Some(size_bytes),
+                    segment_bytes: Some(segment_bytes),
+                    nvram_bytes: Some(nvram_bytes),
+                    ..CreateOptions::default()
+                };
+                make(&folder.path().join(format!("{number}-{nvram_bytes}")), &options).unwrap();
+            }
+        }
+    }
 }
