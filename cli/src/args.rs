@@ -57,10 +57,16 @@ pub(crate) enum Command {
     /// pool's metadata with each other. A pool that is being served is scrubbed by its server:
     /// see serve --scrub.
     Scrub(ScrubArguments),
-    /// Cut the power of simulated pools at every moment, and see whether a promise breaks.
+    /// Cut the power of simulated pools, or kill real servers, until a promise breaks.
     ///
-    /// Each seed is a pool with clients on a simulated machine. Its power is cut at many of its
-    /// events; each time the pool is recovered and compared with what clients were promised.
+    /// Without --kill: each seed is a pool with clients on a simulated machine. Its power is cut
+    /// at many of its events; each time the pool is recovered and compared with what clients were
+    /// promised.
+    ///
+    /// With --kill: a pool in a real file is served by a real process, which is killed by SIGKILL
+    /// while NBD clients work, also while it starts; each time it is started again and every block
+    /// is compared. That is the death of a process: what it had written is there, synced or not.
+    /// For the loss of power there are the simulated pools.
     Torture(TortureArguments),
 }
 
@@ -72,13 +78,22 @@ pub(crate) struct TortureArguments {
     /// The first seed of many.
     #[arg(long, default_value_t = 1, conflicts_with = "seed")]
     pub(crate) first_seed: u64,
-    /// Only this seed: exactly as it went before.
+    /// Only this seed: exactly as it went before. With --kill, what clients draw from [default: 1].
     #[arg(long)]
     pub(crate) seed: Option<u64>,
     /// Of that seed only this cut.
     #[arg(long, requires = "seed")]
     pub(crate) cut: Option<usize>,
-    /// Threads [default: one a core].
+    /// Kill servers of real pools instead.
+    #[arg(long, conflicts_with_all = ["first_seed", "cut"])]
+    pub(crate) kill: bool,
+    /// Stop after so many kills under load instead of a time.
+    #[arg(long, value_name = "N", requires = "kill", conflicts_with = "seconds")]
+    pub(crate) kills: Option<u64>,
+    /// Where real pools are made, of up to 512 MiB each [default: where temporary files go].
+    #[arg(long, value_name = "PATH", requires = "kill")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Threads, with --kill servers at a time [default: one a core].
     #[arg(long)]
     pub(crate) jobs: Option<usize>,
     /// Print the outcome as JSON.
@@ -310,6 +325,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_the_other_kind_of_torture_are_refused() {
+        for options in [
+            &["--kills", "5"][..],
+            &["--directory", "/tmp"],
+            &["--kill", "--kills", "5", "--seconds", "5"],
+            &["--kill", "--first-seed", "5"],
+            &["--kill", "--seed", "5", "--cut", "5"],
+        ] {
+            let line = ["siltstone", "torture"].iter().chain(options);
+            assert!(Arguments::try_parse_from(line).is_err(), "{options:?}");
+        }
     }
 
     #[test]

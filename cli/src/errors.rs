@@ -197,8 +197,8 @@ pub(crate) enum CliError {
         /// And their bytes.
         lost_bytes: u64,
     },
-    /// A simulated pool broke a promise.
-    #[error("{violations} promise(s) broken; each line says how to see it again")]
+    /// A tortured pool broke a promise.
+    #[error("{violations} promise(s) broken; each is described with a way to see it again")]
     PromiseBroken {
         /// How many.
         violations: usize,

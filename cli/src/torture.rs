@@ -1,4 +1,6 @@
-//! `siltstone torture`.
+//! `siltstone torture`: simulated pools here, real ones in `kill`.
+
+mod kill;
 
 use std::{fmt::Write, num::NonZero, thread, time::Duration};
 
@@ -16,13 +18,15 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    if arguments.kill {
+        return kill::run(arguments);
+    }
     let plan = Plan {
         first_seed: arguments.seed.unwrap_or(arguments.first_seed),
         only_first: arguments.seed.is_some(),
         only_cut: arguments.cut,
         time: Duration::from_secs(arguments.seconds),
-        jobs: if arguments.seed.is_some() { 1 } else { arguments.jobs.unwrap_or(cores) },
+        jobs: if arguments.seed.is_some() { 1 } else { jobs(arguments) },
     };
     let counter = progress::text();
     let outcome = campaign::run(&plan, |counts, elapsed| {
@@ -50,6 +54,12 @@ pub(crate) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
         0 => Ok(()),
         violations => Err(CliError::PromiseBroken { violations }),
     }
+}
+
+/// As many as are wanted, or one a core.
+fn jobs(arguments: &TortureArguments) -> usize {
+    let cores = || thread::available_parallelism().map_or(1, NonZero::get);
+    arguments.jobs.unwrap_or_else(cores)
 }
 
 fn summary(counts: &Counts, elapsed: Duration) -> String {

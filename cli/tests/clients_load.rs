@@ -8,7 +8,8 @@ mod support;
 use std::{sync::Mutex, thread};
 
 use siltstone_device::SeededRandom;
-use support::{Folder, MIB, Server, has, nbd_client::NbdClient, run, siltstone};
+use siltstone_torture::kill::nbd_client::{Durability, NbdClient};
+use support::{Folder, MIB, Server, has, run, siltstone};
 
 /// Seconds that each longer test may take, if the environment asks for it.
 fn seconds() -> Option<u64> {
@@ -82,7 +83,7 @@ fn memory_stays_within_the_budgets_while_data_passes_through() {
                         }
                     }
                     let at = (connection * share + piece) * MIB;
-                    nbd.write(at, &data).unwrap();
+                    nbd.write(at, &data, Durability::Later).unwrap();
                     if piece % 5 == 0 {
                         let back = random.below(piece + 1);
                         nbd.read((connection * share + back) * MIB, &mut data).unwrap();

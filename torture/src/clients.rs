@@ -7,13 +7,10 @@ use siltstone_device::{Runtime, SeededRandom, sim::SimDevice};
 use siltstone_engine::{EngineError, Pool, Volume, VolumeOptions};
 
 use crate::{
-    content::{BLOCK, Block, SECTOR, SECTORS, bytes_of, tags_of},
+    content::{self, BLOCK, Block, SECTOR, SECTORS, bytes_of, tags_of},
     model::Model,
     tally::{Tally, add},
 };
-
-/// Tags below this are shared by all clients and make duplicates.
-const COMMON_TAGS: u64 = 96;
 
 /// A promise was broken.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -50,21 +47,6 @@ impl Client {
         Self { world, random }
     }
 
-    /// Content for blocks: often a run that has been written before.
-    fn contents(&mut self, blocks: u64) -> Vec<Block> {
-        let kind = self.random.below(8);
-        let first = self.random.below(COMMON_TAGS) as u32;
-        let unique = self.random.next_u64() as u32 | 0x8000_0000;
-        (0..blocks as u32)
-            .map(|at| match kind {
-                0..=3 => [1 + (first + at) % COMMON_TAGS as u32; SECTORS],
-                4 => [1 + first; SECTORS],
-                5 if at % 3 == 1 => [0; SECTORS],
-                _ => std::array::from_fn(|sector| unique.wrapping_add(at * 8 + sector as u32)),
-            })
-            .collect()
-    }
-
     /// Whether an operation was done; an error that may not be is a violation.
     fn allow(&self, outcome: Result<(), EngineError>, what: &str) -> Result<bool, Violation> {
         add(&self.world.tally.operations, 1);
@@ -98,7 +80,7 @@ impl Client {
             let len = 1 + self.random.below(most);
             match self.random.below(20) {
                 0..=8 => {
-                    let contents = self.contents(len);
+                    let contents = content::draw(&mut self.random, len);
                     self.write(volume, index, first, &contents).await?;
                 }
                 9..=11 => self.write_part(volume, index, first).await?,
@@ -139,7 +121,7 @@ impl Client {
             if self.random.chance(1, 4) {
                 self.flush(volume).await?;
             } else {
-                let contents = self.contents(len);
+                let contents = content::draw(&mut self.random, len);
                 self.write(volume, index, first, &contents).await?;
             }
         }

@@ -1,6 +1,8 @@
 //! Blocks that say what they are: each 512-byte sector is made from a tag and can be told from it,
 //! wherever it lies. Tag 0 is zeros; half of the others compress well, half not at all.
 
+use siltstone_device::SeededRandom;
+
 /// What a power cut does not divide, in bytes.
 pub const SECTOR: usize = 512;
 /// A block, in bytes.
@@ -13,6 +15,24 @@ pub type Block = [u32; SECTORS];
 
 /// A block of zeros.
 pub const ZERO: Block = [0; SECTORS];
+
+/// Tags up to this are shared by all clients and make duplicates.
+const COMMON_TAGS: u64 = 96;
+
+/// Content for blocks: often a run that has been written before.
+pub fn draw(random: &mut SeededRandom, blocks: u64) -> Vec<Block> {
+    let kind = random.below(8);
+    let first = random.below(COMMON_TAGS) as u32;
+    let unique = random.next_u64() as u32 | 0x8000_0000;
+    (0..blocks as u32)
+        .map(|at| match kind {
+            0..=3 => [1 + (first + at) % COMMON_TAGS as u32; SECTORS],
+            4 => [1 + first; SECTORS],
+            5 if at % 3 == 1 => ZERO,
+            _ => std::array::from_fn(|sector| unique.wrapping_add(at * 8 + sector as u32)),
+        })
+        .collect()
+}
 
 fn fill_sector(tag: u32, out: &mut [u8]) {
     if tag == 0 {

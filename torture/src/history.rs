@@ -232,7 +232,7 @@ fn session(
         let mut model = model.lock().clone();
         let pool = Arc::into_inner(pool).expect("the clients have gone");
         if disk == Disk::Lying {
-            settle(&*machine, &pool, &mut model, &device).await;
+            settle(&machine, &pool, &mut model, &device).await;
         } else {
             // Good data can be read, whatever has failed.
             device.clear_faults();

@@ -14,6 +14,8 @@
 //! - [`history`]: one seed's life, and its cuts.
 //! - [`tally`]: what was survived, counted.
 //! - [`campaign`]: seeds on all cores for a time.
+//!
+//! [`kill`] is the other half: the real program on real files, killed while it serves.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -22,6 +24,7 @@ pub mod clients;
 pub mod content;
 pub mod disks;
 pub mod history;
+pub mod kill;
 pub mod model;
 pub mod pools;
 pub mod tally;

@@ -1,8 +1,6 @@
 //! Runs the real program: commands, servers that never outlive their test, disk images.
 #![allow(dead_code, unreachable_pub)] // Every test program uses its own part of this.
 
-pub mod nbd_client;
-
 use std::{
     ffi::OsStr,
     fs::File,

@@ -1,0 +1,191 @@
+//! The real program on real files: a child that serves a pool over NBD is killed by SIGKILL while
+//! clients work, and started again; then every block must hold what it may.
+//!
+//! This is the death of a process, not of a machine: what the child has handed to the kernel is
+//! there afterwards, synced or not. Lost and torn device writes are for the simulated machines of
+//! [`history`](crate::history). Here the kernel, the file, io_uring, the NBD server and the
+//! command line take part, and time is real: a seed repeats what clients draw, not what happens.
+//!
+//! - [`nbd_client`]: a client of our own.
+//! - [`journal`]: what a disk may contain after a kill.
+//! - `child`: the program as a child process.
+//! - `load`: what clients do.
+//! - `life`: one pool's rounds of work, kill and comparison.
+//! - [`tally`]: what was survived, counted.
+
+mod child;
+pub mod journal;
+mod life;
+mod load;
+pub mod nbd_client;
+pub mod tally;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use siltstone_device::SeededRandom;
+use tempfile::TempDir;
+
+use self::{
+    child::Place,
+    tally::{Counts, Tally},
+};
+
+/// The name of a pool in its folder.
+const POOL: &str = "pool.silt";
+
+/// The program under test.
+pub trait Program: Sync {
+    /// The command that serves a pool on a unix socket until it is killed.
+    fn serve(&self, pool: &Path, socket: &Path) -> Command;
+    /// The command that checks a pool, and succeeds if it is sound.
+    fn check(&self, pool: &Path) -> Command;
+}
+
+/// How long to go on.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit {
+    /// Rounds begun by then are finished.
+    Time(Duration),
+    /// So many kills under load, of all jobs together.
+    Kills(u64),
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What clients and pools are drawn from.
+    pub seed: u64,
+    /// How long to go on.
+    pub limit: Limit,
+    /// Pools at a time.
+    pub jobs: usize,
+    /// Where pools are made.
+    pub directory: PathBuf,
+}
+
+/// A promise that was broken.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{reason}\n(the pool is kept: {pool})")]
+pub struct Failure {
+    /// What is wrong.
+    pub reason: String,
+    /// The pool, as it was left.
+    pub pool: PathBuf,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was survived.
+    pub counts: Counts,
+    /// Promises that were found broken: one at most for each job, since the first ends all.
+    pub failures: Vec<Failure>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// What jobs share.
+struct Campaign<'a> {
+    program: &'a dyn Program,
+    tally: Tally,
+    begun: Instant,
+    limit: Limit,
+    claimed_kills: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Campaign<'_> {
+    fn is_over(&self) -> bool {
+        let limit_reached = match self.limit {
+            Limit::Time(time) => self.begun.elapsed() >= time,
+            Limit::Kills(kills) => self.claimed_kills.load(Ordering::Relaxed) >= kills,
+        };
+        limit_reached || self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is to be one more kill; if so, it is the caller's.
+    fn claim_kill(&self) -> bool {
+        if self.is_over() {
+            return false;
+        }
+        let claimed = self.claimed_kills.fetch_add(1, Ordering::Relaxed);
+        !matches!(self.limit, Limit::Kills(kills) if claimed >= kills)
+    }
+}
+
+/// Kills servers until the limit is reached or a promise is found broken. `progress` is called
+/// every now and then.
+///
+/// # Errors
+/// If there is no room for pools in the plan's directory.
+///
+/// # Panics
+/// If a thread cannot be started.
+pub fn run(
+    plan: &Plan,
+    program: &dyn Program,
+    mut progress: impl FnMut(Counts, Duration),
+) -> io::Result<Outcome> {
+    let campaign = Campaign {
+        program,
+        tally: Tally::default(),
+        begun: Instant::now(),
+        limit: plan.limit,
+        claimed_kills: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+    };
+    let failures = Mutex::new(Vec::new());
+    let work = |job: u64| -> io::Result<()> {
+        let mut random = SeededRandom::new(plan.seed ^ job << 32);
+        while !campaign.is_over() {
+            let lived = one_pool(&campaign, &plan.directory, &mut random);
+            if !matches!(lived, Ok(Ok(()))) {
+                campaign.stop.store(true, Ordering::Relaxed);
+            }
+            failures.lock().extend(lived?.err());
+        }
+        Ok(())
+    };
+    let worked: io::Result<()> = thread::scope(|scope| {
+        let work = &work;
+        let jobs = 0..plan.jobs.max(1) as u64;
+        let workers: Vec<_> = jobs.map(|job| scope.spawn(move || work(job))).collect();
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            thread::sleep(Duration::from_millis(100));
+            progress(campaign.tally.counts(), campaign.begun.elapsed());
+        }
+        workers.into_iter().try_for_each(|worker| worker.join().expect("jobs do not panic"))
+    });
+    worked?;
+    let elapsed = campaign.begun.elapsed();
+    Ok(Outcome { counts: campaign.tally.counts(), failures: failures.into_inner(), elapsed })
+}
+
+/// One pool, removed in the end unless it shows that a promise was broken.
+fn one_pool(
+    campaign: &Campaign<'_>,
+    directory: &Path,
+    random: &mut SeededRandom,
+) -> io::Result<Result<(), Failure>> {
+    let folder = tempfile::Builder::new().prefix("siltstone-kill-").tempdir_in(directory)?;
+    // Its path must be short, whatever the directory's.
+    let sockets = TempDir::with_prefix("silt")?;
+    let place = Place {
+        pool: folder.path().join(POOL),
+        socket: sockets.path().join("s"),
+        log: folder.path().join("log"),
+    };
+    let lived = life::live(campaign, &place, random);
+    Ok(lived.map_err(|violation| {
+        let pool = folder.keep().join(POOL);
+        Failure { reason: violation.0, pool }
+    }))
+}

@@ -1,0 +1,242 @@
+//! What a disk may contain after its server was killed.
+//!
+//! Every change of a block makes a version of the whole block. One is *certain* from when it was
+//! acknowledged as durable, or from when a flush was acknowledged that began after the change was.
+//! A block may hold any version that has begun, except those that were over before a certain one
+//! began. Once clients have seen what survived, it must stay: the journal begins anew with it.
+//!
+//! The journal lives in the memory of the process that kills, not of the one that is killed.
+
+use std::collections::BTreeMap;
+
+use crate::content::{BLOCK, Block, ZERO, tags_of};
+
+/// Later than everything.
+const NEVER: u64 = u64::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    content: Block,
+    /// The tick at which its change began; 0 for what was found.
+    begun: u64,
+    /// The tick at which its change was answered.
+    over: u64,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Not answered yet.
+    Open,
+    /// Not done, or in part.
+    Refused,
+    /// Done; durable after the next flush.
+    Done,
+    /// Done and durable.
+    Durable,
+}
+
+impl Version {
+    fn found(content: Block) -> Self {
+        Self { content, begun: 0, over: 0, outcome: Outcome::Durable }
+    }
+}
+
+/// A change that has begun: its first block, and the number of the version it makes of each.
+#[derive(Debug)]
+pub struct Change {
+    first_block: u64,
+    versions: Vec<usize>,
+}
+
+/// A block that holds what it cannot.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WrongBlock {
+    /// Bytes that are no version of any block.
+    #[error("block {block} holds what nobody wrote: {reason}")]
+    Unknown {
+        /// The block.
+        block: u64,
+        /// In which part.
+        reason: String,
+    },
+    /// Parts of several versions, or another block's content.
+    #[error("block {block} holds {found:?}, which is no version of it; {allowed}")]
+    NoVersion {
+        /// The block.
+        block: u64,
+        /// The tags of its sectors.
+        found: Block,
+        /// What it may hold.
+        allowed: String,
+    },
+    /// A version that had to be gone.
+    #[error(
+        "block {block} holds {found:?}, a version (begun at tick {begun}) older than a later one \
+         that was acknowledged as durable; {allowed}"
+    )]
+    Lost {
+        /// The block.
+        block: u64,
+        /// The tags of its sectors.
+        found: Block,
+        /// When that version was begun.
+        begun: u64,
+        /// What it may hold.
+        allowed: String,
+    },
+}
+
+/// What may be on a disk.
+#[derive(Debug)]
+pub struct Journal {
+    tick: u64,
+    /// What was done before this tick is durable.
+    flushed: u64,
+    /// What each block held when the server came up.
+    found: Vec<Block>,
+    /// The versions of blocks that were changed since, the found one first.
+    changed: BTreeMap<u64, Vec<Version>>,
+}
+
+impl Journal {
+    /// A disk of zeros.
+    #[must_use]
+    pub fn new(blocks: u64) -> Self {
+        Self::of(vec![ZERO; blocks as usize])
+    }
+
+    fn of(found: Vec<Block>) -> Self {
+        Self { tick: 0, flushed: 0, found, changed: BTreeMap::new() }
+    }
+
+    /// The disk's size in blocks.
+    #[must_use]
+    pub fn len_blocks(&self) -> u64 {
+        self.found.len() as u64
+    }
+
+    fn next_tick(&mut self) -> u64 {
+        self.tick += 1;
+        self.tick
+    }
+
+    /// A change begins that will make the blocks from `first_block` on look like `contents`.
+    ///
+    /// # Panics
+    /// If they are not on the disk.
+    pub fn begin(&mut self, first_block: u64, contents: &[Block]) -> Change {
+        let begun = self.next_tick();
+        let version = |(block, content): (u64, &Block)| {
+            let found = Version::found(self.found[block as usize]);
+            let versions = self.changed.entry(block).or_insert_with(|| vec![found]);
+            versions.push(Version {
+                content: *content,
+                begun,
+                over: NEVER,
+                outcome: Outcome::Open,
+            });
+            versions.len() - 1
+        };
+        let versions = (first_block..).zip(contents).map(version).collect();
+        Change { first_block, versions }
+    }
+
+    /// A change was acknowledged, perhaps as durable.
+    pub fn acknowledge(&mut self, change: &Change, is_durable: bool) {
+        self.end(change, if is_durable { Outcome::Durable } else { Outcome::Done });
+    }
+
+    /// A change was refused: it may have been done in part.
+    pub fn refuse(&mut self, change: &Change) {
+        self.end(change, Outcome::Refused);
+    }
+
+    fn end(&mut self, change: &Change, outcome: Outcome) {
+        let over = self.next_tick();
+        for (block, number) in (change.first_block..).zip(&change.versions) {
+            let versions = self.changed.get_mut(&block).expect("the change began with this block");
+            let version = &mut versions[*number];
+            assert_eq!(version.outcome, Outcome::Open, "a change is answered once");
+            (version.over, version.outcome) = (over, outcome);
+        }
+    }
+
+    /// A flush begins; by the tick it is acknowledged.
+    pub fn begin_flush(&mut self) -> u64 {
+        self.next_tick()
+    }
+
+    /// The flush that began at tick `begun` was acknowledged.
+    pub fn acknowledge_flush(&mut self, begun: u64) {
+        self.flushed = self.flushed.max(begun);
+    }
+
+    /// What a block reads as while the server lives; `None` if several contents are possible.
+    /// Only for blocks that one client changes, one change after the other.
+    #[must_use]
+    pub fn visible(&self, block: u64) -> Option<Block> {
+        let Some(versions) = self.changed.get(&block) else {
+            return Some(self.found[block as usize]);
+        };
+        let last = versions.last().expect("there is the version that was found");
+        let is_known = matches!(last.outcome, Outcome::Done | Outcome::Durable);
+        is_known.then_some(last.content)
+    }
+
+    fn is_certain(&self, version: &Version) -> bool {
+        match version.outcome {
+            Outcome::Open | Outcome::Refused => false,
+            Outcome::Done => version.over < self.flushed,
+            Outcome::Durable => true,
+        }
+    }
+
+    /// Whether blocks may read so after the server was killed; their contents.
+    ///
+    /// # Errors
+    /// The first block that may not.
+    pub fn judge(&self, first_block: u64, bytes: &[u8]) -> Result<Vec<Block>, WrongBlock> {
+        let judged = (first_block..).zip(bytes.chunks(BLOCK)).map(|(block, bytes)| {
+            let unknown = |reason| WrongBlock::Unknown { block, reason };
+            let tags = tags_of(bytes).map_err(unknown)?;
+            let short = || unknown(format!("only {} sectors of it were read", tags.len()));
+            let found: Block = tags.as_slice().try_into().map_err(|_| short())?;
+            self.judge_block(block, &found)?;
+            Ok(found)
+        });
+        judged.collect()
+    }
+
+    fn judge_block(&self, block: u64, found: &Block) -> Result<(), WrongBlock> {
+        let unchanged = [Version::found(self.found[block as usize])];
+        let versions = self.changed.get(&block).map_or(&unchanged[..], Vec::as_slice);
+        let certain = versions.iter().filter(|version| self.is_certain(version));
+        let newest_certain = certain.map(|version| version.begun).max();
+        let newest_certain = newest_certain.expect("what was found is certain");
+        let is_allowed = |version: &Version| version.over >= newest_certain;
+        let mut same = versions.iter().filter(|version| version.content == *found);
+        if same.clone().any(is_allowed) {
+            return Ok(());
+        }
+        let list = |version: &Version| format!("tick {}: {:?}", version.begun, version.content);
+        let allowed = versions.iter().filter(|version| is_allowed(version)).map(list);
+        let allowed = format!("allowed is [{}]", allowed.collect::<Vec<_>>().join("; "));
+        Err(match same.next_back() {
+            Some(lost) => WrongBlock::Lost { block, found: *found, begun: lost.begun, allowed },
+            None => WrongBlock::NoVersion { block, found: *found, allowed },
+        })
+    }
+
+    /// Begins anew with the contents that were found, which must stay from now on.
+    ///
+    /// # Panics
+    /// If they are not the whole disk's.
+    pub fn settle(&mut self, contents: Vec<Block>) {
+        assert_eq!(contents.len(), self.found.len(), "the whole disk was read");
+        *self = Self::of(contents);
+    }
+}
+
+#[cfg(test)]
+mod tests;
