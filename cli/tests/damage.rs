@@ -13,7 +13,8 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use support::{Folder, Server, has, nbd_client::NbdClient, run, siltstone};
+use siltstone_torture::kill::nbd_client::NbdClient;
+use support::{Folder, Server, has, run, siltstone};
 
 const BLOCK: usize = 4096;
 /// Incompressible data is stored as it is, so that a block of it can be found in the pool.
