@@ -13,7 +13,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use siltstone_torture::kill::nbd_client::NbdClient;
+use siltstone_torture::kill::nbd_client::{ClientError, Durability, NbdClient};
 use support::{Folder, Server, has, run, siltstone};
 
 const BLOCK: usize = 4096;
@@ -217,14 +217,14 @@ fn a_server_scrubs_while_clients_work_and_names_exactly_what_is_damaged() {
         rounds += 1;
         if (800 * BLOCK..808 * BLOCK).contains(&at) {
             let error = client.read(at as u64, &mut block).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(5), "{error}");
+            assert!(matches!(error, ClientError::Refused { errno: 5 }), "{error}");
             continue;
         }
         client.read(at as u64, &mut block).unwrap();
         assert!(block == expected[at..][..BLOCK], "byte {at}");
         if rounds % 5 == 0 {
             block.fill(rounds as u8);
-            client.write(at as u64, &block).unwrap();
+            client.write(at as u64, &block, Durability::Later).unwrap();
             expected[at..][..BLOCK].copy_from_slice(&block);
             client.flush().unwrap();
         }
