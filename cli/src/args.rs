@@ -84,8 +84,11 @@ pub(crate) struct TortureArguments {
     /// Of that seed only this cut.
     #[arg(long, requires = "seed")]
     pub(crate) cut: Option<usize>,
+    /// Live on real threads instead of a simulated machine: no two runs are alike then.
+    #[arg(long)]
+    pub(crate) threads: bool,
     /// Kill servers of real pools instead.
-    #[arg(long, conflicts_with_all = ["first_seed", "cut"])]
+    #[arg(long, conflicts_with_all = ["first_seed", "cut", "threads"])]
     pub(crate) kill: bool,
     /// Stop after so many kills under load instead of a time.
     #[arg(long, value_name = "N", requires = "kill", conflicts_with = "seconds")]

@@ -7,6 +7,7 @@ use std::{fmt::Write, num::NonZero, thread, time::Duration};
 use serde::Serialize;
 use siltstone_torture::{
     campaign::{self, Outcome, Plan},
+    host::Host,
     tally::Counts,
 };
 
@@ -24,6 +25,7 @@ pub(crate) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
     let plan = Plan {
         first_seed: arguments.seed.unwrap_or(arguments.first_seed),
         only_first: arguments.seed.is_some(),
+        host: if arguments.threads { Host::Threads } else { Host::Machine },
         only_cut: arguments.cut,
         time: Duration::from_secs(arguments.seconds),
         jobs: if arguments.seed.is_some() { 1 } else { jobs(arguments) },
@@ -41,7 +43,9 @@ pub(crate) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
         for failure in &outcome.failures {
             let cut = failure.cut.map_or_else(String::new, |cut| format!(" --cut {cut}"));
             let _ = writeln!(text, "VIOLATION: {failure}");
-            let _ = writeln!(text, "repeat: siltstone torture --seed {}{cut}", failure.seed);
+            let threads = if arguments.threads { " --threads" } else { "" };
+            let seed = failure.seed;
+            let _ = writeln!(text, "repeat: siltstone torture{threads} --seed {seed}{cut}");
         }
         for (kind, count) in &outcome.counts.faults {
             let _ = writeln!(text, "{count:8} {kind}");

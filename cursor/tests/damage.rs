@@ -202,7 +202,8 @@ fn what_newer_patches_say_of_a_damaged_range_holds_and_what_older_ones_say_does_
     // A leaf of the older patch: the newer one and the memtable tell what they have.
     device.flip_bit(page_offset(1) + 200, 1);
     let (known, unknown) = salvage(&map, BLOCKS, false);
-    let is_known = |at: &u64| !(168..336).contains(at) || at.is_multiple_of(3) || at.is_multiple_of(5);
+    let is_known =
+        |at: &u64| !(168..336).contains(at) || at.is_multiple_of(3) || at.is_multiple_of(5);
     assert_eq!(known, (0..BLOCKS).filter(is_known).collect::<Vec<_>>());
     let lost: u64 = unknown.iter().map(|(_, len)| len).sum();
     assert_eq!(lost + known.len() as u64, BLOCKS);

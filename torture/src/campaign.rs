@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::{
     history::{self, Failure},
+    host::Host,
     pools::Bases,
     tally::{Counts, Tally},
 };
@@ -25,6 +26,8 @@ pub struct Plan {
     pub first_seed: u64,
     /// Only the first seed.
     pub only_first: bool,
+    /// What histories are lived on.
+    pub host: Host,
     /// Only this cut of each seed.
     pub only_cut: Option<usize>,
     /// How long to go on. The seeds begun by then are finished.
@@ -81,7 +84,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(Counts, Duration)) -> Outcome {
 
 /// One seed; a panic is a failure as well.
 fn one(seed: u64, plan: &Plan, bases: &Bases, tally: &Arc<Tally>) -> Result<(), Failure> {
-    let history = || history::run(seed, plan.only_cut, bases, tally);
+    let history = || history::run(seed, plan.only_cut, plan.host, bases, tally);
     panic::catch_unwind(AssertUnwindSafe(history)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use siltstone_device::{
     Durability, Operation, Runtime, SeededRandom,
-    sim::{CompletionMode, CrashPolicy, Machine, SimDevice, Verdict},
+    sim::{CrashPolicy, SimDevice, Verdict},
 };
 use siltstone_engine::{OpenOptions, Pool};
 
@@ -13,6 +13,7 @@ use crate::{
     clients::{Violation, World},
     content::BLOCK,
     disks::Disk,
+    host::Host,
     model::Model,
     pools::{self, BALLAST, Base, Bases, ballast, options, work},
     tally::{Tally, add},
@@ -64,24 +65,19 @@ struct Life {
 pub fn run(
     seed: u64,
     only_cut: Option<usize>,
+    host: Host,
     bases: &Bases,
     tally: &Arc<Tally>,
 ) -> Result<(), Failure> {
     let mut random = SeededRandom::new(seed);
-    let base = bases.choose(&mut random);
-    let failure = |cut, reason| Failure { seed, cut, base: base.name, reason };
-    let operations = 8 + random.below(60) as u32;
-    let device = base.device.snapshot();
-    let known = Known { model: &base.model, event: 0 };
-    let disk = Disk::choose(&mut random);
-    // A lie is looked for when everything is quiet; see `after_a_lie`.
-    let ends_well = random.chance(1, 2);
-    let course = Course { disk, operations, ends_well };
-    let life = session(device, base, known, &mut random, course, tally)
-        .map_err(|violation| failure(None, violation.0))?;
+    let stage = Stage { base: bases.choose(&mut random), host, tally };
+    let failure = |cut, violation: Violation| {
+        let reason = violation.0;
+        Failure { seed, cut, base: stage.base.name, reason }
+    };
+    let (disk, life) = begin(stage, &mut random).map_err(|violation| failure(None, violation))?;
     if disk == Disk::Lying {
-        after_a_lie(&life, base, &mut random, tally)
-            .map_err(|violation| failure(None, violation.0))?;
+        after_a_lie(&life, stage, &mut random).map_err(|violation| failure(None, violation))?;
         add(&tally.histories, 1);
         return Ok(());
     }
@@ -91,11 +87,41 @@ pub fn run(
     };
     for event in cuts {
         let mut random = SeededRandom::new(seed ^ (event as u64) << 32);
-        cut(&life, base, event, &mut random, tally)
-            .map_err(|violation| failure(Some(event), violation.0))?;
+        cut(&life, stage, event, &mut random)
+            .map_err(|violation| failure(Some(event), violation))?;
     }
     add(&tally.histories, 1);
     Ok(())
+}
+
+/// The device after the first life of a seed on a simulated machine, with its history.
+///
+/// # Errors
+/// A promise that was found broken.
+pub fn first_life(
+    seed: u64,
+    bases: &Bases,
+    tally: &Arc<Tally>,
+) -> Result<Arc<SimDevice>, Violation> {
+    let mut random = SeededRandom::new(seed);
+    let stage = Stage { base: bases.choose(&mut random), host: Host::Machine, tally };
+    begin(stage, &mut random).map(|(_, life)| life.device)
+}
+
+/// The first life of a history, and the disk on which it was lived.
+fn begin(stage: Stage<'_>, random: &mut SeededRandom) -> Result<(Disk, Life), Violation> {
+    let Stage { base, host, .. } = stage;
+    let operations = 8 + random.below(60) as u32;
+    let disk = match Disk::choose(random) {
+        // Whether a lie is found is looked at when everything is at rest, which takes real time.
+        Disk::Lying if host == Host::Threads => Disk::Failing,
+        disk => disk,
+    };
+    let ends_well = random.chance(1, 2);
+    let known = Known { model: &base.model, event: 0 };
+    let course = Course { disk, operations, ends_well };
+    let life = session(base.device.snapshot(), stage, known, random, course)?;
+    Ok((disk, life))
 }
 
 /// Every event of a short history; of a longer one some, half of them near turning points.
@@ -118,6 +144,14 @@ fn choose_cuts(life: &Life, random: &mut SeededRandom) -> Vec<usize> {
     cuts
 }
 
+/// What all that happens in a history has in common.
+#[derive(Clone, Copy)]
+struct Stage<'a> {
+    base: &'a Base,
+    host: Host,
+    tally: &'a Arc<Tally>,
+}
+
 /// What a pool is compared with: a model, and the event at which its device was cut.
 #[derive(Clone, Copy)]
 struct Known<'a> {
@@ -129,11 +163,11 @@ struct Known<'a> {
 /// the pool and checks all of it.
 fn cut(
     life: &Life,
-    base: &Base,
+    stage: Stage<'_>,
     event: usize,
     random: &mut SeededRandom,
-    tally: &Arc<Tally>,
 ) -> Result<(), Violation> {
+    let Stage { base, tally, .. } = stage;
     let mut device = life.device.crash_with(event, policy(random), random);
     let mut model = life.model.clone();
     let mut event = event;
@@ -143,17 +177,17 @@ fn cut(
         let known = Known { model: &model, event };
         // What recovery is like must not depend on who looks.
         if random.chance(1, 8) {
-            look(device.snapshot(), base, known, random, tally, random_chance_of_check(base))
+            look(device.snapshot(), stage, known, random, is_small(base))
                 .map_err(|violation| Violation(format!("read only: {violation}")))?;
         }
         let is_last = number == more_cuts;
         let operations = random.below(24) as u32;
         let course = Course { disk: Disk::Sound, operations, ends_well: is_last };
-        let next = session(device, base, known, random, course, tally)
+        let next = session(device, stage, known, random, course)
             .map_err(|violation| Violation(format!("after cut {}: {violation}", number + 1)))?;
         if is_last {
             let known = Known { model: &next.model, event: next.device.history_len() };
-            return look(next.device.snapshot(), base, known, random, tally, true)
+            return look(next.device.snapshot(), stage, known, random, true)
                 .map_err(|violation| Violation(format!("closed: {violation}")));
         }
         let events = next.device.history_len() as u64;
@@ -183,12 +217,12 @@ struct Course {
 /// Opens a pool, compares it, lets clients work, and closes it or not.
 fn session(
     device: Arc<SimDevice>,
-    base: &Base,
+    stage: Stage<'_>,
     known: Known<'_>,
     random: &mut SeededRandom,
     course: Course,
-    tally: &Arc<Tally>,
 ) -> Result<Life, Violation> {
+    let Stage { base, tally, .. } = stage;
     let Course { disk, operations, ends_well } = course;
     let turning_points = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&turning_points);
@@ -200,11 +234,11 @@ fn session(
         Verdict::Proceed
     }));
     let options = options(random);
-    let (model, opened) = on_machine(&device, random.next_u64(), async |machine| {
+    let (model, opened) = stage.host.run(&device, random.next_u64(), async |runtime| {
         if disk == Disk::Failing && random.chance(1, 3) {
             device.inject(disk.fault(&device, random));
         }
-        let opening = Pool::open_in(machine.clone(), device.clone(), None, &options).await;
+        let opening = Pool::open_in(runtime.clone(), device.clone(), None, &options).await;
         let pool = match opening {
             Ok(pool) => pool,
             // Nobody has seen anything of it.
@@ -219,20 +253,20 @@ fn session(
             device: Arc::clone(&device),
             pool: Arc::new(pool),
             model: Arc::new(Mutex::new(model)),
-            runtime: machine.clone(),
+            runtime: runtime.clone(),
             tally: Arc::clone(tally),
             may_fail: disk != Disk::Sound,
         };
         let random_of_disk = SeededRandom::new(random.next_u64());
-        let task = disk.misbehave(device.clone(), machine.clone(), random_of_disk);
-        let trouble = machine.spawn("disk", Box::pin(task));
+        let task = disk.misbehave(device.clone(), runtime.clone(), random_of_disk);
+        let trouble = runtime.spawn("disk", Box::pin(task));
         work(&world, random, operations).await?;
-        trouble.expect("a machine takes any task").await.expect("it does not panic");
+        trouble.expect("there is a thread for it").await.expect("it does not panic");
         let World { pool, model, .. } = world;
         let mut model = model.lock().clone();
         let pool = Arc::into_inner(pool).expect("the clients have gone");
         if disk == Disk::Lying {
-            settle(&machine, &pool, &mut model, &device).await;
+            settle(&*runtime, &pool, &mut model, &device).await;
         } else {
             // Good data can be read, whatever has failed.
             device.clear_faults();
@@ -259,26 +293,22 @@ fn session(
 }
 
 /// Lets a pool come to rest after its last flush.
-async fn settle(machine: &Machine, pool: &Pool, model: &mut Model, device: &SimDevice) {
+async fn settle(runtime: &dyn Runtime, pool: &Pool, model: &mut Model, device: &SimDevice) {
     let begun = model.begin_flush();
     if pool.flush_async().await.is_ok() {
         model.end_flush(begun, device.history_len());
     }
-    machine.sleep_until(machine.now() + REST).await;
+    runtime.sleep_until(runtime.now() + REST).await;
 }
 
 /// Opens a pool whose disk has falsified something: it says so, or every block is right or says so.
-fn after_a_lie(
-    life: &Life,
-    base: &Base,
-    random: &mut SeededRandom,
-    tally: &Arc<Tally>,
-) -> Result<(), Violation> {
+fn after_a_lie(life: &Life, stage: Stage<'_>, random: &mut SeededRandom) -> Result<(), Violation> {
+    let Stage { base, tally, .. } = stage;
     let event = life.device.history_len();
     let device = life.device.crash_with(event, CrashPolicy::KeepAll, random);
     let options = OpenOptions { read_only: true, ..options(random) };
-    on_machine(&device, random.next_u64(), async |machine| {
-        let opening = Pool::open_in(machine, device.clone(), None, &options).await;
+    stage.host.run(&device, random.next_u64(), async |runtime| {
+        let opening = Pool::open_in(runtime, device.clone(), None, &options).await;
         let Ok(pool) = opening else {
             add(&tally.reported, 1);
             return Ok(());
@@ -319,15 +349,15 @@ async fn check_ballast(
 /// Opens a pool for reading, compares it, and perhaps checks all of it.
 fn look(
     device: Arc<SimDevice>,
-    base: &Base,
+    stage: Stage<'_>,
     known: Known<'_>,
     random: &mut SeededRandom,
-    tally: &Arc<Tally>,
     check: bool,
 ) -> Result<(), Violation> {
+    let Stage { base, tally, .. } = stage;
     let options = OpenOptions { read_only: true, ..options(random) };
-    on_machine(&device, random.next_u64(), async |machine| {
-        let pool = Pool::open_in(machine, device.clone(), None, &options)
+    stage.host.run(&device, random.next_u64(), async |runtime| {
+        let pool = Pool::open_in(runtime, device.clone(), None, &options)
             .await
             .map_err(|error| Violation(format!("the pool cannot be opened: {error}")))?;
         compare(&pool, base, known, random, tally).await?;
@@ -365,23 +395,6 @@ async fn compare(
     Ok(())
 }
 
-/// Runs something on a machine of its own, which ends with it, as does the device's power.
-fn on_machine<T>(
-    device: &Arc<SimDevice>,
-    seed: u64,
-    main: impl AsyncFnOnce(Arc<Machine>) -> T,
-) -> T {
-    device.set_completion_mode(CompletionMode::Queued);
-    let machine = Machine::new(seed);
-    machine.attach(device);
-    let outcome = machine.run(main(Arc::clone(&machine)));
-    // What is not acknowledged by now is lost with the process.
-    device.cut_power();
-    machine.kill();
-    device.set_completion_mode(CompletionMode::Inline);
-    outcome
-}
-
 fn policy(random: &mut SeededRandom) -> CrashPolicy {
     match random.below(8) {
         0 => CrashPolicy::LoseAll,
@@ -391,6 +404,6 @@ fn policy(random: &mut SeededRandom) -> CrashPolicy {
 }
 
 /// A whole pool is read in a moment only if there is not much in it.
-fn random_chance_of_check(base: &Base) -> bool {
+fn is_small(base: &Base) -> bool {
     base.ballast_blocks == 0 || base.ballast_blocks < pools::DISK_BLOCKS
 }

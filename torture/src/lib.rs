@@ -11,6 +11,7 @@
 //! - [`clients`]: what clients do, noted in the model.
 //! - [`disks`]: disks that fail and disks that lie.
 //! - [`pools`]: small pools in which much happens soon.
+//! - [`host`]: a simulated machine, or threads.
 //! - [`history`]: one seed's life, and its cuts.
 //! - [`tally`]: what was survived, counted.
 //! - [`campaign`]: seeds on all cores for a time.
@@ -24,6 +25,7 @@ pub mod clients;
 pub mod content;
 pub mod disks;
 pub mod history;
+pub mod host;
 pub mod kill;
 pub mod model;
 pub mod pools;
