@@ -26,8 +26,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, BufferPool, ByteOffset, Device, Durability, SegmentId, Sequence,
-    request,
+    AlignedBuffer, BLOCK_BYTES, BufferPool, ByteOffset, Device, DeviceError, Durability, SegmentId,
+    Sequence, request,
 };
 
 use siltstone_nvram::{Mark, Replay};
@@ -152,8 +152,22 @@ pub(crate) async fn scan_segment(
     if segment.used_bytes == 0 && Summary::peek_bytes(&first).is_none() {
         return Ok(ScannedSegment::default());
     }
-    let bytes = read_segment(device, buffers, start, layout.segment_bytes).await?;
+    let read = read_segment(device, buffers, start, layout.segment_bytes).await;
+    let (bytes, unreadable) = match read {
+        Ok(bytes) => (bytes, None),
+        Err(_) => read_blocks(device, buffers, start, layout.segment_bytes).await?,
+    };
     let units = parse_segment(&bytes, pool, start, id, segment.generation, covered);
+    // What cannot be read in units that patches cover is for reads of it to report. Anywhere else
+    // it may have been a unit that counts.
+    let covered_units = units.iter().filter(|unit| unit.summary.number <= covered);
+    let ends = covered_units.map(|unit| unit.address.plus(unit.summary.unit_bytes.into()));
+    let covered_end = ends.max().unwrap_or(start);
+    if let Some((last, error)) = unreadable
+        && last >= covered_end
+    {
+        return Err(error.into());
+    }
     let last = bytes.iter().rposition(|&byte| byte != 0);
     let dirty = last.map_or(0, |last| (last + 1).next_multiple_of(BLOCK_BYTES));
     Ok(ScannedSegment { units, dirty_bytes: dirty as u64 })
@@ -178,6 +192,30 @@ pub(crate) async fn read_segment(
         segment.extend_from_slice(&read.await?);
     }
     Ok(segment)
+}
+
+/// Reads a segment block by block, with zeros for those that cannot be read; returns the last of
+/// these as well.
+async fn read_blocks(
+    device: &dyn Device,
+    buffers: &BufferPool,
+    start: ByteOffset,
+    segment_bytes: u64,
+) -> Result<(Vec<u8>, Option<(ByteOffset, DeviceError)>)> {
+    let mut segment = Vec::with_capacity(segment_bytes as usize);
+    let mut unreadable = None;
+    for at in (0..segment_bytes).step_by(BLOCK_BYTES) {
+        let address = start.plus(at);
+        match request::read(device, address, buffers.take(BLOCK_BYTES)).await {
+            Ok(block) => segment.extend_from_slice(&block),
+            Err(error @ DeviceError::Closed { .. }) => return Err(error.into()),
+            Err(error) => {
+                segment.resize(segment.len() + BLOCK_BYTES, 0);
+                unreadable = Some((address, error));
+            }
+        }
+    }
+    Ok((segment, unreadable))
 }
 
 /// Finds the whole units in a segment's bytes, up to the first that is torn.

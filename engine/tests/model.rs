@@ -6,18 +6,18 @@ mod support;
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use pollster::block_on;
 use siltstone_device::{SeededRandom, sim::SimDevice};
 use siltstone_engine::{EngineError, OpenOptions, Pool, Volume, VolumeOptions};
 use support::{
     content::{BLOCK, SECTOR, SECTORS, bytes_of, tags_of},
-    model::Model,
-    pools::{BALLAST, KIB, base, options, set_completion, work},
+    pools::{KIB, base, close, model_of, options, set_completion, work},
     watchdog::Watchdog,
 };
 
@@ -242,8 +242,8 @@ fn volumes_are_deleted_under_load() {
         watchdog.feed(format!("deleting under load, seed {seed}"));
         let mut random = SeededRandom::new(seed);
         let device = base.snapshot();
-        let pool = open(&device, &mut random);
-        let model = Mutex::new(Model::of(&pool, &[BALLAST]).unwrap());
+        let pool = Arc::new(open(&device, &mut random));
+        let model = model_of(&pool);
         let deadline = Instant::now() + Duration::from_secs(30);
         std::thread::scope(|scope| {
             for round in 0..12 {
@@ -256,11 +256,11 @@ fn volumes_are_deleted_under_load() {
             }
         });
         // The neighbours have noticed nothing, and the space comes back.
-        work(&device, &pool, &model, &mut random, 20).unwrap();
-        model.lock().unwrap().check_visible(&pool).unwrap();
-        pool.close().unwrap();
+        work(&device, &pool, &model, &mut random, 20, false).unwrap();
+        block_on(model.lock().check_visible(&pool)).unwrap();
+        close(pool).unwrap();
         let pool = open(&device, &mut random);
-        model.lock().unwrap().check(&pool, device.history_len()).unwrap();
+        block_on(model.lock().check(&pool, device.history_len(), None)).unwrap();
         assert!(pool.volumes().iter().all(|volume| !volume.name.starts_with("volume-")));
     }
 }

@@ -26,7 +26,6 @@ use siltstone_engine::{
 };
 use support::{
     content::{BLOCK, Block, bytes_of},
-    model::Model,
     pools::{self, MIB},
     watchdog::Watchdog,
 };
@@ -34,7 +33,7 @@ use support::{
 const KIB: u64 = 1 << 10;
 const DISK_BLOCKS: u64 = 600;
 /// Where segments begin in the pools of these tests.
-const DATA_START: u64 = 4 * MIB + 512 * KIB;
+const DATA_START: u64 = 6 * MIB + 768 * KIB;
 
 fn options(read_only: bool) -> OpenOptions {
     let tuning = Tuning {
@@ -350,12 +349,13 @@ fn writers_trims_and_checkpoints_beside_a_scrub_are_no_damage() {
         let device = pools::base(256 * KIB, 30);
         pools::set_completion(&device, &mut random);
         let pool = Pool::open_on(device.clone(), None, &pools::options(&mut random)).unwrap();
-        let model = Mutex::new(Model::of(&pool, &[pools::BALLAST]).unwrap());
+        let pool = Arc::new(pool);
+        let model = pools::model_of(&pool);
         let stop = AtomicBool::new(false);
         let reports = std::thread::scope(|scope| {
             let scrubbing = scope.spawn(|| scrub_beside(&pool, &stop));
             for _ in 0..3 {
-                pools::work(&device, &pool, &model, &mut random, 150).unwrap();
+                pools::work(&device, &pool, &model, &mut random, 150, false).unwrap();
                 // Segments are freed, and taken again.
                 let ballast = pool.volume(pools::BALLAST).unwrap();
                 let mut noise = vec![0; MIB as usize];
@@ -374,10 +374,10 @@ fn writers_trims_and_checkpoints_beside_a_scrub_are_no_damage() {
             assert!(report.is_sound(), "seed {seed}: {:#?}", report.findings);
         }
         assert!(reports.iter().any(|report| report.blocks > 1000), "seed {seed}");
-        model.lock().unwrap().check_visible(&pool).unwrap();
+        pollster::block_on(model.lock().check_visible(&pool)).unwrap();
         let report = scrub(&pool);
         assert!(report.is_sound());
-        pool.close().unwrap();
+        pools::close(pool).unwrap();
     }
     assert_eq!(freed, 36);
 }
