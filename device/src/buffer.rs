@@ -12,9 +12,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use parking_lot::Mutex;
-
-use crate::units::BLOCK_BYTES;
+use crate::{sync::Mutex, units::BLOCK_BYTES};
 
 /// Buffers of at most `4 KiB << (CLASSES - 1)` = 4 MiB are recycled; larger ones never are.
 const CLASSES: usize = 11;
@@ -205,6 +203,8 @@ impl fmt::Debug for BufferPool {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod tests {
     use super::*;
