@@ -1,10 +1,8 @@
 //! Models: every interleaving of a few batches at the gate.
 
-use std::sync::Arc;
-
 use siltstone_device::sync::{
     atomic::{AtomicU64, Ordering},
-    explore::{block_on, explore, thread},
+    explore::{Arc, block_on, explore, thread},
 };
 
 use super::*;

@@ -1,10 +1,8 @@
 //! Models: every interleaving of two batches that hold the same block.
 
-use std::sync::Arc;
-
 use siltstone_device::sync::{
     atomic::{AtomicBool, Ordering},
-    explore::{block_on, explore, thread},
+    explore::{Arc, block_on, explore, thread},
 };
 
 use super::*;

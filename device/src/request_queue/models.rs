@@ -1,11 +1,9 @@
 //! Models: every interleaving of threads that serve a queue with those who fill and close it.
 
-use std::sync::Arc;
-
 use super::*;
 use crate::sync::{
     atomic::{AtomicUsize, Ordering},
-    explore::{explore, thread},
+    explore::{Arc, explore, thread},
 };
 
 fn flush(completed: &Arc<AtomicUsize>) -> Request {
@@ -26,7 +24,7 @@ fn serve(queue: &RequestQueue) {
 #[test]
 fn every_request_is_served_and_every_thread_ends() {
     explore("request queue: served and closed", Some(3), || {
-        let (queue, completed) = (Arc::new(RequestQueue::default()), Arc::default());
+        let (queue, completed) = (Arc::new(RequestQueue::default()), Arc::new(AtomicUsize::new(0)));
         let threads: Vec<_> = (0..2)
             .map(|_| {
                 let queue = Arc::clone(&queue);
@@ -48,7 +46,7 @@ fn every_request_is_served_and_every_thread_ends() {
 #[test]
 fn a_batch_wakes_a_thread_for_each_request() {
     explore("request queue: a thread for each request", Some(3), || {
-        let (queue, completed) = (Arc::new(RequestQueue::default()), Arc::default());
+        let (queue, completed) = (Arc::new(RequestQueue::default()), Arc::new(AtomicUsize::new(0)));
         let threads: Vec<_> = (0..2)
             .map(|_| {
                 let queue = Arc::clone(&queue);

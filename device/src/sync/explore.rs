@@ -2,13 +2,13 @@
 
 use std::{
     env, io,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
 
+/// What threads of a model share must be in this `Arc`: the standard library's orders nothing in
+/// the eyes of loom, which then finds a race between the last use of a thing and its end.
+pub use loom::sync::Arc;
 pub use loom::{
     future::block_on,
     thread::{self, yield_now},
@@ -58,8 +58,8 @@ pub fn explore(name: &str, preemptions: Option<usize>, model: impl Fn() + Sync +
         builder.preemption_bound = preemptions;
     }
     let bound = builder.preemption_bound.map_or("any".into(), |bound| bound.to_string());
-    let executions = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&executions);
+    let executions = std::sync::Arc::new(AtomicU64::new(0));
+    let count = std::sync::Arc::clone(&executions);
     let started = Instant::now();
     builder.check(move || {
         count.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, LayerId,
     sync::{
         atomic::{AtomicBool, Ordering},
-        explore::{Timeless, block_on, explore, thread},
+        explore::{Arc as Shared, Timeless, block_on, explore, thread},
     },
 };
 
@@ -21,13 +21,13 @@ struct Queued {
 }
 
 impl Queued {
-    fn new(batch_blocks: usize) -> Arc<Self> {
+    fn new(batch_blocks: usize) -> Shared<Self> {
         let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 1 << 20, level: 1 };
         let volume = VolumeCore::new("v", &record, Catalog::new().chain(LayerId(1)));
         let runtime = Arc::new(Timeless(Instant::now()));
         let (batch_bytes, linger) = (batch_blocks * BLOCK_BYTES, Duration::from_secs(1));
         let admission = Admission::new(Sequence(0), batch_bytes, linger, runtime);
-        Arc::new(Self { volume: Arc::new(volume), admission })
+        Shared::new(Self { volume: Arc::new(volume), admission })
     }
 
     fn admit(&self, address: u64) -> Sequence {
@@ -61,7 +61,7 @@ fn every_full_batch_finds_a_waiting_reducer() {
         let queued = Queued::new(1);
         let reducers: Vec<_> = (0..2)
             .map(|_| {
-                let queued = Arc::clone(&queued);
+                let queued = Shared::clone(&queued);
                 thread::spawn(move || queued.take().unwrap())
             })
             .collect();
@@ -80,11 +80,11 @@ fn a_batch_that_fills_up_later_is_taken() {
     explore("admission: a batch fills up", Some(2), || {
         let queued = Queued::new(2);
         let reducer = {
-            let queued = Arc::clone(&queued);
+            let queued = Shared::clone(&queued);
             thread::spawn(move || queued.take().unwrap())
         };
         let writer = {
-            let queued = Arc::clone(&queued);
+            let queued = Shared::clone(&queued);
             thread::spawn(move || queued.admit(0))
         };
         queued.admit(1);
@@ -99,7 +99,7 @@ fn draining_takes_an_incomplete_batch_and_publishing_ends_the_wait() {
     explore("admission: drain and publish", Some(2), || {
         let queued = Queued::new(8);
         let reducer = {
-            let queued = Arc::clone(&queued);
+            let queued = Shared::clone(&queued);
             thread::spawn(move || {
                 let batch = block_on(queued.admission.take_batch()).unwrap();
                 queued.admission.publish(&batch.changes);
@@ -124,7 +124,7 @@ fn closing_ends_every_reducer_after_the_last_change() {
         let queued = Queued::new(8);
         let reducers: Vec<_> = (0..2)
             .map(|_| {
-                let queued = Arc::clone(&queued);
+                let queued = Shared::clone(&queued);
                 thread::spawn(move || {
                     let mut taken = 0;
                     while let Some((_, changes)) = queued.take() {
@@ -146,9 +146,9 @@ fn closing_ends_every_reducer_after_the_last_change() {
 fn a_failure_ends_the_wait_for_publishing() {
     explore("admission: a failure ends waiting", None, || {
         let queued = Queued::new(8);
-        let failed = Arc::new(AtomicBool::new(false));
+        let failed = Shared::new(AtomicBool::new(false));
         let failing = {
-            let (queued, failed) = (Arc::clone(&queued), Arc::clone(&failed));
+            let (queued, failed) = (Shared::clone(&queued), Shared::clone(&failed));
             thread::spawn(move || {
                 failed.store(true, Ordering::Release);
                 queued.admission.wake();

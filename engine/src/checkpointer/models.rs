@@ -2,10 +2,11 @@
 
 use siltstone_device::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
-    explore::{Timeless, block_on, explore, thread},
+    explore::{Arc, Timeless, block_on, explore, thread},
 };
 
 use super::*;
+use crate::{frontier::Frontier, health::Health};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -21,7 +22,7 @@ struct Shared {
 impl Shared {
     fn new() -> Arc<Self> {
         Arc::new(Self {
-            checkpointing: Checkpointing::new(Arc::new(Timeless(Instant::now()))),
+            checkpointing: Checkpointing::new(std::sync::Arc::new(Timeless(Instant::now()))),
             made: AtomicU64::new(0),
             covered: AtomicU64::new(0),
             compacted: AtomicBool::new(false),
@@ -52,7 +53,7 @@ impl Shared {
 /// to; the task ends when told to.
 #[test]
 fn a_checkpoint_that_is_waited_for_begins_after_the_call() {
-    explore("checkpointer: two requests", Some(2), || {
+    explore("checkpointer: two requests", Some(1), || {
         let shared = Shared::new();
         let checkpointer = {
             let shared = Arc::clone(&shared);
@@ -69,10 +70,26 @@ fn a_checkpoint_that_is_waited_for_begins_after_the_call() {
     });
 }
 
+/// As above for one caller, with more preemptions.
+#[test]
+fn a_checkpoint_that_is_waited_for_alone_begins_after_the_call() {
+    explore("checkpointer: one request", Some(3), || {
+        let shared = Shared::new();
+        let checkpointer = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || shared.serve())
+        };
+        shared.checkpointing.request();
+        shared.change(true);
+        shared.checkpointing.stop();
+        checkpointer.join().unwrap();
+    });
+}
+
 /// What is requested before the end is done before the task ends.
 #[test]
 fn what_is_requested_is_done_before_the_end() {
-    explore("checkpointer: request and stop", None, || {
+    explore("checkpointer: request and stop", Some(3), || {
         let shared = Shared::new();
         let checkpointer = {
             let shared = Arc::clone(&shared);
@@ -102,6 +119,29 @@ fn a_failure_ends_the_wait_for_a_checkpoint() {
         };
         let give_up = || if shared.failed.load(Ordering::Acquire) { Err(()) } else { Ok(()) };
         block_on(shared.checkpointing.run(false, give_up)).unwrap_err();
+        checkpointer.join().unwrap();
+    });
+}
+
+/// A sealer without a segment gets one from the checkpoint that it asks for.
+#[test]
+fn the_sealer_gets_a_segment_from_the_checkpoint_that_it_asks_for() {
+    explore("checkpointer: the sealer asks for a segment", Some(2), || {
+        let frontier = Arc::new(Frontier::new(64, 1 << 20));
+        let shared = Shared::new();
+        let checkpointer = {
+            let (shared, frontier) = (Arc::clone(&shared), Arc::clone(&frontier));
+            thread::spawn(move || {
+                while block_on(shared.checkpointing.next(INTERVAL)).is_some() {
+                    frontier.extend(vec![(SegmentId(3), 7)]);
+                    shared.checkpointing.finish();
+                }
+            })
+        };
+        let health = Health::default();
+        let next = frontier.next(&health, || shared.checkpointing.request());
+        assert_eq!(block_on(next), Some((SegmentId(3), 7)));
+        shared.checkpointing.stop();
         checkpointer.join().unwrap();
     });
 }

@@ -1,55 +1,40 @@
-//! Models: every interleaving of the sealer with the checkpointer and with a failure.
+//! Models: every interleaving of a sealer without a segment with a failure, and with the next
+//! checkpoint.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
-
-use siltstone_device::sync::explore::{Timeless, block_on, explore, thread};
+use siltstone_device::sync::explore::{Arc, block_on, explore, thread};
 
 use super::*;
-use crate::{checkpointer::Checkpointing, error::EngineError};
+use crate::error::EngineError;
 
 const SEGMENT: (SegmentId, u64) = (SegmentId(3), 7);
 
 struct Shared {
     frontier: Frontier,
     health: Health,
-    checkpointing: Checkpointing,
 }
 
 impl Shared {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            frontier: Frontier::new(64, 1 << 20),
-            health: Health::default(),
-            checkpointing: Checkpointing::new(Arc::new(Timeless(Instant::now()))),
-        })
+        let (frontier, health) = (Frontier::new(64, 1 << 20), Health::default());
+        Arc::new(Self { frontier, health })
     }
 
     fn next(&self) -> Option<(SegmentId, u64)> {
-        block_on(self.frontier.next(&self.health, || self.checkpointing.request()))
+        block_on(self.frontier.next(&self.health, || {}))
     }
 }
 
-/// A sealer without a segment gets one from the checkpoint that it asks for.
+/// A sealer that waits gets the segment that a checkpoint adds.
 #[test]
-fn the_sealer_gets_a_segment_from_the_checkpoint_that_it_asks_for() {
-    explore("frontier: sealer and checkpointer", Some(3), || {
+fn a_sealer_that_waits_gets_what_is_added() {
+    explore("frontier: a segment is added", None, || {
         let shared = Shared::new();
-        let checkpointer = {
+        let checkpoint = {
             let shared = Arc::clone(&shared);
-            thread::spawn(move || {
-                let next = || block_on(shared.checkpointing.next(Duration::from_secs(1)));
-                while next().is_some() {
-                    shared.frontier.extend(vec![SEGMENT]);
-                    shared.checkpointing.finish();
-                }
-            })
+            thread::spawn(move || shared.frontier.extend(vec![SEGMENT]))
         };
         assert_eq!(shared.next(), Some(SEGMENT));
-        shared.checkpointing.stop();
-        checkpointer.join().unwrap();
+        checkpoint.join().unwrap();
     });
 }
 

@@ -1,13 +1,13 @@
 //! Models: every interleaving of who waits for a milestone with who reaches it or fails.
 
-use siltstone_device::sync::explore::{block_on, explore, thread};
+use siltstone_device::sync::explore::{Arc, block_on, explore, thread};
 
 use super::*;
 
 /// Whoever waits is woken, whenever it began to, and sees what was done before.
 #[test]
 fn a_milestone_that_is_reached_ends_every_wait() {
-    explore("milestone: reached", Some(4), || {
+    explore("milestone: reached", Some(2), || {
         let shared = Arc::new((Milestone::default(), AtomicBool::new(false)));
         let waiters: Vec<_> = (0..2)
             .map(|_| {

@@ -1,10 +1,8 @@
 //! Models: every interleaving of a batch that links into a segment with checkpoints that free it.
 
-use std::sync::Arc;
-
 use siltstone_device::sync::{
     atomic::{AtomicBool, Ordering},
-    explore::{explore, thread},
+    explore::{Arc, explore, thread},
 };
 
 use super::*;

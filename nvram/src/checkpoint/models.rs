@@ -2,7 +2,7 @@
 
 use siltstone_device::{
     Operation,
-    sync::explore::{block_on, explore, thread},
+    sync::explore::{Arc, block_on, explore, thread},
 };
 
 use super::*;
@@ -28,7 +28,7 @@ fn store(
 /// Two stores are written one after the other, to different slots, and both return.
 #[test]
 fn stores_take_turns_and_return_when_durable() {
-    explore("checkpoint: stores take turns", Some(3), || {
+    explore("checkpoint: stores take turns", Some(2), || {
         let shared = progress();
         let other = {
             let shared = Arc::clone(&shared);
@@ -44,7 +44,7 @@ fn stores_take_turns_and_return_when_durable() {
 /// After a failed write nothing counts as stored, and nobody waits for it.
 #[test]
 fn a_failed_write_fails_everyone() {
-    explore("checkpoint: a write fails", Some(3), || {
+    explore("checkpoint: a write fails", Some(2), || {
         let shared = progress();
         let failed = || DeviceError::Closed { operation: Operation::Write };
         let other = {

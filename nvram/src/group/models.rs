@@ -2,14 +2,13 @@
 
 use std::{
     pin::pin,
-    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use event_listener::Event;
 use siltstone_device::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
-    explore::{block_on, explore, thread},
+    explore::{Arc, block_on, explore, thread},
 };
 
 use super::*;
@@ -91,7 +90,7 @@ fn a_leader_that_is_dropped_harms_nobody() {
 /// not end.
 #[test]
 fn what_becomes_durable_by_other_means_lets_followers_go() {
-    explore("group commit: durable by other means", None, || {
+    explore("group commit: durable by other means", Some(2), || {
         let group = Arc::new(GroupCommit::<&str>::new(Sequence(0)));
         let (may_end, follower_done) = (Arc::new(Event::new()), Arc::new(AtomicBool::new(false)));
         let work = |may_end: Arc<Event>, done: Arc<AtomicBool>| async move {

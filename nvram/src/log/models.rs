@@ -2,7 +2,7 @@
 
 use siltstone_device::{
     Operation,
-    sync::explore::{block_on, explore, thread},
+    sync::explore::{Arc, block_on, explore, thread},
 };
 
 use super::*;
@@ -37,7 +37,7 @@ fn append(progress: &Arc<Progress>, outcome: Result<(), DeviceError>) -> Result<
 /// for ever.
 #[test]
 fn appends_take_turns_and_return_when_durable() {
-    explore("log: appends take turns", Some(3), || {
+    explore("log: appends take turns", Some(2), || {
         let shared = progress();
         let other = {
             let shared = Arc::clone(&shared);
@@ -65,7 +65,7 @@ fn an_append_that_nobody_waits_for_gives_its_turn_on() {
 /// those who come later.
 #[test]
 fn a_failed_write_fails_everyone() {
-    explore("log: a write fails", Some(3), || {
+    explore("log: a write fails", Some(2), || {
         let shared = progress();
         let failed = || DeviceError::Closed { operation: Operation::Write };
         let other = {
