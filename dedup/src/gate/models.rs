@@ -10,7 +10,7 @@ use super::*;
 /// Batches pass in order and one at a time, and every batch passes.
 #[test]
 fn batches_pass_in_order_and_all_pass() {
-    explore("gate: batches pass in order", Some(2), || {
+    explore("gate: batches pass in order", Some(3), || {
         let shared = Arc::new((OrderGate::new(), AtomicU64::new(0)));
         let pass = |shared: &(OrderGate, AtomicU64), batch: u64| {
             let turn = block_on(shared.0.enter(batch)).unwrap();

@@ -77,7 +77,7 @@ fn every_full_batch_finds_a_waiting_reducer() {
 /// a reducer that found too little.
 #[test]
 fn a_batch_that_fills_up_later_is_taken() {
-    explore("admission: a batch fills up", Some(2), || {
+    explore("admission: a batch fills up", Some(3), || {
         let queued = Queued::new(2);
         let reducer = {
             let queued = Shared::clone(&queued);
@@ -96,7 +96,7 @@ fn a_batch_that_fills_up_later_is_taken() {
 /// Who drains gets everything that was admitted before published, and is told of it.
 #[test]
 fn draining_takes_an_incomplete_batch_and_publishing_ends_the_wait() {
-    explore("admission: drain and publish", Some(2), || {
+    explore("admission: drain and publish", Some(3), || {
         let queued = Queued::new(8);
         let reducer = {
             let queued = Shared::clone(&queued);

@@ -43,7 +43,7 @@ fn spawn(work: impl FnOnce() + 'static) -> thread::JoinHandle<()> {
 /// Whoever returns finds durable what it admitted; nobody waits for ever, and works do not overlap.
 #[test]
 fn a_commit_that_returns_is_durable_and_every_commit_returns() {
-    explore("group commit: callers share rounds", Some(2), || {
+    explore("group commit: callers share rounds", Some(3), || {
         let shared = Arc::new((GroupCommit::new(Sequence(0)), Medium::default()));
         let caller = |shared: Arc<(GroupCommit<_>, Medium)>| {
             move || {

@@ -54,7 +54,7 @@ fn appends_take_turns_and_return_when_durable() {
 /// An append that is dropped after it was submitted does not keep the turn.
 #[test]
 fn an_append_that_nobody_waits_for_gives_its_turn_on() {
-    explore("log: an append is dropped", None, || {
+    explore("log: an append is dropped", Some(3), || {
         let shared = progress();
         submit(&shared, Ok(())).unwrap();
         assert_eq!(append(&shared, Ok(())).unwrap(), 3);
