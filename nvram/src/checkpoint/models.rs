@@ -8,24 +8,28 @@ use siltstone_device::{
 use super::*;
 
 fn progress() -> Arc<Progress> {
-    let state = State { newest: 0, in_flight: false, failed: None };
+    let state = State { newest: 0, in_flight: 0, failed: None };
     Arc::new(Progress { state: Mutex::new(state), written: Event::new() })
 }
 
-/// As `CheckpointStore::store` does; another thread completes the write.
+/// As `CheckpointStore::store` does; another thread completes both copies, the second one with
+/// `outcome`.
 fn store(
     progress: &Arc<Progress>,
     outcome: Result<(), DeviceError>,
 ) -> Result<u64, CheckpointError> {
     let number = block_on(progress.reserve())?;
     let device = Arc::clone(progress);
-    // `complete` asserts that this is the only write in flight.
-    thread::spawn(move || device.complete(number, outcome));
+    // `complete` asserts that this is the only store in flight.
+    thread::spawn(move || {
+        device.complete(number, Ok(()));
+        device.complete(number, outcome);
+    });
     block_on(progress.durable(number))?;
     Ok(number)
 }
 
-/// Two stores are written one after the other, to different slots, and both return.
+/// Two stores are written one after the other, and both return.
 #[test]
 fn stores_take_turns_and_return_when_durable() {
     explore("checkpoint: stores take turns", Some(2), || {
