@@ -139,7 +139,7 @@ fn the_sealer_gets_a_segment_from_the_checkpoint_that_it_asks_for() {
             })
         };
         let health = Health::default();
-        let next = frontier.next(&health, || shared.checkpointing.request());
+        let next = frontier.next(&health, |_| shared.checkpointing.request());
         assert_eq!(block_on(next), Some((SegmentId(3), 7)));
         shared.checkpointing.stop();
         checkpointer.join().unwrap();

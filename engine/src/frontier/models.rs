@@ -20,7 +20,7 @@ impl Shared {
     }
 
     fn next(&self) -> Option<(SegmentId, u64)> {
-        block_on(self.frontier.next(&self.health, || {}))
+        block_on(self.frontier.next(&self.health, |_| {}))
     }
 }
 
