@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use event_listener::Event;
-use parking_lot::Mutex;
+use siltstone_device::sync::Mutex;
 
 /// The gate was closed: the pool is shutting down, and no batch passes any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -126,6 +126,8 @@ impl Drop for Turn<'_> {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use parking_lot::Mutex;
+use siltstone_device::sync::Mutex;
 
 use crate::fingerprint::{FingerprintHash, ShortFingerprint};
 use crate::gate::{OrderGate, Turn};
@@ -182,5 +182,7 @@ impl Table {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod tests;

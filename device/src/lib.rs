@@ -21,6 +21,7 @@
 //!
 //! - [`runtime`]: tasks and time: threads and a clock, or a simulated machine.
 //! - [`environment`]: randomness, real and simulated.
+//! - [`sync`]: locks and atomics, real and modelled.
 
 pub mod buffer;
 mod completing;
@@ -31,8 +32,10 @@ pub mod header;
 mod lock;
 pub mod mapped;
 pub mod request;
+mod request_queue;
 pub mod runtime;
 pub mod sim;
+pub mod sync;
 mod threads;
 pub mod units;
 mod uring;

@@ -4,14 +4,12 @@
 //! block device.
 
 use std::{
-    collections::VecDeque,
     io::{self, IoSlice, IoSliceMut},
     os::fd::AsRawFd,
     sync::Arc,
     thread::{self, JoinHandle},
 };
 
-use parking_lot::{Condvar, Mutex};
 use rustix::{
     fs::{FallocateFlags, fallocate, fdatasync},
     io::{Errno, ReadWriteFlags, preadv2, pwritev2},
@@ -19,6 +17,7 @@ use rustix::{
 
 use crate::{
     ByteOffset, DeviceError, Durability, Request, completing::abort_on_panic, lock::LockedFile,
+    request_queue::RequestQueue,
 };
 
 /// Threads that share a queue of requests to one file.
@@ -29,22 +28,14 @@ pub(crate) struct ThreadEngine {
 
 struct Shared {
     file: Arc<LockedFile>,
-    queue: Mutex<Queue>,
-    /// Signalled when a request arrives or the engine closes.
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Request>,
-    closing: bool,
+    queue: RequestQueue,
 }
 
 impl ThreadEngine {
     /// Starts `count` threads.
     pub(crate) fn start(file: &Arc<LockedFile>, count: u32) -> Result<Self, DeviceError> {
-        let (queue, changed) = (Mutex::default(), Condvar::new());
-        let shared = Arc::new(Shared { file: Arc::clone(file), queue, changed });
+        let queue = RequestQueue::default();
+        let shared = Arc::new(Shared { file: Arc::clone(file), queue });
         let mut engine = Self { shared, threads: Vec::new() };
         for index in 0..count {
             let shared = Arc::clone(&engine.shared);
@@ -59,18 +50,13 @@ impl ThreadEngine {
 
     /// Queues requests, which have been validated.
     pub(crate) fn submit(&self, batch: Vec<Request>) {
-        let count = batch.len();
-        self.shared.queue.lock().waiting.extend(batch);
-        for _ in 0..count.min(self.threads.len()) {
-            self.shared.changed.notify_one();
-        }
+        self.shared.queue.push(batch, self.threads.len());
     }
 }
 
 impl Drop for ThreadEngine {
     fn drop(&mut self) {
-        self.shared.queue.lock().closing = true;
-        self.shared.changed.notify_all();
+        self.shared.queue.close();
         for thread in self.threads.drain(..) {
             // A completion may own the device's last reference: its thread ends by itself.
             if thread.thread().id() != thread::current().id() {
@@ -82,23 +68,9 @@ impl Drop for ThreadEngine {
 
 impl Shared {
     fn serve(&self) {
-        while let Some(mut request) = self.next() {
+        while let Some(mut request) = self.queue.next() {
             let outcome = perform(&self.file, &mut request);
             request.complete(outcome);
-        }
-    }
-
-    /// The next request, or `None` when the engine closes and nothing is left to do.
-    fn next(&self) -> Option<Request> {
-        let mut queue = self.queue.lock();
-        loop {
-            if let Some(request) = queue.waiting.pop_front() {
-                return Some(request);
-            }
-            if queue.closing {
-                return None;
-            }
-            self.changed.wait(&mut queue);
         }
     }
 }

@@ -16,8 +16,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use event_listener::Event;
-use parking_lot::Mutex;
-use siltstone_device::{BlockAddress, Runtime, Sequence, runtime::either};
+use siltstone_device::{BlockAddress, Runtime, Sequence, runtime::either, sync::Mutex};
 
 use crate::{
     overlay::{Change, ChangeBody, Merge},
@@ -311,3 +310,6 @@ impl Admission {
         self.queue.lock().pending.len()
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;

@@ -20,9 +20,10 @@
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use event_listener::Event;
-use parking_lot::Mutex;
 use siltstone_cursor::{MapError, SegmentSource};
-use siltstone_device::{BLOCK_BYTES, Runtime, SegmentId, Sequence, request, runtime::either};
+use siltstone_device::{
+    BLOCK_BYTES, Runtime, SegmentId, Sequence, request, runtime::either, sync::Mutex,
+};
 
 use crate::{
     core::Core,
@@ -276,3 +277,6 @@ impl SegmentSource for MetadataSegments<'_> {
         self.table.take(SegmentState::Metadata).map(|(id, _)| id)
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;

@@ -7,8 +7,7 @@
 use std::collections::VecDeque;
 
 use event_listener::Event;
-use parking_lot::Mutex;
-use siltstone_device::{SegmentId, Sequence};
+use siltstone_device::{SegmentId, Sequence, sync::Mutex};
 
 use crate::{
     health::Health,
@@ -191,3 +190,6 @@ pub(crate) struct Reservation {
     pub(crate) segments: Vec<(SegmentId, u64)>,
     pub(crate) added: Vec<(SegmentId, u64)>,
 }
+
+#[cfg(all(test, loom))]
+mod models;

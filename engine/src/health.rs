@@ -4,12 +4,10 @@
 //! every flush fails with it (after a failed flush nothing that it covered may ever be reported as
 //! durable), while reads of good data go on.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, OnceLock};
 
 use event_listener::Event;
+use siltstone_device::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{EngineError, Result};
 
@@ -97,3 +95,6 @@ impl Health {
         Ok(())
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;

@@ -12,17 +12,16 @@
 //! - A *merge* (a write of part of a block) reads the block and admits the whole; if another change
 //!   of that block is admitted in between, the merge is superseded and starts again.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use event_listener::Event;
-use parking_lot::{Mutex, RwLock};
-use siltstone_device::{AlignedBuffer, BLOCK_BYTES, BlockAddress, LayerId, Sequence};
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, BlockAddress, LayerId, Sequence,
+    sync::{
+        Mutex, RwLock,
+        atomic::{AtomicUsize, Ordering, fence},
+    },
+};
 
 use crate::volume_core::VolumeCore;
 
@@ -110,12 +109,13 @@ impl Overlay {
             change: Arc::clone(change),
         };
         runs.insert(change.address.0, run);
-        self.count.store(runs.len(), Ordering::SeqCst);
+        self.count.store(runs.len(), Ordering::Release);
         drop(runs);
-        // After the change is visible, and a merge reads only after it is announced: either the
-        // merge reads this change or it is found here. Hence the sequential consistency of both
-        // counters, which stand for the locks that are not taken.
-        if self.merge_count.load(Ordering::SeqCst) != 0 {
+        // Between making the change visible and looking for merges, as `begin_merge` has one
+        // between announcing a merge and letting it read: either the merge reads this change, or
+        // it is found here. The fences stand for the locks that are not taken.
+        fence(Ordering::SeqCst);
+        if self.merge_count.load(Ordering::Acquire) != 0 {
             let mut merges = self.merges.lock();
             for (_, superseded) in merges.range_mut(change.address.0..change.end()) {
                 *superseded = true;
@@ -134,12 +134,12 @@ impl Overlay {
         for address in mine {
             runs.remove(&address);
         }
-        self.count.store(runs.len(), Ordering::SeqCst);
+        self.count.store(runs.len(), Ordering::Release);
     }
 
     /// Appends to `out` the runs that lie in the range, clipped to it, in order.
     pub(crate) fn read(&self, address: BlockAddress, len_blocks: u64, out: &mut Vec<OverlayRun>) {
-        if self.count.load(Ordering::SeqCst) == 0 {
+        if self.count.load(Ordering::Acquire) == 0 {
             return;
         }
         let end = address.0 + len_blocks;
@@ -167,7 +167,8 @@ impl Overlay {
                 let mut merges = self.merges.lock();
                 if let std::collections::btree_map::Entry::Vacant(entry) = merges.entry(address.0) {
                     entry.insert(false);
-                    self.merge_count.store(merges.len(), Ordering::SeqCst);
+                    self.merge_count.store(merges.len(), Ordering::Release);
+                    fence(Ordering::SeqCst);
                     return Merge { overlay: self, address };
                 }
             }
@@ -199,7 +200,7 @@ impl Drop for Merge<'_> {
     fn drop(&mut self) {
         let mut merges = self.overlay.merges.lock();
         merges.remove(&self.address.0);
-        self.overlay.merge_count.store(merges.len(), Ordering::SeqCst);
+        self.overlay.merge_count.store(merges.len(), Ordering::Release);
         drop(merges);
         self.overlay.merged.notify(usize::MAX);
     }
@@ -233,6 +234,8 @@ fn carve(runs: &mut BTreeMap<u64, OverlayRun>, start: u64, end: u64) {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 #[path = "overlay/tests.rs"]
 mod tests;

@@ -24,15 +24,17 @@
 //! the condemnation, if nothing refers to it then. `references` counts the blocks that map entries
 //! in patches refer to, exactly (cursor's `Edit`); it is rebuilt from nothing by `check`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use parking_lot::Mutex;
 use siltstone_cursor::Edit;
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, Device, Durability, SegmentId, header::HeaderError, request,
+    AlignedBuffer, BLOCK_BYTES, Device, Durability, SegmentId,
+    header::HeaderError,
+    request,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
@@ -503,6 +505,8 @@ impl Inner {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 #[path = "segment_table/tests.rs"]
 mod tests;

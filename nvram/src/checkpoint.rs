@@ -32,11 +32,11 @@
 use std::sync::Arc;
 
 use event_listener::Event;
-use parking_lot::Mutex;
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, Device, DeviceError, Durability, Request,
     header::{self, HEADER_BYTES, Header, HeaderError, Identity, Kind},
     request,
+    sync::Mutex,
 };
 use zerocopy::FromBytes;
 
@@ -361,5 +361,7 @@ impl Found {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod tests;

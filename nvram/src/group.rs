@@ -18,8 +18,7 @@
 use std::future::Future;
 
 use event_listener::Event;
-use parking_lot::Mutex;
-use siltstone_device::Sequence;
+use siltstone_device::{Sequence, sync::Mutex};
 
 /// Shares commits among callers; `E` is the error that all of them get once one work failed.
 ///
@@ -144,5 +143,7 @@ impl<E> Drop for Lead<'_, E> {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod tests;

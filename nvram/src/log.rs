@@ -3,10 +3,9 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use event_listener::Event;
-use parking_lot::Mutex;
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, BufferPool, Device, DeviceError, Durability, Request, Sequence,
-    request,
+    request, sync::Mutex,
 };
 
 use crate::{
@@ -366,5 +365,7 @@ pub(crate) async fn write_zeros(device: &dyn Device, region: Region) -> Result<(
     request::flush(device).await
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod tests;

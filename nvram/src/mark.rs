@@ -14,16 +14,13 @@
 //! shrinks with its number; the newest whole one counts. It fits a sector, which a cut does not
 //! tear.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 
-use parking_lot::Mutex;
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, Sequence,
     header::{self, HEADER_BYTES, HeaderError, Identity, Kind},
     request,
+    sync::Mutex,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::U64};
 
@@ -68,8 +65,9 @@ pub struct MarkStore {
     pages: [ByteOffset; 2],
     pool: u64,
     damaged_pages: Vec<HeaderError>,
-    /// The number of the last mark begun.
-    number: AtomicU64,
+    /// The last mark begun and its number: they go together, so that of two marks that are
+    /// written at once the one with the higher number says all that the other one says.
+    begun: Mutex<(u64, Mark)>,
     newest: Mutex<Mark>,
 }
 
@@ -117,7 +115,7 @@ impl MarkStore {
             pages,
             pool,
             damaged_pages,
-            number: AtomicU64::new(number),
+            begun: Mutex::new((number, mark)),
             newest: Mutex::new(mark),
         })
     }
@@ -141,7 +139,11 @@ impl MarkStore {
     /// # Errors
     /// If the device fails.
     pub async fn write(&self, mark: Mark) -> Result<(), MarkError> {
-        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
+        let (number, mark) = {
+            let mut begun = self.begun.lock();
+            *begun = (begun.0 + 1, begun.1.joined(&mark));
+            *begun
+        };
         let page = self.pages[(number % 2) as usize];
         let buffer = encode(&mark, number, self.pool, page);
         request::write(&*self.device, page, buffer, Durability::Flush).await?;
@@ -200,5 +202,7 @@ fn decode(bytes: &[u8], pool: u64, page: ByteOffset) -> Result<(u64, Mark), Head
     Ok((header.sequence.get().min(u64::MAX >> 1), mark))
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod tests;
