@@ -76,7 +76,9 @@ impl Client {
     ) -> Result<(), Violation> {
         for _ in 0..operations {
             let first = blocks.start + self.random.below(blocks.end - blocks.start);
-            let most = (blocks.end - first).min(16);
+            // Now and then a stream that fills segments.
+            let longest = if self.random.chance(1, 12) { 64 } else { 16 };
+            let most = (blocks.end - first).min(longest);
             let len = 1 + self.random.below(most);
             match self.random.below(20) {
                 0..=8 => {

@@ -23,6 +23,8 @@ use crate::{
 const EVERY_EVENT: usize = 120;
 /// Others are cut at so many random events, and at as many that follow a turning point.
 const SAMPLED: usize = 24;
+/// Lives on a lying disk in one history.
+const LIES: u32 = 8;
 /// Most power cuts in a row.
 const MOST_CUTS: u64 = 4;
 /// Blocks of ballast read at a time.
@@ -75,9 +77,15 @@ pub fn run(
         let reason = violation.0;
         Failure { seed, cut, base: stage.base.name, reason }
     };
-    let (disk, life) = begin(stage, &mut random).map_err(|violation| failure(None, violation))?;
+    let disk = choose_disk(host, &mut random);
+    let mut live = || begin(stage, disk, &mut random).map_err(|violation| failure(None, violation));
+    let mut life = live()?;
     if disk == Disk::Lying {
-        after_a_lie(&life, stage, &mut random).map_err(|violation| failure(None, violation))?;
+        // Several, since nothing is cut and each is short.
+        for _ in 0..LIES {
+            after_a_lie(&life, stage).map_err(|violation| failure(None, violation))?;
+            life = live()?;
+        }
         add(&tally.histories, 1);
         return Ok(());
     }
@@ -105,23 +113,26 @@ pub fn first_life(
 ) -> Result<Arc<SimDevice>, Violation> {
     let mut random = SeededRandom::new(seed);
     let stage = Stage { base: bases.choose(&mut random), host: Host::Machine, tally };
-    begin(stage, &mut random).map(|(_, life)| life.device)
+    let disk = choose_disk(Host::Machine, &mut random);
+    begin(stage, disk, &mut random).map(|life| life.device)
 }
 
-/// The first life of a history, and the disk on which it was lived.
-fn begin(stage: Stage<'_>, random: &mut SeededRandom) -> Result<(Disk, Life), Violation> {
-    let Stage { base, host, .. } = stage;
-    let operations = 8 + random.below(60) as u32;
-    let disk = match Disk::choose(random) {
+fn choose_disk(host: Host, random: &mut SeededRandom) -> Disk {
+    match Disk::choose(random) {
         // Whether a lie is found is looked at when everything is at rest, which takes real time.
         Disk::Lying if host == Host::Threads => Disk::Failing,
         disk => disk,
-    };
+    }
+}
+
+/// The first life of a history.
+fn begin(stage: Stage<'_>, disk: Disk, random: &mut SeededRandom) -> Result<Life, Violation> {
+    let base = stage.base;
+    let operations = 8 + random.below(60) as u32;
     let ends_well = random.chance(1, 2);
     let known = Known { model: &base.model, event: 0 };
     let course = Course { disk, operations, ends_well };
-    let life = session(base.device.snapshot(), stage, known, random, course)?;
-    Ok((disk, life))
+    session(base.device.snapshot(), stage, known, random, course)
 }
 
 /// Every event of a short history; of a longer one some, half of them near turning points.
@@ -302,9 +313,10 @@ async fn settle(runtime: &dyn Runtime, pool: &Pool, model: &mut Model, device: &
 }
 
 /// Opens a pool whose disk has falsified something: it says so, or every block is right or says so.
-fn after_a_lie(life: &Life, stage: Stage<'_>, random: &mut SeededRandom) -> Result<(), Violation> {
+fn after_a_lie(life: &Life, stage: Stage<'_>) -> Result<(), Violation> {
     let Stage { base, tally, .. } = stage;
     let event = life.device.history_len();
+    let random = &mut SeededRandom::new(event as u64);
     let device = life.device.crash_with(event, CrashPolicy::KeepAll, random);
     let options = OpenOptions { read_only: true, ..options(random) };
     stage.host.run(&device, random.next_u64(), async |runtime| {

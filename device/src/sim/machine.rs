@@ -8,6 +8,9 @@
 //! it jumps. If there is nothing to wait for either, the machine stands still for ever: a
 //! deadlock, which is reported at once by the names of the tasks.
 //!
+//! Some seeds choose evenly; others favour the newest of what waits, or the oldest, so that the rest
+//! starves for a while, as on a machine under load.
+//!
 //! Between two awaits a task is alone. Races inside such steps are for other tools.
 
 use std::{
@@ -63,6 +66,41 @@ struct State {
     devices: Vec<Arc<SimDevice>>,
     /// Of so many turns with something else to do, one completes a request.
     device_slowness: u64,
+    /// Which of the tasks that wait is polled, and which of the requests completed.
+    task_taste: Taste,
+    request_taste: Taste,
+}
+
+/// How one of several is chosen.
+#[derive(Clone, Copy, Debug)]
+enum Taste {
+    Even,
+    /// Mostly the last to come.
+    Newest,
+    /// Mostly the first to come, more or less: others have taken its place.
+    Oldest,
+}
+
+impl Taste {
+    fn random(random: &mut SeededRandom) -> Self {
+        match random.below(4) {
+            0 | 1 => Self::Even,
+            2 => Self::Newest,
+            _ => Self::Oldest,
+        }
+    }
+
+    fn choose(self, random: &mut SeededRandom, len: usize) -> usize {
+        let any = random.below(len as u64) as usize;
+        if random.chance(1, 16) {
+            return any;
+        }
+        match self {
+            Self::Even => any,
+            Self::Newest => len - 1,
+            Self::Oldest => 0,
+        }
+    }
 }
 
 struct Slot {
@@ -108,6 +146,8 @@ impl Machine {
     pub fn new(seed: u64) -> Arc<Self> {
         let mut random = SeededRandom::new(seed);
         let device_slowness = 1 << random.below(6);
+        let task_taste = Taste::random(&mut random);
+        let request_taste = Taste::random(&mut random);
         let state = State {
             random,
             elapsed: Duration::ZERO,
@@ -118,6 +158,8 @@ impl Machine {
             next_timer: 0,
             devices: Vec::new(),
             device_slowness,
+            task_taste,
+            request_taste,
         };
         let start = Instant::now();
         Arc::new_cyclic(|this| Self { state: Mutex::new(state), start, this: this.clone() })
@@ -236,10 +278,10 @@ impl State {
         let complete =
             self.ready.is_empty() || queued > 0 && self.random.below(self.device_slowness + 1) == 0;
         if !complete {
-            let chosen = self.random.below(self.ready.len() as u64) as usize;
+            let chosen = self.task_taste.choose(&mut self.random, self.ready.len());
             return Turn::Poll(self.ready.swap_remove(chosen));
         }
-        let mut chosen = self.random.below(queued as u64) as usize;
+        let mut chosen = self.request_taste.choose(&mut self.random, queued);
         for device in &self.devices {
             let len = device.queued_len();
             if chosen < len {
