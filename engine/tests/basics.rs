@@ -264,6 +264,67 @@ fn a_pool_full_of_map_says_so_and_recovers() {
     pool.close().unwrap();
 }
 
+/// An opening goes on in the segment that was written last.
+#[test]
+fn openings_use_no_space_up() {
+    let (device, pool) = pool(64 * MIB);
+    pool.create_volume("disk", &VolumeOptions::new(8 * MIB)).unwrap();
+    pool.checkpoint().unwrap();
+    let free = pool.stat().unwrap().free_bytes;
+    pool.close().unwrap();
+    for round in 0..40 {
+        let pool = Pool::open_on(device.clone(), None, &OpenOptions::default()).unwrap();
+        let disk = pool.volume("disk").unwrap();
+        disk.write_at(round * 4096, &pattern(round, 4096)).unwrap();
+        pool.close().unwrap();
+    }
+    let pool = Pool::open_on(device, None, &OpenOptions::default()).unwrap();
+    let left = pool.stat().unwrap().free_bytes;
+    let segment = 2 * MIB;
+    assert!(left + 3 * segment >= free, "40 openings took {} bytes", free - left);
+}
+
+/// Holes cost space, too, and a pool that loses power with holes in its log must find some again.
+#[test]
+fn a_full_pool_takes_trims_and_power_cuts_without_end() {
+    let (device, pool) = pool(64 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(128 * MIB)).unwrap();
+    let mut random = siltstone_device::SeededRandom::new(5);
+    let mut noise = vec![0; 64 << 10];
+    for piece in 0.. {
+        random.fill(&mut noise);
+        match disk.write_at(piece * noise.len() as u64, &noise) {
+            Ok(()) => {}
+            Err(EngineError::NoSpace { .. }) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    pool.close().unwrap();
+    let mut device = device;
+    for _ in 0..60 {
+        let pool = Pool::open_on(device.clone(), None, &OpenOptions::default()).unwrap();
+        let disk = pool.volume("disk").unwrap();
+        for _ in 0..4 {
+            match disk.discard(random.below(8000) * 4096, 4096) {
+                Ok(()) => disk.flush().unwrap(),
+                Err(EngineError::NoSpace { .. }) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+        device.cut_power();
+        drop((disk, pool));
+        let lost = device.crash_at(device.history_len(), &mut random);
+        device = lost;
+    }
+    let pool = Pool::open_on(device, None, &OpenOptions::default()).unwrap();
+    let disk = pool.volume("disk").unwrap();
+    disk.discard(0, 128 * MIB).unwrap();
+    for piece in 0..16 * MIB / noise.len() as u64 {
+        random.fill(&mut noise);
+        disk.write_at(piece * noise.len() as u64, &noise).unwrap();
+    }
+}
+
 #[test]
 fn a_device_that_holds_something_is_not_overwritten_unasked() {
     let device = SimDevice::new(64 * MIB);
