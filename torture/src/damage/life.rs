@@ -24,7 +24,7 @@ const ODD: &str = "odd";
 const ODD_BYTES: u64 = 5 * SECTOR as u64;
 /// Gone again in the end.
 const TEMPORARY: &str = "temporary";
-const ROUNDS: u64 = 28;
+const ROUNDS: u64 = 44;
 /// How long nothing happens before the power goes: the mark has long been written.
 const REST: Duration = Duration::from_secs(1);
 
@@ -142,11 +142,11 @@ impl Work {
     }
 
     /// Some blocks of the disk, of all sorts of contents.
-    async fn write_disk(&mut self, blocks: u64) -> Result<(), EngineError> {
+    async fn write_disk(&mut self, blocks: u64, noise: bool) -> Result<(), EngineError> {
         let first = self.random.below(DISK_BLOCKS - blocks);
         let mut bytes = content::bytes_of(content::draw(&mut self.random, blocks).as_flattened());
-        if self.random.chance(1, 4) {
-            // Noise, which is stored plain.
+        if noise {
+            // Which is stored plain.
             self.random.fill(&mut bytes);
         }
         self.write(DISK, first * BLOCK as u64, &bytes).await
@@ -170,7 +170,7 @@ async fn live(
 ) -> Result<(Contents, Vec<Arc<SimDevice>>), EngineError> {
     let create = CreateOptions {
         segment_bytes: Some(256 * KIB),
-        nvram_bytes: Some(128 * KIB),
+        nvram_bytes: Some(256 * KIB),
         index_memory_bytes: 64 * KIB,
         ..CreateOptions::default()
     };
@@ -184,8 +184,13 @@ async fn live(
     work.create(ODD, ODD_BYTES).await?;
     for round in 0..ROUNDS {
         let blocks = 1 + work.random.below(16);
-        work.write_disk(blocks).await?;
-        work.write_links(round * 16, 16).await?;
+        work.write_disk(blocks, round % 4 == 1).await?;
+        if round % 2 == 0 {
+            work.pool.flush_async().await?;
+        }
+        // So few go to the log.
+        work.write_links(round * 5, 5).await?;
+        work.pool.flush_async().await?;
         let odd = content::bytes_of(&[1 + round as u32; 5]);
         work.write(ODD, 0, &odd).await?;
         match round {
@@ -200,9 +205,6 @@ async fn live(
             }
             _ => {}
         }
-        if round % 2 == 0 {
-            work.pool.flush_async().await?;
-        }
         if round % 4 == 3 {
             work.pool.checkpoint_async().await?;
             earlier.push(device.snapshot());
@@ -213,8 +215,8 @@ async fn live(
         return Ok((work.contents, earlier));
     }
     // Units that no checkpoint covers, then records of what is in no unit.
-    for blocks in [12, 9, 2, 1, 3] {
-        work.write_disk(blocks).await?;
+    for blocks in [7, 8, 2, 1, 3] {
+        work.write_disk(blocks, blocks % 4 == 3).await?;
         work.write_links(blocks, 3).await?;
         work.pool.flush_async().await?;
     }

@@ -110,6 +110,8 @@ impl Kind {
         match self {
             Self::FrameContentsCovered | Self::FrameContentsUncovered => 61,
             Self::LogDataLive | Self::LogDataStale => 61,
+            // Nobody looks at them: what could go wrong is that somebody does.
+            Self::PatchStale => 17,
             Self::Padding => 127,
             Self::Unused => 16_411,
             _ => 1,

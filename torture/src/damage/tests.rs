@@ -83,6 +83,26 @@ fn a_missing_volume_is_called_silent() {
     assert!(matches!(&reason, Verdict::Silent(text) if text.contains("volumes")), "{reason:?}");
 }
 
+#[test]
+fn a_lost_block_of_a_frame_that_is_not_damaged_is_called_silent() {
+    let life = Life::new(End::Closed);
+    let headers = life.structures.iter().filter(|it| it.kind == Kind::FrameHeaderCovered);
+    let mut lost = 0;
+    for header in headers {
+        let device = life.device.snapshot();
+        device.flip_bit(header.start, 0);
+        let frame = [header.frame.expect("it is of a frame")];
+        let judged = |frames| {
+            judge(&device, &Expected { contents: &life.contents, frames: Some(frames) }, false)
+        };
+        if judged(&frame) == Verdict::BlocksReported {
+            lost += 1;
+            assert!(matches!(judged(&[(0, 0)]), Verdict::Silent(_)));
+        }
+    }
+    assert!(lost > 0);
+}
+
 /// A change under checksums that are right again: what a medium that lies perfectly would do.
 #[test]
 fn a_frame_that_was_forged_is_called_silent() {
