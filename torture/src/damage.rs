@@ -152,7 +152,8 @@ impl Campaign {
     /// Without damage there must be nothing to find, or nothing found means nothing.
     fn check_whole_pools(&self) {
         for life in &self.lives {
-            let expected = verdict::Expected { contents: &life.contents, frames: None };
+            let contents = &life.contents;
+            let expected = verdict::Expected { contents, frames: None, in_segments: true };
             let verdict = verdict::judge(&life.device.snapshot(), &expected, true);
             assert_eq!(verdict, Verdict::Harmless, "the {} pool without damage", life.end);
         }

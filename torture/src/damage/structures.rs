@@ -21,29 +21,50 @@ const FRAME_HEADER_BYTES: u64 = 48;
 
 /// What a byte belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)] // they are named by their labels
 pub enum Kind {
+    /// Either copy of the superblock.
     Superblock,
+    /// The newest durability mark.
     MarkNewest,
+    /// The one before it.
     MarkOlder,
+    /// A copy of the newest checkpoint record.
     CheckpointNewest,
+    /// A copy of the one before it.
     CheckpointOlder,
+    /// Header, head and descriptors of a log record that is replayed.
     LogRecordLive,
+    /// The same of one that is not.
     LogRecordStale,
+    /// Data, and the zeros before it, of a log record that is replayed.
     LogDataLive,
+    /// The same of one that is not.
     LogDataStale,
+    /// A copy of the newest version of a page of the segment table.
     TableNewest,
+    /// A copy of another version.
     TableOlder,
+    /// The summary of a write unit whose changes are in patches.
     SummaryCovered,
+    /// The summary of a later one.
     SummaryUncovered,
+    /// The header of a frame in a unit whose changes are in patches.
     FrameHeaderCovered,
+    /// The same in a later one.
     FrameHeaderUncovered,
+    /// The stored bytes of a frame in a unit whose changes are in patches.
     FrameContentsCovered,
+    /// The same in a later one.
     FrameContentsUncovered,
+    /// A leaf page of a patch that the manifest names.
     PatchLeaf,
+    /// A fence page of one.
     PatchFence,
+    /// A page of a patch that it does not name.
     PatchStale,
+    /// What follows a structure, to the end of its block.
     Padding,
+    /// Blocks without any structure.
     Unused,
 }
 
@@ -152,7 +173,10 @@ pub(super) struct Stretch {
 }
 
 /// All stretches, in order, without gaps.
-pub(super) struct Structures(Vec<Stretch>);
+pub(super) struct Structures {
+    stretches: Vec<Stretch>,
+    data_start: u64,
+}
 
 impl Structures {
     /// Finds them in the image of a sound pool.
@@ -168,15 +192,20 @@ impl Structures {
         finder.finish()
     }
 
+    /// Where segments begin.
+    pub(super) fn data_start(&self) -> u64 {
+        self.data_start
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Stretch> {
-        self.0.iter()
+        self.stretches.iter()
     }
 
     /// Those that a range touches.
     pub(super) fn touching(&self, start: u64, end: u64) -> &[Stretch] {
-        let first = self.0.partition_point(|stretch| stretch.end <= start);
-        let last = self.0.partition_point(|stretch| stretch.start < end);
-        &self.0[first..last]
+        let first = self.stretches.partition_point(|stretch| stretch.end <= start);
+        let last = self.stretches.partition_point(|stretch| stretch.start < end);
+        &self.stretches[first..last]
     }
 
     /// What a range is mostly about: the first thing in it that is more than padding.
@@ -445,6 +474,7 @@ impl<'a> Finder<'a> {
             all.push(stretch);
         }
         gap(&mut all, at, self.size_bytes);
-        Structures(all)
+        let data_start = u64_at(&self.superblock, BODY + 112);
+        Structures { stretches: all, data_start }
     }
 }

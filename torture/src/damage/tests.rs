@@ -9,8 +9,12 @@ use super::{
     *,
 };
 
+fn expected<'a>(life: &'a Life, frames: Option<&'a [(u32, u32)]>) -> Expected<'a> {
+    Expected { contents: &life.contents, frames, in_segments: true }
+}
+
 fn judged(life: &Life, device: &Arc<SimDevice>) -> Verdict {
-    judge(device, &Expected { contents: &life.contents, frames: None }, false)
+    judge(device, &expected(life, None), false)
 }
 
 #[test]
@@ -92,9 +96,7 @@ fn a_lost_block_of_a_frame_that_is_not_damaged_is_called_silent() {
         let device = life.device.snapshot();
         device.flip_bit(header.start, 0);
         let frame = [header.frame.expect("it is of a frame")];
-        let judged = |frames| {
-            judge(&device, &Expected { contents: &life.contents, frames: Some(frames) }, false)
-        };
+        let judged = |frames: &[(u32, u32)]| judge(&device, &expected(&life, Some(frames)), false);
         if judged(&frame) == Verdict::BlocksReported {
             lost += 1;
             assert!(matches!(judged(&[(0, 0)]), Verdict::Silent(_)));

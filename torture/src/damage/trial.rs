@@ -173,9 +173,11 @@ impl Trial {
         writable: bool,
     ) -> Verdict {
         // A list of no frames is of padding: of that nothing may be lost.
-        let expected = Expected { contents: &life.contents, frames };
-        let verdict = judge(device, &expected, writable);
         let (start, end) = self.range();
+        // When it is opened for writing as well, everything is looked at.
+        let in_segments = writable || end > life.structures.data_start();
+        let expected = Expected { contents: &life.contents, frames, in_segments };
+        let verdict = judge(device, &expected, writable);
         // A swap damages two places: they may be all that there is of something.
         let is_one_place = !matches!(self.form, Form::Swap(_));
         let most = life.structures.most_cost(start, end);
