@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use siltstone_nbd::Listen;
+use siltstone_torture::damage::{life::End, trial::Form};
 
 use crate::{errors, interval::Interval, size::Size};
 
@@ -96,6 +97,26 @@ pub(crate) struct TortureArguments {
     /// Where real pools are made, of up to 512 MiB each [default: where temporary files go].
     #[arg(long, value_name = "PATH", requires = "kill")]
     pub(crate) directory: Option<PathBuf>,
+    /// Damage small pools instead: each byte of their metadata, once, then sectors and blocks.
+    #[arg(long, conflicts_with_all = ["seconds", "first_seed", "seed", "cut", "kill"])]
+    pub(crate) damage: bool,
+    /// Of so many places to damage only one.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "damage",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) every: u64,
+    /// Damage only the byte, sector or block that is here, in bytes from the pool's start.
+    #[arg(long, value_name = "OFFSET", requires_all = ["damage", "pool"], conflicts_with = "every")]
+    pub(crate) at: Option<u64>,
+    /// In this pool: closed, or crashed.
+    #[arg(long, value_name = "END", requires = "at")]
+    pub(crate) pool: Option<End>,
+    /// Invert these bits of the byte [default: by where it is].
+    #[arg(long, requires = "at", conflicts_with = "form",
+        value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) value: Option<u8>,
+    /// Damage it in this way: flip, or zero, stale or swap, each followed by -sector or -block.
+    #[arg(long, requires = "at", default_value = "flip")]
+    pub(crate) form: Form,
     /// Threads, with --kill servers at a time [default: one a core].
     #[arg(long)]
     pub(crate) jobs: Option<usize>,
@@ -338,6 +359,14 @@ mod tests {
             &["--kill", "--kills", "5", "--seconds", "5"],
             &["--kill", "--first-seed", "5"],
             &["--kill", "--seed", "5", "--cut", "5"],
+            &["--damage", "--seconds", "5"],
+            &["--damage", "--kill"],
+            &["--damage", "--at", "5"],
+            &["--damage", "--pool", "closed"],
+            &["--damage", "--pool", "closed", "--at", "5", "--every", "5"],
+            &["--damage", "--pool", "closed", "--at", "5", "--value", "0"],
+            &["--damage", "--pool", "closed", "--at", "5", "--value", "5", "--form", "zero-block"],
+            &["--every", "5"],
         ] {
             let line = ["siltstone", "torture"].iter().chain(options);
             assert!(Arguments::try_parse_from(line).is_err(), "{options:?}");

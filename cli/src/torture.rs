@@ -1,5 +1,7 @@
-//! `siltstone torture`: simulated pools here, real ones in `kill`.
+//! `siltstone torture`: simulated pools here, real ones in `kill`, damaged
+//! ones in `damage`.
 
+mod damage;
 mod kill;
 
 use std::{fmt::Write, num::NonZero, thread, time::Duration};
@@ -21,6 +23,9 @@ use crate::{
 pub(crate) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
     if arguments.kill {
         return kill::run(arguments);
+    }
+    if arguments.damage {
+        return damage::run(arguments);
     }
     let plan = Plan {
         first_seed: arguments.seed.unwrap_or(arguments.first_seed),

@@ -23,6 +23,7 @@
 pub mod campaign;
 pub mod clients;
 pub mod content;
+pub mod damage;
 pub mod disks;
 pub mod history;
 pub mod host;

@@ -1,0 +1,226 @@
+//! Pools to damage: small ones that have lived until every structure exists, the same every time.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use siltstone_device::{
+    Runtime, SeededEntropy, SeededRandom,
+    sim::{CrashPolicy, Machine, SimDevice},
+};
+use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions};
+
+use super::structures::Structures;
+use crate::content::{self, BLOCK, SECTOR, SECTORS};
+
+const KIB: u64 = 1 << 10;
+const POOL_BYTES: u64 = 16 << 20;
+/// Contents of all sorts, written over and over.
+const DISK: &str = "disk";
+const DISK_BLOCKS: u64 = 96;
+/// Links, one a map entry, so that a patch has more of them than fit a page.
+const LINKS: &str = "links";
+const LINKS_COUNT: u64 = 220;
+/// Its end is not the end of a block.
+const ODD: &str = "odd";
+const ODD_BYTES: u64 = 5 * SECTOR as u64;
+/// Gone again in the end.
+const TEMPORARY: &str = "temporary";
+const ROUNDS: u64 = 44;
+/// How long nothing happens before the power goes: the mark has long been written.
+const REST: Duration = Duration::from_secs(1);
+
+/// How a pool's life has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// It was closed.
+    Closed,
+    /// The power went when everything had been flushed, part of it to the log only, part of it to
+    /// units that no checkpoint covers.
+    Crashed,
+}
+
+impl End {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Closed, Self::Crashed];
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed",
+            Self::Crashed => "crashed",
+        })
+    }
+}
+
+impl std::str::FromStr for End {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|end| end.to_string() == text);
+        found.ok_or_else(|| "it is closed or crashed".into())
+    }
+}
+
+/// What each volume holds, to the byte.
+pub(super) type Contents = BTreeMap<String, Vec<u8>>;
+
+/// A pool whose life has ended.
+pub(super) struct Life {
+    pub(super) end: End,
+    /// It, as it was left.
+    pub(super) device: Arc<SimDevice>,
+    /// It, at earlier checkpoints, oldest first.
+    pub(super) earlier: Vec<Arc<SimDevice>>,
+    pub(super) contents: Contents,
+    pub(super) structures: Structures,
+}
+
+impl Life {
+    /// Lives it: the same every time.
+    ///
+    /// # Panics
+    /// If the engine cannot do what is asked of it on a device without faults.
+    pub(super) fn new(end: End) -> Self {
+        let device = SimDevice::new(POOL_BYTES);
+        let machine = Machine::new(1);
+        let lived = machine.run(live(&machine, &device, end));
+        device.cut_power();
+        machine.kill();
+        let (contents, earlier) = lived.expect("a device without faults serves a pool");
+        // What was written is there, durable or not; all of it was flushed.
+        let mut random = SeededRandom::new(1);
+        let device = device.crash_with(device.history_len(), CrashPolicy::KeepAll, &mut random);
+        let structures = Structures::find(&device);
+        Self { end, device, earlier, contents, structures }
+    }
+}
+
+/// Options by which nothing happens by itself but marks.
+pub(super) fn options(read_only: bool) -> OpenOptions {
+    let tuning = Tuning {
+        staging_bytes: 1 << 20,
+        batch_bytes: 32 << 10,
+        frame_cache_bytes: 512 << 10,
+        page_cache_bytes: 256 << 10,
+        reducers: 1,
+        linger: Duration::from_secs(3600),
+        memtable_entries: 1000,
+        checkpoint_interval: Duration::from_secs(3600),
+        log_commit_bytes: 24 << 10,
+        mark_delay: Duration::from_millis(50),
+        warm_index: false,
+    };
+    OpenOptions { read_only, tuning }
+}
+
+struct Work {
+    pool: Pool,
+    contents: Contents,
+    random: SeededRandom,
+}
+
+impl Work {
+    async fn create(&mut self, name: &str, size_bytes: u64) -> Result<(), EngineError> {
+        self.pool.create_volume_async(name, &VolumeOptions::new(size_bytes)).await?;
+        self.contents.insert(name.into(), vec![0; size_bytes as usize]);
+        Ok(())
+    }
+
+    async fn write(&mut self, name: &str, at: u64, bytes: &[u8]) -> Result<(), EngineError> {
+        self.pool.volume(name)?.write(at, bytes).await?;
+        let content = self.contents.get_mut(name).expect("it was created");
+        content[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    async fn trim(&mut self, name: &str, at: u64, len: u64) -> Result<(), EngineError> {
+        self.pool.volume(name)?.trim(at, len).await?;
+        let content = self.contents.get_mut(name).expect("it was created");
+        content[at as usize..][..len as usize].fill(0);
+        Ok(())
+    }
+
+    /// Some blocks of the disk, of all sorts of contents.
+    async fn write_disk(&mut self, blocks: u64, noise: bool) -> Result<(), EngineError> {
+        let first = self.random.below(DISK_BLOCKS - blocks);
+        let mut bytes = content::bytes_of(content::draw(&mut self.random, blocks).as_flattened());
+        if noise {
+            // Which is stored plain.
+            self.random.fill(&mut bytes);
+        }
+        self.write(DISK, first * BLOCK as u64, &bytes).await
+    }
+
+    /// Every other block from the `first` on: few different ones, and none continues the one
+    /// before.
+    async fn write_links(&mut self, first: u64, count: u64) -> Result<(), EngineError> {
+        for link in first..first + count {
+            let bytes = content::bytes_of(&[2 + 2 * (link * 7 % 8) as u32; SECTORS]);
+            self.write(LINKS, link % LINKS_COUNT * 2 * BLOCK as u64, &bytes).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn live(
+    machine: &Arc<Machine>,
+    device: &Arc<SimDevice>,
+    end: End,
+) -> Result<(Contents, Vec<Arc<SimDevice>>), EngineError> {
+    let create = CreateOptions {
+        segment_bytes: Some(256 * KIB),
+        nvram_bytes: Some(256 * KIB),
+        index_memory_bytes: 64 * KIB,
+        ..CreateOptions::default()
+    };
+    Pool::create_from(device.clone(), None, &create, &SeededEntropy::new(1)).await?;
+    let pool = Pool::open_in(machine.clone(), device.clone(), None, &options(false)).await?;
+    let mut work = Work { pool, contents: Contents::new(), random: SeededRandom::new(1) };
+    let mut earlier = vec![device.snapshot()];
+    work.create(DISK, DISK_BLOCKS * BLOCK as u64).await?;
+    work.create(LINKS, 2 * LINKS_COUNT * BLOCK as u64).await?;
+    work.create(TEMPORARY, 8 * BLOCK as u64).await?;
+    work.create(ODD, ODD_BYTES).await?;
+    for round in 0..ROUNDS {
+        let blocks = 1 + work.random.below(16);
+        work.write_disk(blocks, round % 4 == 1).await?;
+        if round % 2 == 0 {
+            work.pool.flush_async().await?;
+        }
+        // So few go to the log.
+        work.write_links(round * 5, 5).await?;
+        work.pool.flush_async().await?;
+        let odd = content::bytes_of(&[1 + round as u32; 5]);
+        work.write(ODD, 0, &odd).await?;
+        match round {
+            3 => work.write(TEMPORARY, 0, &odd).await?,
+            9 => {
+                work.pool.delete_volume_async(TEMPORARY).await?;
+                work.contents.remove(TEMPORARY);
+            }
+            _ if round % 5 == 0 => {
+                let first = work.random.below(DISK_BLOCKS - 4);
+                work.trim(DISK, first * BLOCK as u64, 4 * BLOCK as u64).await?;
+            }
+            _ => {}
+        }
+        if round % 4 == 3 {
+            work.pool.checkpoint_async().await?;
+            earlier.push(device.snapshot());
+        }
+    }
+    if end == End::Closed {
+        work.pool.close_async().await?;
+        return Ok((work.contents, earlier));
+    }
+    // Units that no checkpoint covers, then records of what is in no unit.
+    for blocks in [7, 8, 2, 1, 3] {
+        work.write_disk(blocks, blocks % 4 == 3).await?;
+        work.write_links(blocks, 3).await?;
+        work.pool.flush_async().await?;
+    }
+    machine.sleep_until(machine.now() + REST).await;
+    work.pool.abandon();
+    Ok((work.contents, earlier))
+}

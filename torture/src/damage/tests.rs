@@ -1,0 +1,141 @@
+use std::collections::BTreeSet;
+
+use siltstone_device::{BLOCK_BYTES, sim::SimDevice};
+
+use super::{
+    life::{End, Life},
+    structures::Kind,
+    verdict::{Expected, Verdict, judge},
+    *,
+};
+
+fn expected<'a>(life: &'a Life, frames: Option<&'a [(u32, u32)]>) -> Expected<'a> {
+    Expected { contents: &life.contents, frames, in_segments: true }
+}
+
+fn judged(life: &Life, device: &Arc<SimDevice>) -> Verdict {
+    judge(device, &expected(life, None), false)
+}
+
+#[test]
+fn every_kind_of_structure_is_in_one_of_the_pools_and_no_byte_is_forgotten() {
+    let mut kinds = BTreeSet::new();
+    for end in End::ALL {
+        let life = Life::new(end);
+        let mut at = 0;
+        for stretch in life.structures.iter() {
+            assert_eq!(stretch.start, at);
+            at = stretch.end;
+            kinds.insert(stretch.kind);
+            let bytes = life.device.peek(stretch.start, (stretch.end - stretch.start) as usize);
+            if stretch.kind >= Kind::Padding {
+                assert!(!bytes.windows(4).any(|four| four == b"SLTS"), "{stretch:?}");
+            }
+        }
+    }
+    let all = [
+        Kind::Superblock,
+        Kind::MarkNewest,
+        Kind::MarkOlder,
+        Kind::CheckpointNewest,
+        Kind::CheckpointOlder,
+        Kind::LogRecordLive,
+        Kind::LogRecordStale,
+        Kind::LogDataLive,
+        Kind::LogDataStale,
+        Kind::TableNewest,
+        Kind::TableOlder,
+        Kind::SummaryCovered,
+        Kind::SummaryUncovered,
+        Kind::FrameHeaderCovered,
+        Kind::FrameHeaderUncovered,
+        Kind::FrameContentsCovered,
+        Kind::FrameContentsUncovered,
+        Kind::PatchLeaf,
+        Kind::PatchFence,
+        Kind::PatchStale,
+        Kind::Padding,
+        Kind::Unused,
+    ];
+    assert_eq!(kinds, all.into());
+}
+
+#[test]
+fn a_pool_is_the_same_every_time() {
+    for end in End::ALL {
+        let [one, other] = [Life::new(end), Life::new(end)];
+        for at in (0..one.device.peek(0, 16 << 20).len() as u64).step_by(BLOCK_BYTES) {
+            assert_eq!(one.device.peek(at, BLOCK_BYTES), other.device.peek(at, BLOCK_BYTES));
+        }
+    }
+}
+
+#[test]
+fn older_data_is_called_silent() {
+    let life = Life::new(End::Closed);
+    // The last is at the end of all rounds.
+    let earlier = life.earlier.iter().rev().nth(1).expect("it has lived").snapshot();
+    let verdict = judged(&life, &earlier);
+    assert!(matches!(verdict, Verdict::Silent(_)), "{verdict:?}");
+}
+
+#[test]
+fn a_missing_volume_is_called_silent() {
+    let mut life = Life::new(End::Closed);
+    life.contents.insert("another".into(), vec![0; 512]);
+    let reason = judged(&life, &life.device.snapshot());
+    assert!(matches!(&reason, Verdict::Silent(text) if text.contains("volumes")), "{reason:?}");
+}
+
+#[test]
+fn a_lost_block_of_a_frame_that_is_not_damaged_is_called_silent() {
+    let life = Life::new(End::Closed);
+    let headers = life.structures.iter().filter(|it| it.kind == Kind::FrameHeaderCovered);
+    let mut lost = 0;
+    for header in headers {
+        let device = life.device.snapshot();
+        device.flip_bit(header.start, 0);
+        let frame = [header.frame.expect("it is of a frame")];
+        let judged = |frames: &[(u32, u32)]| judge(&device, &expected(&life, Some(frames)), false);
+        if judged(&frame) == Verdict::BlocksReported {
+            lost += 1;
+            assert!(matches!(judged(&[(0, 0)]), Verdict::Silent(_)));
+        }
+    }
+    assert!(lost > 0);
+}
+
+/// A change under checksums that are right again: what a medium that lies perfectly would do.
+#[test]
+fn a_frame_that_was_forged_is_called_silent() {
+    let life = Life::new(End::Closed);
+    let is_plain = |at: u64| life.device.peek(at + 11, 1) == [0];
+    let headers = life.structures.iter().filter(|it| it.kind == Kind::FrameHeaderCovered);
+    let mut silent = 0;
+    for header in headers.filter(|header| is_plain(header.start)) {
+        let [contents] = life.structures.touching(header.end, header.end + 1) else { panic!() };
+        let device = life.device.snapshot();
+        let mut bytes = device.peek(header.start, (contents.end - header.start) as usize);
+        bytes[100] ^= 1;
+        let payload = crc32fast::hash(&bytes[48..]);
+        bytes[4..8].copy_from_slice(&payload.to_le_bytes());
+        let head = crc32fast::hash(&bytes[4..48]);
+        bytes[..4].copy_from_slice(&head.to_le_bytes());
+        device.corrupt(header.start, &bytes);
+        match judged(&life, &device) {
+            Verdict::Silent(_) => silent += 1,
+            // Nothing refers to the frame's first block any more.
+            verdict => assert_eq!(verdict, Verdict::Corrected),
+        }
+    }
+    assert!(silent > 0);
+}
+
+#[test]
+fn damage_is_never_silent() {
+    let plan = Plan { every: 401, jobs: 2, only: None, peak_bytes: None };
+    let outcome = run(&plan, |_, _| {});
+    assert!(outcome.violations.is_empty(), "{:#?}", outcome.violations);
+    let total: u64 = outcome.tally.bytes.values().map(|counts| counts.total()).sum();
+    assert!(total > 200, "{:#?}", outcome.tally);
+}

@@ -1,0 +1,234 @@
+//! What a damaged pool turns out to be when it is opened and read.
+
+use std::{
+    collections::BTreeSet,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+};
+
+use siltstone_device::sim::{Machine, SimDevice};
+use siltstone_engine::{EngineError, Pool};
+
+use super::{
+    life::{Contents, options},
+    structures::{Cost, FramePlace},
+};
+use crate::content::BLOCK;
+
+/// What damage has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All data is right, and the damage is named.
+    Corrected,
+    /// All data is right, and there is nothing to be said.
+    Harmless,
+    /// Some blocks cannot be read, with an error that says what is damaged; all others are right.
+    BlocksReported,
+    /// The pool cannot be opened, with an error that says what is damaged.
+    Refused,
+    /// A promise is broken: this is how.
+    Silent(String),
+}
+
+impl Verdict {
+    /// What the damage costs.
+    pub(super) fn cost(&self) -> Cost {
+        match self {
+            Self::Corrected | Self::Harmless => Cost::Nothing,
+            Self::BlocksReported => Cost::Blocks,
+            Self::Refused | Self::Silent(_) => Cost::Pool,
+        }
+    }
+}
+
+/// What is expected of a damaged pool.
+pub(super) struct Expected<'a> {
+    pub(super) contents: &'a Contents,
+    /// If only frames are damaged, these: no block of another may be lost.
+    pub(super) frames: Option<&'a [FramePlace]>,
+    /// Whether segments are damaged: opening a pool does not look at all that is in them, only
+    /// `check` does.
+    pub(super) in_segments: bool,
+}
+
+/// What one opening has shown.
+enum Seen {
+    Refused,
+    Open { lost: BTreeSet<(String, u64)>, is_named: bool },
+}
+
+/// Opens the pool for reading and compares all of it; with `writable`, then opens it for writing
+/// as well, compares, closes, and looks again.
+pub(super) fn judge(device: &Arc<SimDevice>, expected: &Expected<'_>, writable: bool) -> Verdict {
+    let looks = || -> Result<Seen, String> {
+        let seen = look(device, expected)?;
+        if writable {
+            use_it(device, expected, &seen)?;
+        }
+        Ok(seen)
+    };
+    match panic::catch_unwind(AssertUnwindSafe(looks)) {
+        Ok(Ok(Seen::Refused)) => Verdict::Refused,
+        Ok(Ok(Seen::Open { lost, is_named })) => match (lost.is_empty(), is_named) {
+            (false, _) => Verdict::BlocksReported,
+            (true, true) => Verdict::Corrected,
+            (true, false) => Verdict::Harmless,
+        },
+        Ok(Err(reason)) => Verdict::Silent(reason),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+            Verdict::Silent(format!("panic: {}", text.unwrap_or_default()))
+        }
+    }
+}
+
+/// Runs something on a machine of its own: it notices who waits for ever.
+fn on_machine<T>(main: impl AsyncFnOnce(Arc<Machine>) -> T) -> T {
+    let machine = Machine::new(1);
+    let outcome = machine.run(main(Arc::clone(&machine)));
+    machine.kill();
+    outcome
+}
+
+fn look(device: &Arc<SimDevice>, expected: &Expected<'_>) -> Result<Seen, String> {
+    on_machine(async |machine| {
+        let opening = Pool::open_in(machine, device.clone(), None, &options(true)).await;
+        let pool = match opening {
+            Ok(pool) => pool,
+            Err(error) => return refused(&error),
+        };
+        let lost = compare(&pool, expected).await?;
+        let mut is_named = !lost.is_empty();
+        if !is_named {
+            let stat = pool.stat().map_err(|error| format!("stat fails: {error}"))?;
+            is_named = !stat.repairs.is_empty();
+        }
+        if lost.is_empty() && expected.in_segments {
+            let report = pool.check_async(&mut |_| {}).await;
+            let report = report.map_err(|error| format!("check fails: {error}"))?;
+            if report.findings.lost_count() > 0 {
+                let lost = report.findings.lost;
+                return Err(format!("all can be read, and check says lost: {lost:?}"));
+            }
+            is_named |= !report.is_sound();
+        }
+        pool.abandon();
+        Ok(Seen::Open { lost, is_named })
+    })
+}
+
+/// What was lost by `before` may be lost, and nothing else, also when it was opened for writing.
+fn use_it(device: &Arc<SimDevice>, expected: &Expected<'_>, before: &Seen) -> Result<(), String> {
+    let closed = on_machine(async |machine| {
+        let opening = Pool::open_in(machine, device.clone(), None, &options(false)).await;
+        let pool = match (opening, before) {
+            (Ok(pool), Seen::Open { .. }) => pool,
+            (Ok(_), Seen::Refused) => return Err("it can be opened, but only for writing".into()),
+            (Err(error), Seen::Refused) => return refused(&error).map(|_| false),
+            (Err(error), Seen::Open { lost, .. }) => {
+                // What cannot be read cannot be merged either.
+                let may = !lost.is_empty();
+                return if may { refused(&error).map(|_| false) } else { Err(error.to_string()) };
+            }
+        };
+        let lost = compare(&pool, expected).await?;
+        same(&lost, before, "open for writing")?;
+        match pool.close_async().await {
+            Ok(()) => Ok(true),
+            Err(_) if !lost.is_empty() => Ok(true),
+            Err(error) => Err(format!("it cannot be closed: {error}")),
+        }
+    })?;
+    if !closed {
+        return Ok(());
+    }
+    match look(device, expected).map_err(|reason| format!("closed after use: {reason}"))? {
+        Seen::Refused => Err("it can be opened, but not after it was used".into()),
+        Seen::Open { lost, .. } => same(&lost, before, "closed after use"),
+    }
+}
+
+fn same(lost: &BTreeSet<(String, u64)>, before: &Seen, when: &str) -> Result<(), String> {
+    match before {
+        Seen::Open { lost: lost_before, .. } if lost == lost_before => Ok(()),
+        Seen::Open { lost: lost_before, .. } => {
+            Err(format!("{when}, {lost:?} cannot be read, before it was {lost_before:?}"))
+        }
+        Seen::Refused => unreachable!("it was opened before"),
+    }
+}
+
+/// An opening may fail, but must say what is damaged.
+fn refused(error: &EngineError) -> Result<Seen, String> {
+    match error {
+        EngineError::NotAPool { .. }
+        | EngineError::NewerVersion { .. }
+        | EngineError::Mark(_)
+        | EngineError::CheckpointRecord(_)
+        | EngineError::Metadata(_)
+        | EngineError::OpenLog(_)
+        | EngineError::Log(_)
+        | EngineError::Map(_) => Ok(Seen::Refused),
+        other => Err(format!("it cannot be opened, and the error is not about damage: {other}")),
+    }
+}
+
+/// Compares every block of every volume; returns those that cannot be read.
+async fn compare(pool: &Pool, expected: &Expected<'_>) -> Result<BTreeSet<(String, u64)>, String> {
+    let found = pool.volumes();
+    let found: Vec<_> = found.iter().map(|info| (info.name.as_str(), info.size_bytes)).collect();
+    let size = |(name, bytes): (_, &Vec<u8>)| (String::as_str(name), bytes.len() as u64);
+    let wanted: Vec<_> = expected.contents.iter().map(size).collect();
+    if found != wanted {
+        return Err(format!("the volumes are {found:?}, not {wanted:?}"));
+    }
+    let mut lost = BTreeSet::new();
+    for (name, bytes) in expected.contents {
+        let volume = pool.volume(name).map_err(|error| error.to_string())?;
+        let mut found = vec![0; bytes.len()];
+        let whole = volume.read(0, &mut found).await;
+        if whole.is_ok() && found == *bytes {
+            continue;
+        }
+        for (block, bytes) in (0..).zip(bytes.chunks(BLOCK)) {
+            let found = &mut found[..bytes.len()];
+            match volume.read(block * BLOCK as u64, found).await {
+                Ok(()) if found == bytes => {}
+                Ok(()) => return Err(format!("volume {name}, block {block} is another")),
+                Err(error) => {
+                    check_error(&error, name, block, expected.frames)?;
+                    lost.insert((name.clone(), block));
+                }
+            }
+        }
+        if lost.is_empty() {
+            return Err(format!("volume {name} reads otherwise as a whole: {whole:?}"));
+        }
+    }
+    Ok(lost)
+}
+
+/// A block may refuse to be read, but must say what is damaged, and of a damaged frame no other
+/// may.
+fn check_error(
+    error: &EngineError,
+    name: &str,
+    block: u64,
+    frames: Option<&[FramePlace]>,
+) -> Result<(), String> {
+    match (error, frames) {
+        (EngineError::BlockDamaged { source, .. }, Some(frames)) => {
+            let place = source.place();
+            let frame = (place.segment().0, place.frame_offset_bytes());
+            if frames.contains(&frame) {
+                return Ok(());
+            }
+        }
+        (EngineError::BlockDamaged { .. } | EngineError::Map(_), None) => return Ok(()),
+        _ => {}
+    }
+    Err(format!(
+        "volume {name}, block {block} cannot be read, and not for what is damaged: {error}"
+    ))
+}
