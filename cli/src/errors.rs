@@ -276,7 +276,8 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         | E::VolumeDeleted { .. }
         | E::OutOfRange { .. } => ExitStatus::Refused,
         E::Failed { cause } => engine_status(cause),
-        E::Log(LogError::TooLarge { .. })
+        E::Log(LogError::TooLarge { .. } | LogError::Refused { .. })
+        | E::StagingDamaged { .. }
         | E::Index(_)
         | E::Panicked { .. }
         | E::Thread { .. }

@@ -13,13 +13,15 @@
 //! "Durable" is a prefix of the total order: in segments under a completed flush, or in the log.
 //! The log keeps a record until a checkpoint covers its changes.
 
+use std::sync::OnceLock;
+
 use siltstone_device::Sequence;
 use siltstone_nvram::{Change as LogChange, ChangeBody as LogBody, LogError, record_bytes_for};
 
 use crate::{
     admission::Unpublished,
     core::Core,
-    error::Result,
+    error::{EngineError, Result},
     overlay::ChangeBody,
     stats::{Stage, add},
 };
@@ -62,8 +64,8 @@ impl Core {
             match self.append(&unpublished).await {
                 Ok(()) => return Ok(target),
                 // Nothing was written. A checkpoint makes room; this round goes on without.
-                Err(LogError::Full { .. }) => self.checkpointing.request(),
-                Err(error) => return Err(error.into()),
+                Err(EngineError::Log(LogError::Full { .. })) => self.checkpointing.request(),
+                Err(error) => return Err(error),
             }
         }
         self.admission.drain_to(target);
@@ -72,7 +74,7 @@ impl Core {
         Ok(target)
     }
 
-    async fn append(&self, unpublished: &Unpublished) -> std::result::Result<(), LogError> {
+    async fn append(&self, unpublished: &Unpublished) -> Result<()> {
         if unpublished.changes.is_empty() {
             return Ok(());
         }
@@ -85,12 +87,23 @@ impl Core {
                 len_blocks: change.len_blocks,
                 sequence: change.sequence,
                 body: match &change.body {
-                    ChangeBody::Data(data) => LogBody::Data(data),
+                    ChangeBody::Data(data) => LogBody::Data(data.bytes()),
                     ChangeBody::Zero => LogBody::Zero,
                 },
             })
             .collect();
-        self.log.append(&changes).await?;
+        let altered = OnceLock::new();
+        let is_received = |at: usize, logged: &[u8]| {
+            let change = &unpublished.changes[at];
+            let ChangeBody::Data(data) = &change.body else { return true };
+            let checked = data.check(logged);
+            checked.map_err(|block| altered.get_or_init(|| (change, block))).is_ok()
+        };
+        let appended = self.log.append_checked(&changes, is_received).await;
+        if let Some((change, block)) = altered.into_inner() {
+            return Err(self.staging_fault(&change.volume, change.address_of(block)));
+        }
+        appended?;
         add(&self.stats.counters.log_commits, 1);
         add(&self.stats.counters.log_data_bytes, unpublished.data_bytes as u64);
         if self.log.used_bytes() > self.log.capacity_bytes() / 2 {

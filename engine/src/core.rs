@@ -8,7 +8,9 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use siltstone_cursor::Map;
 use siltstone_dedup::{InFlight, Index};
-use siltstone_device::{BufferPool, Device, DeviceError, Operation, Request, Runtime, Sequence};
+use siltstone_device::{
+    BlockAddress, BufferPool, Device, DeviceError, Operation, Request, Runtime, Sequence,
+};
 use siltstone_nvram::{CheckpointStore, GroupCommit, Log};
 
 use crate::{
@@ -25,7 +27,7 @@ use crate::{
     repair::Repair,
     segment_table::SegmentTable,
     space::Space,
-    stats::Stats,
+    stats::{Stats, add},
     summaries::SummaryCache,
     superblock::Superblock,
     volume_core::VolumeCore,
@@ -128,6 +130,15 @@ impl Core {
         self.in_flight.gate().close();
         self.admission.close();
         self.wake_all();
+    }
+
+    /// A block of staging is not what was received: counts it, and makes it a failure of the pool,
+    /// for what one bit of a memory did another may do.
+    pub(crate) fn staging_fault(&self, volume: &VolumeCore, address: BlockAddress) -> EngineError {
+        add(&self.stats.counters.staging_faults, 1);
+        let fault = EngineError::StagingDamaged { volume: volume.name.clone(), address };
+        self.fail(fault.clone());
+        fault
     }
 
     /// Makes a failure of the checkpointer or of background work final.

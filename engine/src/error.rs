@@ -198,6 +198,18 @@ pub enum EngineError {
     #[error("the pool was abandoned")]
     Abandoned,
 
+    /// A block is not what was received from its client, before it was stored.
+    #[error(
+        "memory fault: volume '{volume}', {address} changed in memory after it was received; it \
+         was not stored, nor is anything else from now on; test the machine's memory, then open \
+         the pool again"
+    )]
+    StagingDamaged {
+        /// The volume.
+        volume: String,
+        /// The block.
+        address: BlockAddress,
+    },
     /// A block's stored data is damaged.
     #[error("volume '{volume}', {address}: {source}")]
     BlockDamaged {

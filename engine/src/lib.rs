@@ -5,8 +5,9 @@
 //! a write's life:
 //!
 //! - `volume` and `admission`: a write gets its memory, its space and its place in the total order,
-//!   and is visible at once through the volume's `overlay`.
-//! - `reduce` (with `compress` and `summaries`): on every core, a batch at a time, zeros, duplicates
+//!   and is visible at once through the volume's `overlay`; `staged_data` has the checksums that
+//!   its blocks carry until they are stored.
+//! - `reduce` (with `compress`, `summaries` and `planned`): on every core, a batch at a time, zeros, duplicates
 //!   and compression.
 //! - `sealer`: places batches as write units (`write_unit`, `frame`) in frontier segments, and
 //!   publishes them once the device has them.
@@ -47,6 +48,7 @@ mod marks;
 mod overlay;
 mod pace;
 mod pipeline;
+mod planned;
 mod pool;
 mod read;
 mod read_ahead;
@@ -58,6 +60,7 @@ pub mod scrub;
 mod sealer;
 mod segment_table;
 mod space;
+mod staged_data;
 pub mod stat;
 pub mod stats;
 mod summaries;

@@ -16,20 +16,23 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use event_listener::Event;
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, BlockAddress, LayerId, Sequence,
+    BLOCK_BYTES, BlockAddress, LayerId, Sequence,
     sync::{
         Mutex, RwLock,
         atomic::{AtomicUsize, Ordering, fence},
     },
 };
 
-use crate::volume_core::VolumeCore;
+use crate::{
+    staged_data::{Altered, StagedData},
+    volume_core::VolumeCore,
+};
 
 /// What a change does to its range.
 #[derive(Debug)]
 pub(crate) enum ChangeBody {
     /// Whole blocks: `len_blocks` of them.
-    Data(AlignedBuffer),
+    Data(StagedData),
     /// The range becomes a hole.
     Zero,
 }
@@ -57,9 +60,14 @@ impl Change {
     /// Bytes of data; 0 for a hole.
     pub(crate) fn data_bytes(&self) -> usize {
         match &self.body {
-            ChangeBody::Data(data) => data.len(),
+            ChangeBody::Data(data) => data.bytes().len(),
             ChangeBody::Zero => 0,
         }
+    }
+
+    /// Where an altered block belongs.
+    pub(crate) fn address_of(&self, altered: Altered) -> BlockAddress {
+        self.address.plus(altered.index as u64)
     }
 
     fn end(&self) -> u64 {
@@ -76,12 +84,25 @@ pub(crate) struct OverlayRun {
 }
 
 impl OverlayRun {
-    /// The run's bytes, or `None` for a hole.
-    pub(crate) fn data(&self) -> Option<&[u8]> {
-        let skip = (self.address.0 - self.change.address.0) as usize * BLOCK_BYTES;
+    pub(crate) fn is_hole(&self) -> bool {
+        matches!(self.change.body, ChangeBody::Zero)
+    }
+
+    /// Copies the run's blocks, zeros for a hole, and checks the copy.
+    ///
+    /// # Errors
+    /// The first block that is not what was received.
+    pub(crate) fn copy_to(&self, into: &mut [u8]) -> Result<(), BlockAddress> {
+        assert_eq!(into.len(), self.len_blocks as usize * BLOCK_BYTES, "the whole run");
+        let first = (self.address.0 - self.change.address.0) as usize;
         match &self.change.body {
-            ChangeBody::Data(data) => Some(&data[skip..][..self.len_blocks as usize * BLOCK_BYTES]),
-            ChangeBody::Zero => None,
+            ChangeBody::Data(data) => {
+                data.copy_to(first, into).map_err(|altered| self.change.address_of(altered))
+            }
+            ChangeBody::Zero => {
+                into.fill(0);
+                Ok(())
+            }
         }
     }
 }

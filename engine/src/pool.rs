@@ -41,6 +41,7 @@ use crate::{
     repair::Repair,
     segment_table::SegmentTable,
     space::{Space, worst_case_bytes},
+    staged_data::{BlockSums, StagedData},
     stats::Stats,
     summaries::SummaryCache,
     superblock::{MAX_PATH_BYTES, Superblock},
@@ -695,13 +696,13 @@ async fn replay_log(
             let body = match change.body {
                 siltstone_nvram::ChangeBody::Data(data) => {
                     let mut memory = core.buffers.take(data.len());
-                    memory.copy_from_slice(data);
-                    ChangeBody::Data(memory)
+                    let sums = BlockSums::of_copied(data, &mut memory);
+                    ChangeBody::Data(StagedData::new(memory, sums))
                 }
                 siltstone_nvram::ChangeBody::Zero => ChangeBody::Zero,
             };
             let space_bytes = match &body {
-                ChangeBody::Data(data) => worst_case_bytes(data.len()),
+                ChangeBody::Data(data) => worst_case_bytes(data.bytes().len()),
                 ChangeBody::Zero => worst_case_bytes(0),
             };
             core.space.promise_regardless(space_bytes);

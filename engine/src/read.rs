@@ -81,12 +81,9 @@ impl Core {
             }
             let at = (run.address.0 - address.0) as usize * BLOCK_BYTES;
             let slot = &mut out[at..][..run.len_blocks as usize * BLOCK_BYTES];
-            match run.data() {
-                Some(data) => slot.copy_from_slice(data),
-                None => {
-                    slot.fill(0);
-                    note_hole(run.address.0 - address.0, run.len_blocks.into());
-                }
+            run.copy_to(slot).map_err(|address| self.staging_fault(volume, address))?;
+            if run.is_hole() {
+                note_hole(run.address.0 - address.0, run.len_blocks.into());
             }
             next = run.address.0 + u64::from(run.len_blocks);
         }

@@ -4,6 +4,9 @@
 //! multi-lane pass, ask neighbourhood and index, pass the gate that orders batches, plan runs by
 //! the threshold, then frame and compress what remains, straight into the buffer that goes to the
 //! device. One `Reducer` a task; it keeps its scratch memory between batches.
+//!
+//! Whatever a block becomes, a hole, a link or part of a frame, it is compared with its sum last
+//! (see `staged_data`).
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,9 +14,7 @@ use siltstone_dedup::{
     Candidate, Fingerprint, GateClosed, Kind, Registration, Run, ShortFingerprint, Target,
     UnitAddress, fingerprint_blocks, is_zero,
 };
-use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, BlockAddress, LayerId, Place, Sequence, units::PLACE_GRAIN_BYTES,
-};
+use siltstone_device::{BLOCK_BYTES, units::PLACE_GRAIN_BYTES};
 
 use crate::{
     admission::Batch,
@@ -22,93 +23,24 @@ use crate::{
     core::Core,
     frame::{Codec, FRAME_HEADER_BYTES, FrameBody},
     overlay::{Change, ChangeBody},
+    planned::{PlannedEntry, PlannedFrame, PlannedTarget, ReducedBatch},
+    staged_data::StagedData,
     stats::Stage,
     summaries::UnitFrames,
     write_unit::{frames_start, summary_bytes},
 };
 
-/// Where a planned entry's blocks are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PlannedTarget {
-    Hole,
-    /// In a frame of this unit.
-    Own {
-        frame: u32,
-        index: u8,
-    },
-    /// In a published unit.
-    Stored(Place),
-    /// Wherever `batch` put the block that it registered at `position`.
-    InFlight {
-        batch: u64,
-        position: u32,
-    },
-}
+/// A run of links of this length or more is no accident.
+const LONG_RUN_BLOCKS: usize = 16;
 
-impl PlannedTarget {
-    /// Whether the block was still on its way when this batch was reduced.
-    pub(crate) fn is_in_flight(&self) -> bool {
-        matches!(self, Self::InFlight { .. })
+/// The batch was not reduced: the pool has failed.
+#[derive(Debug)]
+pub(crate) struct Stopped;
+
+impl From<GateClosed> for Stopped {
+    fn from(_: GateClosed) -> Self {
+        Self
     }
-}
-
-/// A map entry whose place is not known before the unit is placed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PlannedEntry {
-    pub(crate) layer: LayerId,
-    pub(crate) address: BlockAddress,
-    pub(crate) len_blocks: u32,
-    pub(crate) sequence: Sequence,
-    pub(crate) target: PlannedTarget,
-}
-
-impl PlannedEntry {
-    /// Takes `next` in, if it continues this entry: the same change, address and frame.
-    pub(crate) fn absorb(&mut self, next: &Self) -> bool {
-        let len = u64::from(self.len_blocks);
-        let continues = match (self.target, next.target) {
-            (PlannedTarget::Hole, PlannedTarget::Hole) => true,
-            (
-                PlannedTarget::Own { frame, index },
-                PlannedTarget::Own { frame: next_frame, index: next_index },
-            ) => frame == next_frame && u64::from(index) + len == u64::from(next_index),
-            (PlannedTarget::Stored(place), PlannedTarget::Stored(next_place)) => {
-                place.advanced(len) == Some(next_place)
-            }
-            _ => false,
-        };
-        let absorbs = continues
-            && self.layer == next.layer
-            && self.sequence == next.sequence
-            && self.address.plus(len) == next.address;
-        if absorbs {
-            self.len_blocks += next.len_blocks;
-        }
-        absorbs
-    }
-}
-
-/// A frame that stands in the unit's buffer, its header still missing.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PlannedFrame {
-    /// From the start of the unit.
-    pub(crate) offset_bytes: u32,
-    pub(crate) body: FrameBody,
-}
-
-/// A reduced batch: everything of a write unit but its place.
-pub(crate) struct ReducedBatch {
-    pub(crate) number: u64,
-    pub(crate) changes: Vec<Arc<Change>>,
-    /// The unit, with room for the summary at its start.
-    pub(crate) buffer: AlignedBuffer,
-    /// Where the last frame ends.
-    pub(crate) end_bytes: usize,
-    pub(crate) entries: Vec<PlannedEntry>,
-    pub(crate) frames: Vec<PlannedFrame>,
-    pub(crate) fingerprints: Vec<ShortFingerprint>,
-    /// For each block that was registered as in flight, where it stands if it is stored here.
-    pub(crate) registered: Vec<Option<(u32, u8)>>,
 }
 
 /// A block of the batch with data in it.
@@ -150,16 +82,16 @@ impl Reducer {
     /// Reduces one batch.
     ///
     /// # Errors
-    /// [`GateClosed`] if the pipeline was stopped after a failure.
+    /// [`Stopped`] after a failure, and if a block is not what was received, which is one.
     pub(crate) async fn reduce(
         &mut self,
         core: &Core,
         batch: Batch,
-    ) -> Result<ReducedBatch, GateClosed> {
+    ) -> Result<ReducedBatch, Stopped> {
         let Batch { number, changes } = batch;
         let mut entries = Vec::new();
         let timer = core.stats.time(Stage::Fingerprint);
-        self.classify(&changes, &mut entries);
+        self.classify(core, &changes, &mut entries)?;
         self.fingerprint(&changes);
         drop(timer);
 
@@ -172,6 +104,7 @@ impl Reducer {
         siltstone_dedup::run::plan(&self.targets, &self.contiguous, threshold, &mut self.runs);
 
         let timer = core.stats.time(Stage::Compress);
+        self.check_links(core, &changes)?;
         let stored = self.plan_entries(&changes, &units, &mut entries);
         let frames = group_into_frames(&stored, &self.blocks, &changes);
         let registered = place_registered(&registered_at, &frames);
@@ -179,11 +112,16 @@ impl Reducer {
         entries.dedup_by(|next, entry| entry.absorb(next));
         let reduced = self.fill(core, number, changes, entries, &frames, registered);
         drop(timer);
-        Ok(reduced)
+        reduced
     }
 
     /// Splits changes into holes, which become entries, and blocks with data.
-    fn classify(&mut self, changes: &[Arc<Change>], entries: &mut Vec<PlannedEntry>) {
+    fn classify(
+        &mut self,
+        core: &Core,
+        changes: &[Arc<Change>],
+        entries: &mut Vec<PlannedEntry>,
+    ) -> Result<(), Stopped> {
         self.blocks.clear();
         self.contiguous.clear();
         for (at, change) in changes.iter().enumerate() {
@@ -200,8 +138,11 @@ impl Reducer {
             };
             let mut hole_start = None;
             let mut follows = self.follows_previous_change(changes, at);
-            for (index, block) in (0..).zip(data.as_chunks::<BLOCK_BYTES>().0) {
+            for (index, block) in (0..).zip(data.blocks()) {
                 if is_zero(block) {
+                    if !data.was_zero(index as usize) {
+                        return Err(altered(core, change, index));
+                    }
                     hole_start.get_or_insert(index);
                     follows = false;
                     continue;
@@ -217,6 +158,7 @@ impl Reducer {
                 entries.push(hole(start, change.len_blocks - start));
             }
         }
+        Ok(())
     }
 
     /// Whether a change's first block follows the last block that was pushed, in address.
@@ -240,6 +182,20 @@ impl Reducer {
         fingerprint_blocks(&blocks, &mut self.fingerprints);
         self.shorts.clear();
         self.shorts.extend(self.fingerprints.iter().map(Fingerprint::short));
+    }
+
+    /// Checks the blocks that become short runs of links. A block that changed before it was
+    /// fingerprinted is no duplicate of what it was, but may be one of another block: of its own
+    /// older contents, say, if the two differed in that bit. In a long run it would also have to fit
+    /// between its neighbours, and a second pass over every duplicate would cost too much.
+    fn check_links(&self, core: &Core, changes: &[Arc<Change>]) -> Result<(), Stopped> {
+        let is_link = |run: &&Run| matches!(run.kind, Kind::Link { .. });
+        for run in self.runs.iter().filter(is_link).filter(|run| run.len < LONG_RUN_BLOCKS) {
+            for &block in &self.blocks[run.first..run.first + run.len] {
+                check(core, changes, block, data_of(changes, block))?;
+            }
+        }
+        Ok(())
     }
 
     /// Finds duplicates of published blocks: `candidates` are true and linkable afterwards.
@@ -286,7 +242,7 @@ impl Reducer {
 
     /// Registers what was not found, in batch order, and completes `targets`. Returns the blocks
     /// that were registered.
-    async fn register(&mut self, core: &Core, number: u64) -> Result<Vec<u32>, GateClosed> {
+    async fn register(&mut self, core: &Core, number: u64) -> Result<Vec<u32>, Stopped> {
         let mut unknown = Vec::new();
         let mut positions = Vec::new();
         for (at, candidate) in (0..).zip(&self.candidates) {
@@ -363,7 +319,7 @@ impl Reducer {
         entries: Vec<PlannedEntry>,
         frames: &[FramePlan],
         registered: Vec<Option<(u32, u8)>>,
-    ) -> ReducedBatch {
+    ) -> Result<ReducedBatch, Stopped> {
         let block_count = frames.iter().map(|frame| frame.blocks.len()).sum();
         let summary = summary_bytes(entries.len(), frames.len(), block_count);
         let grain = PLACE_GRAIN_BYTES as usize;
@@ -403,13 +359,19 @@ impl Reducer {
                 stored_bytes: stored_bytes as u32,
                 payload_checksum: crc32fast::hash(&out[..stored_bytes]),
             };
+            // That checksum vouches for the frame from now on: had the blocks changed at any time
+            // before, what was made of them would differ now.
+            let used = if codec == Codec::Plain { &out[..plain_bytes] } else { plain };
+            for (&block, used) in frame.blocks.iter().zip(used.as_chunks().0) {
+                check(core, &changes, self.blocks[block as usize], used)?;
+            }
             planned.push(PlannedFrame { offset_bytes: end as u32, body });
             let used = end + body.total_bytes();
             end = used.next_multiple_of(grain);
             buffer[used..end].fill(0);
             fingerprints.extend(frame.blocks.iter().map(|&block| self.shorts[block as usize]));
         }
-        ReducedBatch {
+        Ok(ReducedBatch {
             number,
             changes,
             buffer,
@@ -418,7 +380,7 @@ impl Reducer {
             frames: planned,
             fingerprints,
             registered,
-        }
+        })
     }
 }
 
@@ -482,11 +444,32 @@ fn place_own(entries: &mut [PlannedEntry], frames: &[FramePlan]) {
     }
 }
 
-fn data_of(changes: &[Arc<Change>], block: Block) -> &[u8; BLOCK_BYTES] {
+fn staged(changes: &[Arc<Change>], block: Block) -> &StagedData {
     let ChangeBody::Data(data) = &changes[block.change as usize].body else {
         unreachable!("only changes with data have blocks");
     };
-    &data.as_chunks::<BLOCK_BYTES>().0[block.index as usize]
+    data
+}
+
+fn data_of(changes: &[Arc<Change>], block: Block) -> &[u8; BLOCK_BYTES] {
+    &staged(changes, block).blocks()[block.index as usize]
+}
+
+/// Checks that `used`, what has been made use of as a block, is what was received.
+fn check(
+    core: &Core,
+    changes: &[Arc<Change>],
+    block: Block,
+    used: &[u8; BLOCK_BYTES],
+) -> Result<(), Stopped> {
+    let checked = staged(changes, block).check_block(block.index as usize, used);
+    checked.map_err(|_| altered(core, &changes[block.change as usize], block.index))
+}
+
+/// Fails the pool: a block of the change is not what was received.
+fn altered(core: &Core, change: &Change, index: u32) -> Stopped {
+    core.staging_fault(&change.volume, change.address.plus(index.into()));
+    Stopped
 }
 
 /// A frame's plain bytes without a copy, if its blocks lie together in memory.
@@ -500,7 +483,7 @@ fn contiguous_data<'a>(
         let block = blocks[block as usize];
         block.change == first.change && block.index == first.index + at
     });
-    let ChangeBody::Data(data) = &changes[first.change as usize].body else { return None };
+    let data = staged(changes, first).bytes();
     let start = first.index as usize * BLOCK_BYTES;
     together.then(|| &data[start..start + frame.len() * BLOCK_BYTES])
 }

@@ -27,7 +27,7 @@ use crate::{
     error::EngineError,
     frame,
     overlay::Change,
-    reduce::{PlannedTarget, ReducedBatch},
+    planned::{PlannedFrame, PlannedTarget, ReducedBatch},
     stats::{Stage, add},
     write_unit::{Summary, UnitFrame, summary_bytes},
 };
@@ -191,7 +191,7 @@ impl Sealer {
                 _ => entries.push((extent, entry.sequence)),
             }
         }
-        let unit_frame = |planned: &crate::reduce::PlannedFrame| UnitFrame {
+        let unit_frame = |planned: &PlannedFrame| UnitFrame {
             offset_bytes: planned.offset_bytes,
             stored_bytes: (planned.body.total_bytes() as u32).next_multiple_of(64),
             block_count: planned.body.block_count,
@@ -292,7 +292,7 @@ impl Sealer {
         core.space.release(changes.iter().map(|change| change.space_bytes).sum());
     }
 
-    fn count(&self, frames: &[crate::reduce::PlannedFrame], summary: &Summary) {
+    fn count(&self, frames: &[PlannedFrame], summary: &Summary) {
         let counters = &self.core.stats.counters;
         let (mut bytes, mut plain) = (0, 0);
         for planned in frames {

@@ -116,6 +116,8 @@ counters! {
     checkpoints,
     /// Times that the sealer had to wait for a frontier segment.
     frontier_waits,
+    /// Blocks found to have changed in memory between their receipt and their storing.
+    staging_faults,
     /// Bytes read by scrubs.
     scrubbed_bytes,
     /// Problems that scrubs have found, again in each pass.

@@ -1,6 +1,9 @@
 //! A volume: a thin-provisioned virtual disk, read and written by byte range.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+};
 
 use siltstone_cursor::{Run, Target};
 use siltstone_device::{AlignedBuffer, BLOCK_BYTES, BlockAddress};
@@ -13,6 +16,7 @@ use crate::{
     lost,
     overlay::{ChangeBody, Merge},
     space::{Promise, Purpose, worst_case_bytes},
+    staged_data::{BlockSums, StagedData},
     stats::{Stage, add},
     volume_core::VolumeCore,
 };
@@ -58,6 +62,23 @@ impl WriteBuffer {
 
     fn bytes(&self) -> &[u8] {
         &self.memory[self.skip()..][..self.len_bytes]
+    }
+
+    /// Which of the bytes are whole blocks; what is before and behind them is parts of blocks.
+    fn whole_blocks(&self) -> Range<usize> {
+        let (start, end) = (self.offset_bytes, self.offset_bytes + self.len_bytes as u64);
+        let whole_start = start.next_multiple_of(BLOCK).min(end);
+        let whole_end = (end / BLOCK * BLOCK).max(whole_start);
+        (whole_start - start) as usize..(whole_end - start) as usize
+    }
+
+    /// Takes `data` in. Returns the sums of the whole blocks in it.
+    fn receive(&mut self, data: &[u8]) -> BlockSums {
+        let Range { start, end } = self.whole_blocks();
+        let slot = self.as_mut_slice();
+        slot[..start].copy_from_slice(&data[..start]);
+        slot[end..].copy_from_slice(&data[end..]);
+        BlockSums::of_copied(&data[start..end], &mut slot[start..end])
     }
 }
 
@@ -208,8 +229,8 @@ impl Volume {
             let room = batch_bytes - (at % batch_bytes as u64) as usize;
             let (piece, after) = rest.split_at(room.min(rest.len()));
             let mut buffer = self.buffer(at, piece.len());
-            buffer.as_mut_slice().copy_from_slice(piece);
-            self.admit_buffer(buffer).await?;
+            let sums = buffer.receive(piece);
+            self.admit_buffer(buffer, sums).await?;
             at += piece.len() as u64;
             rest = after;
         }
@@ -227,7 +248,8 @@ impl Volume {
             return self.write(buffer.offset_bytes, buffer.bytes()).await;
         }
         if len_bytes > 0 {
-            self.admit_buffer(buffer).await?;
+            let sums = BlockSums::of(&buffer.bytes()[buffer.whole_blocks()]);
+            self.admit_buffer(buffer, sums).await?;
         }
         self.after_write(len_bytes).await
     }
@@ -383,7 +405,7 @@ impl Volume {
             let end_of = |address: BlockAddress, len: u32| address.0 + u64::from(len);
             let (end, is_hole) = match (staged.peek(), mapped.peek()) {
                 (Some(run), _) if run.address.0 <= at => {
-                    (end_of(run.address, run.len_blocks), run.data().is_none())
+                    (end_of(run.address, run.len_blocks), run.is_hole())
                 }
                 (over, Some(run)) => {
                     let limit = over.map_or(u64::MAX, |over| over.address.0);
@@ -398,40 +420,40 @@ impl Volume {
         Ok(out)
     }
 
-    /// Admits the whole blocks of a buffer as they are and merges a partial head and tail.
-    async fn admit_buffer(&self, buffer: WriteBuffer) -> Result<()> {
+    /// Admits the whole blocks of a buffer, which `sums` is of, as they are, and merges a partial
+    /// head and tail.
+    async fn admit_buffer(&self, buffer: WriteBuffer, sums: BlockSums) -> Result<()> {
         self.core.check_writable()?;
         let (start, end) = (buffer.offset_bytes, buffer.offset_bytes + buffer.len_bytes as u64);
         if start.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK) {
             let address = BlockAddress(start / BLOCK);
-            return self.admit_blocks(address, buffer.memory, end).await;
+            return self.admit_blocks(address, StagedData::new(buffer.memory, sums), end).await;
         }
         let bytes = buffer.bytes();
-        let whole_start = start.next_multiple_of(BLOCK).min(end);
-        let whole_end = (end / BLOCK * BLOCK).max(whole_start);
-        let at = |offset: u64| (offset - start) as usize;
-        if start < whole_start {
-            self.merge_at(start, &bytes[..at(whole_start)], end).await?;
+        let whole = buffer.whole_blocks();
+        let at = |byte: usize| start + byte as u64;
+        if whole.start > 0 {
+            self.merge_at(start, &bytes[..whole.start], end).await?;
         }
-        if whole_start < whole_end {
-            let whole = &bytes[at(whole_start)..at(whole_end)];
+        if !whole.is_empty() {
             let mut memory = self.core.buffers.take(whole.len());
-            memory.copy_from_slice(whole);
-            self.admit_blocks(BlockAddress(whole_start / BLOCK), memory, end).await?;
+            memory.copy_from_slice(&bytes[whole.clone()]);
+            let data = StagedData::new(memory, sums);
+            self.admit_blocks(BlockAddress(at(whole.start) / BLOCK), data, end).await?;
         }
-        if whole_end < end {
-            self.merge_at(whole_end, &bytes[at(whole_end)..], end).await?;
+        if whole.end < bytes.len() {
+            self.merge_at(at(whole.end), &bytes[whole.end..], end).await?;
         }
         Ok(())
     }
 
-    async fn admit_blocks(
+    pub(crate) async fn admit_blocks(
         &self,
         address: BlockAddress,
-        memory: AlignedBuffer,
+        data: StagedData,
         end_bytes: u64,
     ) -> Result<()> {
-        let change = self.stage(address, ChangeBody::Data(memory), end_bytes).await?;
+        let change = self.stage(address, data, end_bytes).await?;
         let admitted = self.core.admission.admit(change, None, None);
         admitted.map(|_| ()).map_err(|(change, refusal)| self.refused(&change, refusal))
     }
@@ -471,7 +493,7 @@ impl Volume {
             merge.restart();
             self.core.read_blocks(&self.shared, address, &mut block, &mut |_, _| {}).await?;
             block[skip..skip + data.len()].copy_from_slice(data);
-            let change = self.stage(address, ChangeBody::Data(block), end_bytes).await?;
+            let change = self.stage(address, StagedData::received(block), end_bytes).await?;
             match self.core.admission.admit(change, Some(&merge), None) {
                 Ok(_) => return Ok(()),
                 Err((change, refusal)) if refusal != Refusal::Superseded => {
@@ -480,10 +502,10 @@ impl Volume {
                 Err((change, _)) => {
                     self.core.staging.give_back(change.staged_bytes);
                     self.core.space.release(change.space_bytes);
-                    let ChangeBody::Data(memory) = change.body else {
+                    let ChangeBody::Data(data) = change.body else {
                         unreachable!("a merge writes data");
                     };
-                    block = memory;
+                    block = data.into_memory();
                 }
             }
         }
@@ -517,11 +539,10 @@ impl Volume {
     async fn stage(
         &self,
         address: BlockAddress,
-        body: ChangeBody,
+        data: StagedData,
         end_bytes: u64,
     ) -> Result<Admittable> {
-        let ChangeBody::Data(memory) = &body else { unreachable!("holes need no staging") };
-        let staged_bytes = memory.len();
+        let staged_bytes = data.bytes().len();
         let promise = self.promise_space(worst_case_bytes(staged_bytes), Purpose::Write).await?;
         let timer = self.core.stats.time(Stage::AdmitWait);
         let taken = self.core.take_staging(staged_bytes).await;
@@ -531,7 +552,7 @@ impl Volume {
             volume: Arc::clone(&self.shared),
             address,
             len_blocks: (staged_bytes / BLOCK_BYTES) as u32,
-            body,
+            body: ChangeBody::Data(data),
             staged_bytes,
             space_bytes: promise.keep(),
             end_bytes,

@@ -1,6 +1,6 @@
 //! What can go wrong with the log and the checkpoint slots.
 
-use siltstone_device::{ByteOffset, DeviceError, header::HeaderError};
+use siltstone_device::{ByteOffset, DeviceError, Sequence, header::HeaderError};
 
 use crate::Region;
 
@@ -24,6 +24,13 @@ pub enum LogError {
         needed_bytes: u64,
         /// The largest record that this log takes.
         max_bytes: u64,
+    },
+    /// The caller's check found other data in the record than the change should have. Nothing was
+    /// written.
+    #[error("the data of change {sequence} is not what it should be: it was not logged")]
+    Refused {
+        /// The change.
+        sequence: Sequence,
     },
     /// A write failed, now or earlier; the log takes nothing more until it is opened again.
     #[error("the NVRAM log failed when it wrote record {record}: {cause}")]

@@ -153,6 +153,23 @@ impl Log {
     /// If there are no changes, one is empty or passes the last address, carries other data than
     /// its length says, or precedes the one before it.
     pub async fn append(&self, changes: &[Change<'_>]) -> Result<(), LogError> {
+        self.append_checked(changes, |_, _| true).await
+    }
+
+    /// Appends like [`append`](Self::append), but first asks `is_good` of each change with data, by
+    /// its position in `changes`: it is given the data as it stands in the record once the record
+    /// has its checksum, so that nothing that happened to it earlier goes unnoticed.
+    ///
+    /// # Errors
+    /// As `append`, and [`LogError::Refused`], without a trace, for the first change that is not.
+    ///
+    /// # Panics
+    /// As `append`.
+    pub async fn append_checked(
+        &self,
+        changes: &[Change<'_>],
+        is_good: impl Fn(usize, &[u8]) -> bool,
+    ) -> Result<(), LogError> {
         assert!(!changes.is_empty(), "there is something to append");
         record::assert_well_formed(changes);
         let needed_bytes = record_bytes_for(changes.len(), record::data_bytes(changes));
@@ -162,8 +179,10 @@ impl Log {
         }
         loop {
             match self.progress.reserve(|ring| ring.plan(needed_bytes / BLOCK)).await? {
-                Some(Plan::Record(placement)) => return self.write(placement, changes).await,
-                Some(Plan::Marker(placement)) => self.write(placement, &[]).await?,
+                Some(Plan::Record(placement)) => {
+                    return self.write(placement, changes, is_good).await;
+                }
+                Some(Plan::Marker(placement)) => self.write(placement, &[], |_, _| true).await?,
                 None => {
                     self.progress.state.lock().stats.full_events += 1;
                     return Err(LogError::Full { needed_bytes, free_bytes: self.free_bytes() });
@@ -187,7 +206,7 @@ impl Log {
         let marker = |ring: &Ring| ring.marker_for_trim().map(Plan::Marker);
         match self.progress.reserve(marker).await? {
             Some(Plan::Marker(placement) | Plan::Record(placement)) => {
-                self.write(placement, &[]).await
+                self.write(placement, &[], |_, _| true).await
             }
             None => Ok(()),
         }
@@ -232,7 +251,12 @@ impl Log {
     }
 
     /// Starts to write the record for which `placement` was reserved, and waits for it.
-    async fn write(&self, placement: Placement, changes: &[Change<'_>]) -> Result<(), LogError> {
+    async fn write(
+        &self,
+        placement: Placement,
+        changes: &[Change<'_>],
+        is_good: impl Fn(usize, &[u8]) -> bool,
+    ) -> Result<(), LogError> {
         let address = |start: u64| self.region.offset.plus(start * BLOCK);
         let label = RecordLabel {
             number: placement.number,
@@ -243,6 +267,11 @@ impl Log {
         };
         let buffer = record::encode(&self.buffers, &self.identity, &label, changes);
         assert_eq!(buffer.len() as u64, placement.len_blocks * BLOCK);
+        let bad = record::encoded_data(&buffer, changes).find(|&(at, data)| !is_good(at, data));
+        if let Some((bad, _)) = bad {
+            self.progress.give_up();
+            return Err(LogError::Refused { sequence: changes[bad].sequence });
+        }
         let last_sequence = changes.last().map(|change| change.sequence);
         let progress = self.progress.clone();
         let completion = Box::new(move |_: AlignedBuffer, outcome: Result<(), DeviceError>| {
@@ -278,6 +307,14 @@ impl Progress {
             };
             written.await;
         }
+    }
+
+    /// Gives back a turn whose write was not begun.
+    fn give_up(&self) {
+        let mut state = self.state.lock();
+        assert!(std::mem::take(&mut state.in_flight), "a turn is given back once");
+        drop(state);
+        self.written.notify(usize::MAX);
     }
 
     /// Waits until the record is durable, or never will be.

@@ -153,6 +153,20 @@ pub(crate) fn data_bytes(changes: &[Change<'_>]) -> u64 {
     changes.iter().map(data).sum()
 }
 
+/// Each change that carries data, with that data as it stands in `record`, which was encoded of
+/// `changes`.
+pub(crate) fn encoded_data<'a>(
+    record: &'a [u8],
+    changes: &'a [Change<'a>],
+) -> impl Iterator<Item = (usize, &'a [u8])> {
+    let mut rest = &record[record.len() - data_bytes(changes) as usize..];
+    let carriers = changes.iter().enumerate().filter_map(|(at, change)| match change.body {
+        ChangeBody::Data(data) => Some((at, data.len())),
+        ChangeBody::Zero => None,
+    });
+    carriers.map(move |(at, len)| (at, rest.split_off(..len).expect("the record holds all data")))
+}
+
 /// Checks what callers of the log owe it.
 ///
 /// # Panics

@@ -12,7 +12,10 @@ use siltstone_device::{
 };
 
 use super::*;
-use crate::catalog::{Catalog, VolumeRecord};
+use crate::{
+    catalog::{Catalog, VolumeRecord},
+    staged_data::StagedData,
+};
 
 /// A queue whose batches are full at `batch_blocks`, and a volume.
 struct Queued {
@@ -35,7 +38,7 @@ impl Queued {
             volume: Arc::clone(&self.volume),
             address: BlockAddress(address),
             len_blocks: 1,
-            body: ChangeBody::Data(AlignedBuffer::zeroed(BLOCK_BYTES)),
+            body: ChangeBody::Data(StagedData::received(AlignedBuffer::zeroed(BLOCK_BYTES))),
             staged_bytes: 0,
             space_bytes: 0,
             end_bytes: 1 << 20,

@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use siltstone_device::sync::{
-    atomic::AtomicU64,
-    explore::{Arc as Shared, Timeless, block_on, explore, thread},
+use siltstone_device::{
+    AlignedBuffer,
+    sync::{
+        atomic::AtomicU64,
+        explore::{Arc as Shared, Timeless, block_on, explore, thread},
+    },
 };
 
 use super::*;
@@ -38,7 +41,7 @@ impl Store {
             volume: Arc::clone(&self.volume),
             address: BLOCK,
             len_blocks: 1,
-            body: ChangeBody::Data(data),
+            body: ChangeBody::Data(StagedData::received(data)),
             staged_bytes: 0,
             space_bytes: 0,
             end_bytes: 4096,
@@ -53,7 +56,8 @@ impl Store {
         match &runs[..] {
             [] => self.map.load(Ordering::Relaxed),
             [run] => {
-                let data = run.data().expect("nobody writes a hole");
+                let mut data = [0; BLOCK_BYTES];
+                run.copy_to(&mut data).expect("memory does not change");
                 u64::from_le_bytes(data[..8].try_into().unwrap())
             }
             _ => panic!("one block is one run"),

@@ -1,6 +1,7 @@
 use std::time::Instant;
 
 use proptest::prelude::*;
+use siltstone_device::AlignedBuffer;
 
 use super::*;
 use crate::catalog::{Catalog, VolumeRecord};
@@ -18,7 +19,7 @@ fn change(volume: &Arc<VolumeCore>, sequence: u64, address: u64, len: u32) -> Ar
         for (at, block) in data.chunks_mut(BLOCK_BYTES).enumerate() {
             block[..8].copy_from_slice(&(sequence << 32 | (address + at as u64)).to_le_bytes());
         }
-        ChangeBody::Data(data)
+        ChangeBody::Data(StagedData::received(data))
     };
     Arc::new(Change {
         volume: Arc::clone(volume),
@@ -61,13 +62,14 @@ proptest! {
             for run in &runs {
                 prop_assert!(run.address.0 >= end);
                 end = run.address.0 + u64::from(run.len_blocks);
+                let mut data = vec![0xff; run.len_blocks as usize * BLOCK_BYTES];
+                prop_assert_eq!(run.copy_to(&mut data), Ok(()));
                 for block in run.address.0..end {
                     seen.insert(block, run.change.sequence.0);
-                    if let Some(data) = run.data() {
-                        let at = (block - run.address.0) as usize * BLOCK_BYTES;
-                        let expected = run.change.sequence.0 << 32 | block;
-                        prop_assert_eq!(&data[at..at + 8], &expected.to_le_bytes());
-                    }
+                    let at = (block - run.address.0) as usize * BLOCK_BYTES;
+                    let stamp = run.change.sequence.0 << 32 | block;
+                    let expected = if run.is_hole() { 0 } else { stamp };
+                    prop_assert_eq!(&data[at..at + 8], &expected.to_le_bytes());
                 }
             }
             prop_assert!(end <= 40);

@@ -267,6 +267,30 @@ fn what_was_replayed_survives_the_next_power_cut() {
     assert_eq!(replay_all(open(&crashed, region).unwrap().1), [[first], [change(2, 1)]]);
 }
 
+/// A check sees each change's data as it stands in the record; what it refuses leaves no trace, and
+/// the log goes on.
+#[test]
+fn what_its_check_refuses_is_not_logged() {
+    let (device, region) = formatted(64);
+    let (log, _) = open(&device, region).unwrap();
+    let zero = OwnedChange { data: None, ..change(2, 3) };
+    let owned = [change(1, 2), zero, change(3, 1), change(4, 1)];
+    let changes: Vec<_> = owned.iter().map(OwnedChange::borrow).collect();
+    let history = device.history_len();
+    for refused in [0, 2, 3] {
+        let outcome = block_on(log.append_checked(&changes, |at, _| at != refused));
+        let expected = changes[refused].sequence;
+        assert!(
+            matches!(outcome, Err(LogError::Refused { sequence }) if sequence == expected),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(device.history_len(), history, "nothing was written");
+    let is_its_own = |at: usize, data: &[u8]| owned[at].data.as_deref() == Some(data);
+    block_on(log.append_checked(&changes, is_its_own)).unwrap();
+    assert_eq!(replay_all(open(&device, region).unwrap().1), [owned.to_vec()]);
+}
+
 /// Dropping an append's future neither stops the log nor lets a second write overtake the first.
 #[test]
 fn a_dropped_append_is_finished_and_counted() {

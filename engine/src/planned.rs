@@ -1,0 +1,92 @@
+//! What a reducer hands to the sealer: a write unit without its place.
+
+use std::sync::Arc;
+
+use siltstone_dedup::ShortFingerprint;
+use siltstone_device::{AlignedBuffer, BlockAddress, LayerId, Place, Sequence};
+
+use crate::{frame::FrameBody, overlay::Change};
+
+/// Where a planned entry's blocks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PlannedTarget {
+    Hole,
+    /// In a frame of this unit.
+    Own {
+        frame: u32,
+        index: u8,
+    },
+    /// In a published unit.
+    Stored(Place),
+    /// Wherever `batch` put the block that it registered at `position`.
+    InFlight {
+        batch: u64,
+        position: u32,
+    },
+}
+
+impl PlannedTarget {
+    /// Whether the block was still on its way when this batch was reduced.
+    pub(crate) fn is_in_flight(&self) -> bool {
+        matches!(self, Self::InFlight { .. })
+    }
+}
+
+/// A map entry whose place is not known before the unit is placed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlannedEntry {
+    pub(crate) layer: LayerId,
+    pub(crate) address: BlockAddress,
+    pub(crate) len_blocks: u32,
+    pub(crate) sequence: Sequence,
+    pub(crate) target: PlannedTarget,
+}
+
+impl PlannedEntry {
+    /// Takes `next` in, if it continues this entry: the same change, address and frame.
+    pub(crate) fn absorb(&mut self, next: &Self) -> bool {
+        let len = u64::from(self.len_blocks);
+        let continues = match (self.target, next.target) {
+            (PlannedTarget::Hole, PlannedTarget::Hole) => true,
+            (
+                PlannedTarget::Own { frame, index },
+                PlannedTarget::Own { frame: next_frame, index: next_index },
+            ) => frame == next_frame && u64::from(index) + len == u64::from(next_index),
+            (PlannedTarget::Stored(place), PlannedTarget::Stored(next_place)) => {
+                place.advanced(len) == Some(next_place)
+            }
+            _ => false,
+        };
+        let absorbs = continues
+            && self.layer == next.layer
+            && self.sequence == next.sequence
+            && self.address.plus(len) == next.address;
+        if absorbs {
+            self.len_blocks += next.len_blocks;
+        }
+        absorbs
+    }
+}
+
+/// A frame that stands in the unit's buffer, its header still missing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlannedFrame {
+    /// From the start of the unit.
+    pub(crate) offset_bytes: u32,
+    pub(crate) body: FrameBody,
+}
+
+/// A reduced batch: everything of a write unit but its place.
+pub(crate) struct ReducedBatch {
+    pub(crate) number: u64,
+    pub(crate) changes: Vec<Arc<Change>>,
+    /// The unit, with room for the summary at its start.
+    pub(crate) buffer: AlignedBuffer,
+    /// Where the last frame ends.
+    pub(crate) end_bytes: usize,
+    pub(crate) entries: Vec<PlannedEntry>,
+    pub(crate) frames: Vec<PlannedFrame>,
+    pub(crate) fingerprints: Vec<ShortFingerprint>,
+    /// For each block that was registered as in flight, where it stands if it is stored here.
+    pub(crate) registered: Vec<Option<(u32, u8)>>,
+}
