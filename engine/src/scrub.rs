@@ -230,7 +230,7 @@ impl Pass<'_> {
         if !verify::holds_units(&segment) || segment.used_bytes == 0 {
             return;
         }
-        if segment.state == SegmentState::Frontier && !self.is_written(id) {
+        if segment.state == SegmentState::Frontier && !self.is_written(id).await {
             self.report.skipped_segments += 1;
             return;
         }
@@ -248,12 +248,12 @@ impl Pass<'_> {
         }
     }
 
-    /// Whether all that has been placed in a frontier segment is on the device. Asked after its
-    /// length was: what is placed later does not matter.
-    fn is_written(&self, id: SegmentId) -> bool {
-        let placed = self.core.frontier.last_placed(id);
-        let published = self.core.publishing.lock().sequence;
-        placed.is_none_or(|placed| placed <= published)
+    /// Waits until all that has been placed in a frontier segment is on the device; false if it
+    /// never will be. Asked after its length was: what is placed later does not matter.
+    async fn is_written(&self, id: SegmentId) -> bool {
+        let core = self.core;
+        let Some(placed) = core.frontier.last_placed(id) else { return true };
+        core.admission.wait_published(placed, || core.health.check_open()).await.is_ok()
     }
 
     fn doubt(
