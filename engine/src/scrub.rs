@@ -230,7 +230,7 @@ impl Pass<'_> {
         if !verify::holds_units(&segment) || segment.used_bytes == 0 {
             return;
         }
-        if segment.state == SegmentState::Frontier && !self.is_written(id).await {
+        if segment.state == SegmentState::Frontier && !is_written(self.core, id).await {
             self.report.skipped_segments += 1;
             return;
         }
@@ -246,14 +246,6 @@ impl Pass<'_> {
         for problem in found.problems {
             self.report.findings.report(problem);
         }
-    }
-
-    /// Waits until all that has been placed in a frontier segment is on the device; false if it
-    /// never will be. Asked after its length was: what is placed later does not matter.
-    async fn is_written(&self, id: SegmentId) -> bool {
-        let core = self.core;
-        let Some(placed) = core.frontier.last_placed(id) else { return true };
-        core.admission.wait_published(placed, || core.health.check_open()).await.is_ok()
     }
 
     fn doubt(
@@ -302,4 +294,11 @@ fn judge(core: &Core, doubts: &BTreeMap<SegmentId, Doubts>, place: Place) -> Jud
         return Judgement::Doubtful { generation };
     }
     Judgement::Fine
+}
+
+/// Waits until all that has been placed in a frontier segment is on the device; false if it never
+/// will be. Asked after its length was: what is placed later does not matter.
+async fn is_written(core: &Core, id: SegmentId) -> bool {
+    let Some(placed) = core.frontier.last_placed(id) else { return true };
+    core.admission.wait_published(placed, || core.health.check_open()).await.is_ok()
 }
