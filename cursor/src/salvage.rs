@@ -2,7 +2,7 @@
 //!
 //! A damaged page hides what it says of its range of keys, and with it what older patches say
 //! there; what newer patches and memtables say still holds. A [`SalvageCursor`] therefore merges
-//! as every cursor does, with one more kind of input: a [`SalvageReader`] stands in for patches and
+//! as every cursor does, with one more kind of input: a `SalvageReader` stands in for patches and
 //! turns a page that cannot be read into holes over the page's range, which it remembers. A piece
 //! of the merge that is such a hole is unknown.
 //!
