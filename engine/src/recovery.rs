@@ -336,16 +336,27 @@ pub(crate) async fn scan_frontier(
             recovered.units.push(unit);
         }
     }
-    for &(id, _) in &body.frontier {
-        match sizes.get(&id) {
-            Some(&(blocks, bytes)) => table.recover_contents(id, blocks, bytes),
-            None => table.recover_unused(id),
+    let newest = newest.filter(|&(number, ..)| number == recovered.unit);
+    for &(id, generation) in &body.frontier {
+        let (blocks, bytes) = sizes.get(&id).copied().unwrap_or_default();
+        let recorded = table.segment(id).map_or((0, 0), |s| (s.stored_blocks, s.used_bytes));
+        if newest.is_some_and(|(_, newest, _)| newest == id) {
+            table.recover_contents(id, blocks, bytes);
+        } else if bytes > 0 || recorded.1 > 0 {
+            // Where units are missing that were placed when the record was stored, patches may
+            // refer to them: damage of a summary must not free what it describes.
+            table.recover_contents(id, blocks.max(recorded.0), bytes.max(recorded.1));
+            let last_sequence = body.sequence;
+            let full = true;
+            let segment = FrontierSegment { id, generation, last_sequence, full };
+            held.entry(id).or_insert(segment);
+        } else {
+            table.recover_unused(id);
         }
     }
     // The newest unit of all must be among those found: behind another there may be one whose
     // summary is damaged.
-    if let Some((number, id, start)) = newest
-        && number == recovered.unit
+    if let Some((_, id, start)) = newest
         && let Some(segment) = held.get_mut(&id)
     {
         segment.full = false;

@@ -7,7 +7,7 @@ mod support;
 
 use std::{sync::Arc, thread, time::Duration};
 
-use siltstone_device::{SegmentId, sim::SimDevice};
+use siltstone_device::{SegmentId, header::Kind, sim::SimDevice};
 use siltstone_engine::{
     CheckReport, CreateOptions, EngineError, OpenOptions, Pool, Repair, Tuning, VolumeOptions,
     error::MetadataError,
@@ -431,4 +431,41 @@ fn a_superblock_copy_that_needs_a_newer_program_is_an_error() {
             assert!(matches!(error, EngineError::NewerVersion { .. }), "{error}");
         }
     }
+}
+
+/// A pool closed in order whose last segment holds one write unit: patches refer to it, and only
+/// its summary says so in the frontier.
+#[test]
+fn a_damaged_summary_does_not_free_the_segment_that_it_describes() {
+    let device = SimDevice::new(POOL_BYTES);
+    let create = CreateOptions { segment_bytes: Some(256 << 10), ..CreateOptions::default() };
+    Pool::create_on(device.clone(), None, &create).unwrap();
+    let open = || Pool::open_on(device.clone(), None, &options(false, 0)).unwrap();
+    let pool = open();
+    let disk = pool.create_volume("disk", &VolumeOptions::new(4 << 20)).unwrap();
+    let written = bytes_of(&[0x8000_0001; 8 * SECTORS]);
+    disk.write_at(0, &written).unwrap();
+    drop(disk);
+    pool.close().unwrap();
+    // The unit: its summary comes first.
+    let is_unit = |at: &u64| {
+        device.peek(*at, 4) == *b"SLTS" && device.peek(*at, 6)[4] == Kind::WriteUnit as u8
+    };
+    let units: Vec<u64> = (0..POOL_BYTES).step_by(BLOCK).filter(is_unit).collect();
+    assert_eq!(units.len(), 1, "{units:?}");
+    device.flip_bit(units[0] + 100, 3);
+    for round in 1..6u8 {
+        let pool = open();
+        let disk = pool.volume("disk").unwrap();
+        let mut found = vec![0; written.len()];
+        disk.read_at(0, &mut found).unwrap();
+        assert!(found == written, "round {round}");
+        disk.write_at(u64::from(round) << 19, &vec![round; 300 << 10]).unwrap();
+        pool.checkpoint().unwrap();
+        drop(disk);
+        pool.close().unwrap();
+    }
+    let report = check(&device);
+    assert!(!report.is_sound(), "check names the summary");
+    assert_eq!(report.findings.lost_bytes, 0, "and nothing is lost");
 }
