@@ -81,11 +81,20 @@ impl Core {
     pub(crate) async fn write_mark_if_behind(&self) -> Result<()> {
         self.health.check()?;
         let now = self.durable_now();
-        if now != self.marks.newest() {
+        if !covers(&self.marks.newest(), &now) {
             self.marks.store.write(now).await?;
         }
         Ok(())
     }
+}
+
+/// Whether `mark` says all that `now` would say. It may say more: of what was found damaged, and
+/// not needed, when the pool was opened.
+fn covers(mark: &Mark, now: &Mark) -> bool {
+    mark.record >= now.record
+        && mark.unit >= now.unit
+        && mark.sequence >= now.sequence
+        && mark.checkpoint >= now.checkpoint
 }
 
 /// The marker: writes a mark some time after something became durable.
@@ -97,7 +106,7 @@ pub(crate) async fn run(core: &Core) {
     };
     while !marks.stopping.is_set() && core.health.check().is_ok() {
         let changed = marks.changed.listen();
-        if core.durable_now() == marks.newest() {
+        if covers(&marks.newest(), &core.durable_now()) {
             either(changed, stopped()).await;
             continue;
         }
