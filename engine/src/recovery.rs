@@ -30,6 +30,7 @@ use siltstone_device::{
     Sequence, request,
 };
 
+use siltstone_cursor::Target;
 use siltstone_nvram::{Mark, Replay};
 
 use crate::{
@@ -265,6 +266,14 @@ fn frames_are_whole(segment: &[u8], at: usize, summary: &Summary, pool: u64) -> 
     })
 }
 
+/// Whether a unit's entries refer to blocks in a segment.
+fn refers_to(summary: &Summary, id: SegmentId) -> bool {
+    summary.entries.iter().any(|(extent, _)| match extent.target {
+        Target::Stored(place) => place.segment() == id,
+        Target::Hole => false,
+    })
+}
+
 /// Scans the frontier and corrects what the table says of it.
 pub(crate) async fn scan_frontier(
     device: &Arc<dyn Device>,
@@ -340,11 +349,12 @@ pub(crate) async fn scan_frontier(
     for &(id, generation) in &body.frontier {
         let (blocks, bytes) = sizes.get(&id).copied().unwrap_or_default();
         let recorded = table.segment(id).map_or((0, 0), |s| (s.stored_blocks, s.used_bytes));
+        let is_referred_to = table.segment(id).is_some_and(|s| s.references > 0)
+            || recovered.units.iter().any(|unit| refers_to(&unit.summary, id));
         if newest.is_some_and(|(_, newest, _)| newest == id) {
             table.recover_contents(id, blocks, bytes);
-        } else if bytes > 0 || recorded.1 > 0 {
-            // Where units are missing that were placed when the record was stored, patches may
-            // refer to them: damage of a summary must not free what it describes.
+        } else if bytes > 0 || is_referred_to {
+            // Damage of a summary must not free what it describes.
             table.recover_contents(id, blocks.max(recorded.0), bytes.max(recorded.1));
             let last_sequence = body.sequence;
             let full = true;
