@@ -60,7 +60,7 @@ pub use extent::{Extent, Key, MAX_BLOCKS, Run, Target};
 pub use manifest::{Manifest, ManifestError};
 pub use map::{Map, MapConfig, SequenceRun};
 pub use patch::PageExtent;
-pub use policy::Limits;
+pub use policy::{Limits, Packing};
 pub use salvage::{SalvageCursor, Salvaged};
 pub use space::{Edit, LayerState, SegmentGeometry, SegmentSource};
 pub use stats::MapStats;

@@ -18,7 +18,7 @@ use crate::{
     merge::{Input, MemtableReader, Merge},
     patch::{Patch, Version},
     patch_writer::{PatchWriter, Written},
-    policy::{self, Decision, Job},
+    policy::{self, Decision, Job, Packing},
     prefetch::PatchReader,
     space::{Edit, LayerState, SegmentSource},
 };
@@ -142,6 +142,35 @@ impl Map {
             let limits = &self.shared.limits;
             policy::decide_compaction(version, limits)
                 .or_else(|| policy::decide(version, limits, &is_dead))
+        };
+        self.step(source, layers, max_pages, &decide).await
+    }
+
+    /// The number that the next patch gets.
+    #[must_use]
+    pub fn next_patch(&self) -> u64 {
+        self.shared.append.lock().next_patch
+    }
+
+    /// Rewrites patches that keep mostly dead segments in use, one bounded piece at a time; `None`
+    /// if segments are packed as well as `packing` asks for. Only patches with numbers below
+    /// `made_before` are moved: with one [`next_patch`](Self::next_patch) for a sequence of
+    /// steps, it ends. To be called when no merge is due.
+    ///
+    /// # Errors
+    /// As `merge_step`.
+    pub async fn relocate_step(
+        &self,
+        source: &mut (dyn SegmentSource + Send),
+        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
+        max_pages: usize,
+        packing: Packing,
+        made_before: u64,
+    ) -> Result<Option<Edit>, MapError> {
+        let open = self.shared.append.lock().tail.segment;
+        let segment_pages = self.shared.store.geometry.pages_per_segment();
+        let decide = |version: &Version| {
+            policy::decide_relocation(version, packing, open, segment_pages, made_before)
         };
         self.step(source, layers, max_pages, &decide).await
     }

@@ -47,10 +47,13 @@ pub struct MapConfig {
 }
 
 impl MapConfig {
-    /// A configuration with the default limits.
+    /// A configuration with the default limits, but for patches larger than a segment: while one
+    /// is rewritten, it takes its space twice.
     #[must_use]
     pub fn new(pool: u64, geometry: SegmentGeometry, page_cache_bytes: usize) -> Self {
-        Self { pool, geometry, page_cache_bytes, limits: Limits::default() }
+        let mut limits = Limits::default();
+        limits.patch_pages = limits.patch_pages.min(geometry.pages_per_segment()).max(1);
+        Self { pool, geometry, page_cache_bytes, limits }
     }
 }
 

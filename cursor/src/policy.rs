@@ -14,12 +14,16 @@
 //! - Every merge can stop anywhere: what it has consumed of its inputs is cut off ("drained"),
 //!   so steps are bounded however large the levels are. A merge that was begun is finished before
 //!   another begins, since drained pages take space until the whole patch is gone.
+//! - A metadata segment is free only when no patch has a page in it, and patches are shorter or
+//!   longer than segments, so merging alone leaves many segments with a few pages in use. Where
+//!   too many are, the patches in the emptiest are rewritten as they are, to the open segment
+//!   ([`Packing`]).
 //! - A patch that overlaps nothing below moves down as it is. Small patches (frequent checkpoints
 //!   write them) are merged with their neighbours instead, so that patches do not grow in number.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use siltstone_device::LayerId;
+use siltstone_device::{LayerId, SegmentId};
 
 use crate::{
     extent::Key,
@@ -107,6 +111,61 @@ pub(crate) fn decide_compaction(version: &Version, limits: &Limits) -> Option<De
     let begun = version.patches().find(|patch| patch.draining);
     let level = begun.map_or(uppermost, |patch| usize::from(patch.level));
     (level == 0 || level < deepest).then(|| merge_down(version, limits, level))
+}
+
+/// How much of the metadata segments may be dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Half of them: every page that is rewritten frees at least another one.
+    Loose,
+    /// An eighth: space is wanted back.
+    Tight,
+}
+
+impl Packing {
+    /// Whether `held` segments are too many for pages that would fill `needed`.
+    fn is_exceeded(self, held: u64, needed: u64) -> bool {
+        match self {
+            Self::Loose => held > 2 * needed + 4,
+            Self::Tight => held > needed + needed / 8 + 1,
+        }
+    }
+}
+
+/// The patch to rewrite next so that a segment becomes free: one in the emptiest segment. The open
+/// segment stays as it is, and so do patches numbered `made_before` or higher, so that this comes
+/// to an end; and those of level 0, whose numbers are their order, and which soon are merged anyway.
+pub(crate) fn decide_relocation(
+    version: &Version,
+    packing: Packing,
+    open: Option<SegmentId>,
+    segment_pages: u32,
+    made_before: u64,
+) -> Option<Decision> {
+    struct Held<'a> {
+        pages: u64,
+        /// A patch with pages in it; `None` if any of them has to stay.
+        movable: Option<&'a Arc<Patch>>,
+    }
+    let mut segments: BTreeMap<SegmentId, Held<'_>> = BTreeMap::new();
+    for patch in version.patches() {
+        let movable = (patch.level > 0 && patch.id < made_before).then_some(patch);
+        for extent in patch.pages.iter().filter(|extent| Some(extent.segment) != open) {
+            let empty = Held { pages: 0, movable };
+            let held = segments.entry(extent.segment).or_insert(empty);
+            held.pages += u64::from(extent.count);
+            held.movable = held.movable.and(movable);
+        }
+    }
+    let pages: u64 = segments.values().map(|held| held.pages).sum();
+    let needed = pages.div_ceil(segment_pages.into());
+    if !packing.is_exceeded(segments.len() as u64, needed) {
+        return None;
+    }
+    let movable = segments.values().filter_map(|held| Some((held.pages, held.movable?)));
+    let (_, patch) = movable.min_by_key(|&(pages, _)| pages)?;
+    let sources = vec![Arc::clone(patch)];
+    Some(Decision::Merge(Job { sources, targets: Vec::new(), output_level: patch.level }))
 }
 
 /// The level that exceeds its limit by the largest factor, if one does.

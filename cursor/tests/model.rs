@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use pollster::block_on;
 use proptest::prelude::*;
-use siltstone_cursor::{Extent, LayerState, Manifest, Map, MapError, Run, Target};
+use siltstone_cursor::{Extent, LayerState, Manifest, Map, MapError, Packing, Run, Target};
 use siltstone_device::{BlockAddress, LayerId, SegmentId, Sequence, sim::SimDevice};
 use support::{Model, Segments, extent, open, stored, tiny_limits};
 
@@ -87,6 +87,8 @@ struct Harness {
     model: Model,
     sequence: Sequence,
     layer4_is_dead: bool,
+    /// Newer patches are not relocated.
+    made_before: u64,
 }
 
 impl Harness {
@@ -100,6 +102,7 @@ impl Harness {
             model: Model::default(),
             sequence: Sequence(0),
             layer4_is_dead: false,
+            made_before: 0,
         }
     }
 
@@ -135,9 +138,10 @@ impl Harness {
             Ok(edit) => self.segments.apply(&edit),
             Err(error) => assert!(matches!(error, MapError::NoSpace), "{error}"),
         }
+        self.made_before = self.map.next_patch();
     }
 
-    /// One step; false if there was nothing to do.
+    /// One step, of relocation if no merge is due; false if there was nothing to do.
     fn merge(&mut self, max_pages: usize, compact: bool) -> bool {
         let layers = self.layers();
         let (map, segments) = (&self.map, &mut self.segments);
@@ -145,6 +149,14 @@ impl Harness {
             block_on(map.compact_step(segments, &layers, max_pages))
         } else {
             block_on(map.merge_step(segments, &layers, max_pages))
+        };
+        let packing = if compact { Packing::Tight } else { Packing::Loose };
+        let stepped = match stepped {
+            Ok(None) => {
+                let made_before = self.made_before;
+                block_on(map.relocate_step(segments, &layers, max_pages, packing, made_before))
+            }
+            stepped => stepped,
         };
         match stepped {
             Ok(Some(edit)) => {

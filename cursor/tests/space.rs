@@ -8,7 +8,7 @@ mod support;
 use std::io::ErrorKind;
 
 use pollster::block_on;
-use siltstone_cursor::{LayerState, Limits, Manifest, Map, MapConfig, MapError, Target};
+use siltstone_cursor::{LayerState, Limits, Manifest, Map, MapConfig, MapError, Packing, Target};
 use siltstone_device::{
     BLOCK_BYTES, BlockAddress, LayerId, Operation, Sequence,
     sim::{Cause, Fault, Times},
@@ -280,4 +280,50 @@ fn memtables_know_sequence_numbers_and_patches_join_across_them() {
     assert_eq!(found, expected);
     block_on(map.write_frozen(&mut Segments::default(), &all_roots)).unwrap();
     assert_eq!(map.stats().entries, 1);
+}
+
+/// Long-lived patches of several ages, each sharing its segments with others that soon die, do not
+/// keep nearly empty segments in use.
+#[test]
+fn pages_that_live_long_do_not_keep_segments_of_dead_ones() {
+    const SEGMENT_PAGES: u64 = 16;
+    let device = device();
+    let limits = Limits { level0_patches: 2, patch_pages: 8, ..tiny_limits() };
+    let map = open(&device, SEGMENT_PAGES, limits, Manifest::empty());
+    let mut segments = Segments::default();
+    for round in 0..60 {
+        // A little that stays, and much that the next rounds replace.
+        let stays = 100_000 + round * 400;
+        for (from, to, frame) in [(stays, stays + 400, 1), (0, 3000, round as u32 + 1)] {
+            publish(&map, from, to, frame);
+            map.freeze();
+            let edit = block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
+            segments.apply(&edit);
+            while let Some(edit) =
+                block_on(map.compact_step(&mut segments, &all_roots, 40)).unwrap()
+            {
+                segments.apply(&edit);
+            }
+        }
+    }
+    let needed = |map: &Map| (map.stats().pages.div_ceil(SEGMENT_PAGES)) as usize;
+    let scattered = segments.used.len();
+    for (packing, most) in
+        [(Packing::Loose, 2 * needed(&map) + 5), (Packing::Tight, needed(&map) * 9 / 8 + 2)]
+    {
+        assert!(scattered > most, "{scattered} segments are few enough for {packing:?}");
+        let made_before = map.next_patch();
+        let mut steps = 0;
+        while let Some(edit) =
+            block_on(map.relocate_step(&mut segments, &all_roots, 5, packing, made_before)).unwrap()
+        {
+            segments.apply(&edit);
+            steps += 1;
+            assert!(steps < 1000, "relocation never ends: {:?}", map.stats());
+        }
+        let used = segments.used.len();
+        assert!(used <= most, "{scattered} segments became {used}, not {most}, for {packing:?}");
+    }
+    assert!((0..3000).all(|address| is_mapped(&map, address, 60)));
+    assert!((100_000..124_000).all(|address| is_mapped(&map, address, 1)));
 }

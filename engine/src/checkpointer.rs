@@ -20,7 +20,7 @@
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use event_listener::Event;
-use siltstone_cursor::{MapError, SegmentSource};
+use siltstone_cursor::{MapError, Packing, SegmentSource};
 use siltstone_device::{
     BLOCK_BYTES, Runtime, SegmentId, Sequence, request, runtime::either, sync::Mutex,
 };
@@ -65,18 +65,29 @@ impl Checkpointing {
         Self { runtime, state: Mutex::default(), work, finished }
     }
 
-    /// Asks for a checkpoint; returns at once.
-    pub(crate) fn request(&self) {
-        let mut state = self.state.lock();
-        state.requested = true;
-        drop(state);
-        self.work.notify(usize::MAX);
+    /// Asks for a checkpoint that begins after this call; returns its number at once.
+    pub(crate) fn request(&self) -> u64 {
+        self.ask(false)
     }
 
-    /// Asks for a checkpoint that merges all patches before; returns at once.
-    pub(crate) fn request_compacting(&self) {
-        self.state.lock().compact = true;
-        self.request();
+    /// Asks for a checkpoint that merges all patches before; returns its number at once.
+    pub(crate) fn request_compacting(&self) -> u64 {
+        self.ask(true)
+    }
+
+    fn ask(&self, compact: bool) -> u64 {
+        let mut state = self.state.lock();
+        state.requested = true;
+        state.compact |= compact;
+        let ticket = state.begun + 1;
+        drop(state);
+        self.work.notify(usize::MAX);
+        ticket
+    }
+
+    /// Whether a checkpoint that was asked for is done.
+    pub(crate) fn is_finished(&self, ticket: u64) -> bool {
+        self.state.lock().finished >= ticket
     }
 
     /// Something was published: a checkpoint is due some time later.
@@ -96,16 +107,10 @@ impl Checkpointing {
         compact: bool,
         give_up: impl Fn() -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let ticket = {
-            let mut state = self.state.lock();
-            state.requested = true;
-            state.compact |= compact;
-            state.begun + 1
-        };
-        self.work.notify(usize::MAX);
+        let ticket = self.ask(compact);
         loop {
             let listener = self.finished.listen();
-            if self.state.lock().finished >= ticket {
+            if self.is_finished(ticket) {
                 return Ok(());
             }
             give_up()?;
@@ -119,7 +124,7 @@ impl Checkpointing {
         self.finished.notify(usize::MAX);
     }
 
-    /// Ends the task after what is requested.
+    /// Ends the task after what is requested, or, if the pool has failed, at once.
     pub(crate) fn stop(&self) {
         self.state.lock().stopping = true;
         self.work.notify(usize::MAX);
@@ -171,6 +176,7 @@ pub(crate) async fn run(core: &Arc<Core>) {
             return;
         }
         core.checkpointing.finish();
+        core.frontier.wake();
     }
 }
 
@@ -188,6 +194,8 @@ pub(crate) async fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     let mut source = MetadataSegments { table: &core.table };
     let edit = core.map.write_frozen(&mut source, &layers).await?;
     core.table.apply(&edit)?;
+    let made_before = core.map.next_patch();
+    let packing = if compact { Packing::Tight } else { Packing::Loose };
     let mut steps = 0;
     // The sealer must not wait for a merge when its frontier is nearly used up.
     while compact || (steps < MERGE_STEPS && !(steps > 0 && core.frontier.is_low())) {
@@ -196,6 +204,12 @@ pub(crate) async fn checkpoint(core: &Core, compact: bool) -> Result<()> {
             core.map.compact_step(&mut source, &layers, pages).await
         } else {
             core.map.merge_step(&mut source, &layers, pages).await
+        };
+        let step = match step {
+            Ok(None) => {
+                core.map.relocate_step(&mut source, &layers, pages, packing, made_before).await
+            }
+            step => step,
         };
         // What the steps so far let go of is free once this checkpoint is stored.
         let step = if matches!(step, Err(MapError::NoSpace)) { None } else { step? };
@@ -230,7 +244,6 @@ pub(crate) async fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     discard(core, &stored.freeing).await;
     core.table.stored(stored);
     core.frontier.extend(reservation.added);
-    core.space.set_frontier_bytes(core.frontier.free_bytes());
     core.log.trim(published.sequence);
     if published.sequence > Sequence(0) {
         core.commit.advance(published.sequence);

@@ -64,7 +64,9 @@ impl Core {
             match self.append(&unpublished).await {
                 Ok(()) => return Ok(target),
                 // Nothing was written. A checkpoint makes room; this round goes on without.
-                Err(EngineError::Log(LogError::Full { .. })) => self.checkpointing.request(),
+                Err(EngineError::Log(LogError::Full { .. })) => {
+                    self.checkpointing.request();
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -26,7 +26,7 @@ use crate::{
     marks::Marks,
     repair::Repair,
     segment_table::SegmentTable,
-    space::Space,
+    space::{Room, Space},
     stats::{Stats, add},
     summaries::SummaryCache,
     superblock::Superblock,
@@ -36,7 +36,8 @@ use crate::{
 /// An open pool's parts.
 ///
 /// # Lock order
-/// `catalog` -> `publishing` -> admission's queue -> an overlay; `space` -> the segment table.
+/// `catalog` -> `publishing` -> admission's queue -> an overlay; `space` -> `frontier` -> the segment
+/// table.
 /// All others are leaves. None is held across a device wait; a change of volumes, which does wait,
 /// is alone by a lock of the pool's own that comes before all of these.
 pub(crate) struct Core {
@@ -121,6 +122,11 @@ impl Core {
         Ok(())
     }
 
+    /// Where there may be room for changes.
+    pub(crate) fn room(&self) -> Room<'_> {
+        Room { table: &self.table, frontier: &self.frontier }
+    }
+
     /// Makes a failure final and wakes everyone who waits for what will not come.
     pub(crate) fn fail(&self, error: EngineError) {
         self.health.fail(error);
@@ -129,6 +135,7 @@ impl Core {
         self.staging.close();
         self.in_flight.gate().close();
         self.admission.close();
+        self.checkpointing.stop();
         self.wake_all();
     }
 

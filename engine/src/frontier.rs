@@ -6,11 +6,10 @@
 
 use std::collections::VecDeque;
 
-use event_listener::Event;
+use event_listener::{Event, EventListener};
 use siltstone_device::{SegmentId, Sequence, sync::Mutex};
 
 use crate::{
-    health::Health,
     segment_table::{SegmentState, SegmentTable},
     space::reserve_segments,
 };
@@ -76,32 +75,20 @@ impl Frontier {
         Some((*open, inner.open_bytes))
     }
 
-    /// The next segment for the sealer; waits for a checkpoint if there is none. `on_wait` is
-    /// called before each wait, with the number of waits before it, to ask for one. `None` if the pool has failed.
-    pub(crate) async fn next(
-        &self,
-        health: &Health,
-        on_wait: impl Fn(u32),
-    ) -> Option<(SegmentId, u64)> {
-        for round in 0.. {
-            let extended = {
-                let mut inner = self.inner.lock();
-                if let Some((id, generation)) = inner.ready.pop_front() {
-                    let last_sequence = Sequence(0);
-                    let full = false;
-                    inner.begun.push_back(FrontierSegment { id, generation, last_sequence, full });
-                    inner.open_bytes = self.segment_bytes;
-                    return Some((id, generation));
-                }
-                self.extended.listen()
-            };
-            if health.check().is_err() {
-                return None;
-            }
-            on_wait(round);
-            extended.await;
-        }
-        None
+    /// The next segment for the sealer, if there is one. To wait for one, [`listen`](Self::listen)
+    /// before this.
+    pub(crate) fn next(&self) -> Option<(SegmentId, u64)> {
+        let mut inner = self.inner.lock();
+        let (id, generation) = inner.ready.pop_front()?;
+        let last_sequence = Sequence(0);
+        inner.begun.push_back(FrontierSegment { id, generation, last_sequence, full: false });
+        inner.open_bytes = self.segment_bytes;
+        Some((id, generation))
+    }
+
+    /// Ends when segments are added, a checkpoint has ended, or the pool's health has changed.
+    pub(crate) fn listen(&self) -> EventListener {
+        self.extended.listen()
     }
 
     /// The sealer has placed a unit in the open segment.
@@ -152,7 +139,6 @@ impl Frontier {
 
     /// Checkpoint: reserves segments up to the target, as far as the pool has any beyond its
     /// reserve. Of that, half serves as the last resort by which a full pool still takes trims.
-    /// Returns what the record must name, and how many of those are new.
     pub(crate) fn reserve(&self, table: &SegmentTable) -> Reservation {
         let inner = self.inner.lock();
         let mut segments: Vec<_> = inner.begun.iter().map(|s| (s.id, s.generation)).collect();
@@ -179,7 +165,7 @@ impl Frontier {
         self.extended.notify(usize::MAX);
     }
 
-    /// Lets the sealer look at the pool's health.
+    /// Lets the sealer look at what has changed.
     pub(crate) fn wake(&self) {
         self.extended.notify(usize::MAX);
     }
@@ -188,6 +174,7 @@ impl Frontier {
 /// The frontier as a checkpoint record names it.
 pub(crate) struct Reservation {
     pub(crate) segments: Vec<(SegmentId, u64)>,
+    /// Those of them that are not the sealer's until the record is stored.
     pub(crate) added: Vec<(SegmentId, u64)>,
 }
 

@@ -74,17 +74,22 @@ impl Pipeline {
         core.staging.close();
         core.admission.close();
         core.wake_all();
+        let mut ended = Vec::new();
         for reducer in self.reducers {
-            join(reducer).await;
+            ended.push(reducer.await);
         }
-        join(self.sealer).await;
+        ended.push(self.sealer.await);
         let last = core.checkpointing.run(false, || core.health.check()).await;
         core.checkpointing.stop();
-        join(self.checkpointer).await;
+        ended.push(self.checkpointer.await);
         core.marks.stop();
-        join(self.marker).await;
+        ended.push(self.marker.await);
         if let Some(warmer) = self.warmer {
-            join(warmer).await;
+            ended.push(warmer.await);
+        }
+        if let Some(panic) = ended.into_iter().find_map(|task| task.err()) {
+            // A broken invariant must not be mistaken for a clean end. All others have ended.
+            panic::resume_unwind(panic);
         }
         last?;
         core.log.persist_trim().await?;
@@ -117,13 +122,6 @@ impl Drop for FailOnPanic {
         if thread::panicking() {
             self.core.fail(EngineError::Panicked { thread: std::mem::take(&mut self.task) });
         }
-    }
-}
-
-async fn join(task: Joining) {
-    if let Err(panic) = task.await {
-        // A broken invariant must not be mistaken for a clean end.
-        panic::resume_unwind(panic);
     }
 }
 

@@ -201,7 +201,6 @@ impl Pool {
             Some(started.map_err(|source| {
                 // Threads that did start end, and let go of the device.
                 core.fail(EngineError::Thread { source: Arc::new(source) });
-                core.checkpointing.stop();
                 EngineError::Failed { cause: core.health.failure().expect("it has just failed") }
             })?)
         };
@@ -692,7 +691,12 @@ async fn replay_log(
                 return Err(units.missing(reached, Sequence(change.sequence.0 - 1)));
             }
             reached = change.sequence;
-            let Some(volume) = by_layer.get(&change.layer) else { continue };
+            // A deletion is stored with all changes of its volume, so those are skipped above.
+            let volume = by_layer.get(&change.layer).ok_or(MetadataError::Inconsistent {
+                structure: "NVRAM log record",
+                field: "layer",
+                value: change.layer.0.into(),
+            })?;
             let body = match change.body {
                 siltstone_nvram::ChangeBody::Data(data) => {
                     let mut memory = core.buffers.take(data.len());

@@ -10,7 +10,6 @@
 //! | torn unit, or one of an older use of the segment | the end of what counts in that segment |
 //! | log change up to the last applied unit | applied already: skipped |
 //! | later log change | admitted again under its own sequence number |
-//! | log change of a layer that is gone | skipped: its volume was deleted |
 //! | log trimmed beyond the last applied unit | acknowledged data is missing: refused |
 //! | log change that does not follow what was found so far | so it is |
 //! | less than the durability mark says was durable | so it is |

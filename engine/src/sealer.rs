@@ -4,7 +4,8 @@
 //! completions from the device, in any order. Batches are placed strictly by number, each as soon
 //! as it is the next one needed; several units are in flight; and units are published strictly by
 //! number, each as soon as it and all before it are on the device. Nothing here waits for a device
-//! but through those messages, except when the frontier is used up.
+//! but through those messages; when the frontier is used up, placing waits for a checkpoint, and
+//! publishing goes on.
 //!
 //! Publishing enters a unit into map, index and summaries, in this order takes its changes out of
 //! the overlay and the queue, and gives back their memory.
@@ -18,7 +19,7 @@ use std::{
 use siltstone_cursor::{Extent, Target};
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, ByteOffset, DeviceError, Durability, Place, Request, SegmentId,
-    Sequence,
+    Sequence, runtime::either,
 };
 use tokio::sync::mpsc;
 
@@ -119,14 +120,7 @@ impl Sealer {
     pub(crate) async fn run(mut self) {
         while self.reducers > 0 || !self.units.is_empty() || !self.early.is_empty() {
             let Some(message) = self.messages.recv().await else { break };
-            match message {
-                Message::Reduced(batch) => {
-                    self.early.insert(batch.number, batch);
-                }
-                Message::Written { batch, outcome: Ok(()) } => self.note_written(batch),
-                Message::Written { outcome: Err(error), .. } => self.core.fail(error.into()),
-                Message::ReducerStopped => self.reducers -= 1,
-            }
+            self.note(message);
             if self.core.health.check().is_err() {
                 break;
             }
@@ -136,6 +130,17 @@ impl Sealer {
                 }
             }
             self.publish_written();
+        }
+    }
+
+    fn note(&mut self, message: Message) {
+        match message {
+            Message::Reduced(batch) => {
+                self.early.insert(batch.number, batch);
+            }
+            Message::Written { batch, outcome: Ok(()) } => self.note_written(batch),
+            Message::Written { outcome: Err(error), .. } => self.core.fail(error.into()),
+            Message::ReducerStopped => self.reducers -= 1,
         }
     }
 
@@ -248,25 +253,50 @@ impl Sealer {
         let fits = |open: &OpenSegment| open.used_bytes + unit_bytes <= segment_bytes;
         if !self.open.as_ref().is_some_and(fits) {
             self.core.frontier.close_open();
-            let on_wait = |round| {
-                add(&self.core.stats.counters.frontier_waits, 1);
-                match round {
-                    0 => self.core.checkpointing.request(),
-                    1..MAX_FRONTIER_WAITS => self.core.checkpointing.request_compacting(),
-                    // Promises of space count what changes need; this is for what they overlook.
-                    _ => {
-                        let free_bytes = self.core.space.free_bytes(&self.core.table);
-                        let needed_bytes = unit_bytes;
-                        self.core.fail(EngineError::NoSpace { needed_bytes, free_bytes });
-                    }
-                }
-            };
-            // A checkpoint needs nothing of this task but what it has published.
-            let (id, generation) = self.core.frontier.next(&self.core.health, on_wait).await?;
-            let start = layout.geometry().segment_start(id);
+            let (id, generation) = self.next_segment(unit_bytes).await?;
+            let start = self.core.superblock.layout.geometry().segment_start(id);
             self.open = Some(OpenSegment { id, generation, start, used_bytes: 0 });
         }
         self.open.as_ref().map(|open| open.start.plus(open.used_bytes))
+    }
+
+    /// The next frontier segment; waits for checkpoints if there is none, and publishes meanwhile:
+    /// a segment is freed only when every batch that may link to it is published. `None` if the
+    /// pool has failed, or if so many checkpoints bring none that none can be expected.
+    async fn next_segment(&mut self, unit_bytes: u64) -> Option<(SegmentId, u64)> {
+        let core = Arc::clone(&self.core);
+        // The checkpoint asked for, and how many have been before it.
+        let mut asked: Option<(u64, u32)> = None;
+        loop {
+            let changed = core.frontier.listen();
+            // Looked at first: what it brought is then there to be taken.
+            let is_over = asked.is_none_or(|(ticket, _)| core.checkpointing.is_finished(ticket));
+            if let Some(segment) = core.frontier.next() {
+                return Some(segment);
+            }
+            core.health.check().ok()?;
+            asked = match asked {
+                Some(asked) if !is_over => Some(asked),
+                Some((_, MAX_FRONTIER_WAITS)) => {
+                    // Promises of space count what changes need; this is for what they overlook.
+                    let free_bytes = core.space.free_bytes(core.room());
+                    core.fail(EngineError::NoSpace { needed_bytes: unit_bytes, free_bytes });
+                    return None;
+                }
+                Some((_, waits)) => Some((core.checkpointing.request_compacting(), waits + 1)),
+                None => {
+                    add(&core.stats.counters.frontier_waits, 1);
+                    Some((core.checkpointing.request(), 1))
+                }
+            };
+            let mut message = None;
+            let received = async { message = self.messages.recv().await };
+            either(changed, received).await;
+            if let Some(message) = message {
+                self.note(message);
+                self.publish_written();
+            }
+        }
     }
 
     fn submit(&self, batch: u64, address: ByteOffset, buffer: AlignedBuffer) {
@@ -288,7 +318,6 @@ impl Sealer {
     /// The placed unit takes the room that its changes were promised.
     fn settle_space(&self, changes: &[Arc<Change>]) {
         let core = &self.core;
-        core.space.set_frontier_bytes(core.frontier.free_bytes());
         core.space.release(changes.iter().map(|change| change.space_bytes).sum());
     }
 
@@ -366,9 +395,7 @@ impl Sealer {
         }
         core.checkpointing.note_change();
     }
-}
 
-impl Sealer {
     /// Forgets where batches put their blocks once nobody can ask any more: no registration to
     /// come can name them, and every batch that had registered by then is sealed.
     fn forget_placed(&mut self) {

@@ -16,6 +16,7 @@ use siltstone_device::BLOCK_BYTES;
 
 use crate::{
     error::{EngineError, Result},
+    frontier::Frontier,
     segment_table::SegmentTable,
 };
 
@@ -42,26 +43,26 @@ pub(crate) fn reserve_segments(segment_count: u32) -> u64 {
     u64::from((segment_count / 32).max((segment_count / 6).clamp(4, 8)))
 }
 
-/// See the module's page. Lock order: this lock, then the segment table's.
+/// See the module's page. Lock order: this lock, then the segment table's or the frontier's.
 pub(crate) struct Space {
-    inner: Mutex<Inner>,
+    /// Bytes promised to admitted changes that the sealer has not placed yet.
+    promised_bytes: Mutex<u64>,
     segment_bytes: u64,
     /// Segments that writes may not take.
     reserve_segments: u64,
 }
 
-struct Inner {
-    /// Promised to admitted changes that the sealer has not placed yet.
-    promised_bytes: u64,
-    /// Room in frontier segments.
-    frontier_bytes: u64,
+/// Where there may be room.
+#[derive(Clone, Copy)]
+pub(crate) struct Room<'a> {
+    pub(crate) table: &'a SegmentTable,
+    pub(crate) frontier: &'a Frontier,
 }
 
 impl Space {
     pub(crate) fn new(segment_count: u32, segment_bytes: u64) -> Self {
         let reserve_segments = reserve_segments(segment_count);
-        let inner = Mutex::new(Inner { promised_bytes: 0, frontier_bytes: 0 });
-        Self { inner, segment_bytes, reserve_segments }
+        Self { promised_bytes: Mutex::new(0), segment_bytes, reserve_segments }
     }
 
     /// Promises `bytes` to a change; taken back if the promise is dropped and not kept.
@@ -70,41 +71,41 @@ impl Space {
     /// [`EngineError::NoSpace`].
     pub(crate) fn promise(
         &self,
-        table: &SegmentTable,
+        room: Room<'_>,
         bytes: u64,
         purpose: Purpose,
     ) -> Result<Promise<'_>> {
-        let mut inner = self.inner.lock();
-        let free = self.free_for(&inner, table, purpose);
-        if inner.promised_bytes + bytes > free {
-            let free_bytes = free.saturating_sub(inner.promised_bytes);
+        let mut promised = self.promised_bytes.lock();
+        let free = self.room_bytes(room).saturating_sub(self.kept_bytes(purpose));
+        if *promised + bytes > free {
+            let free_bytes = free.saturating_sub(*promised);
             return Err(EngineError::NoSpace { needed_bytes: bytes, free_bytes });
         }
-        inner.promised_bytes += bytes;
+        *promised += bytes;
         Ok(Promise { space: self, bytes })
     }
 
     /// Promises `bytes` to a change that was admitted in a former life and cannot be refused.
     pub(crate) fn promise_regardless(&self, bytes: u64) {
-        self.inner.lock().promised_bytes += bytes;
+        *self.promised_bytes.lock() += bytes;
     }
 
     /// A promise is settled or not needed after all.
     pub(crate) fn release(&self, bytes: u64) {
-        let mut inner = self.inner.lock();
-        let left = inner.promised_bytes.checked_sub(bytes);
-        inner.promised_bytes = left.expect("promises are released once");
-    }
-
-    /// The frontier's room has changed.
-    pub(crate) fn set_frontier_bytes(&self, bytes: u64) {
-        self.inner.lock().frontier_bytes = bytes;
+        let mut promised = self.promised_bytes.lock();
+        *promised = promised.checked_sub(bytes).expect("promises are released once");
     }
 
     /// Bytes that writes can still take.
-    pub(crate) fn free_bytes(&self, table: &SegmentTable) -> u64 {
-        let inner = self.inner.lock();
-        self.free_for(&inner, table, Purpose::Write).saturating_sub(inner.promised_bytes)
+    pub(crate) fn free_bytes(&self, room: Room<'_>) -> u64 {
+        self.unpromised_bytes(room).saturating_sub(self.kept_bytes(Purpose::Write))
+    }
+
+    /// Bytes that are not promised to anyone, what is kept back included: grows with everything
+    /// that is freed, also where nothing is free for writes.
+    pub(crate) fn unpromised_bytes(&self, room: Room<'_>) -> u64 {
+        let promised = self.promised_bytes.lock();
+        self.room_bytes(room).saturating_sub(*promised)
     }
 
     /// Bytes kept back from writes.
@@ -112,13 +113,19 @@ impl Space {
         self.reserve_segments * self.segment_bytes
     }
 
-    fn free_for(&self, inner: &Inner, table: &SegmentTable, purpose: Purpose) -> u64 {
-        let free = table.free_segments() * self.segment_bytes + inner.frontier_bytes;
-        let kept = match purpose {
+    /// What is neither in use nor placed. Asked for with the lock held, and at this moment: what
+    /// the sealer places leaves the frontier before its promise is released, so that nothing is
+    /// ever counted as free that is not.
+    fn room_bytes(&self, room: Room<'_>) -> u64 {
+        room.table.free_segments() * self.segment_bytes + room.frontier.free_bytes()
+    }
+
+    /// What a change may not take.
+    fn kept_bytes(&self, purpose: Purpose) -> u64 {
+        match purpose {
             Purpose::Write => self.reserve_bytes(),
             Purpose::Free => self.reserve_bytes() / 4 * 3,
-        };
-        free.saturating_sub(kept)
+        }
     }
 }
 

@@ -153,7 +153,7 @@ impl Pool {
             unique_bytes,
             stored_bytes: totals.data_bytes,
             metadata_bytes: totals.metadata_bytes + layout.data_start.0,
-            free_bytes: core.space.free_bytes(&core.table),
+            free_bytes: core.space.free_bytes(core.room()),
             reserved_bytes: core.space.reserve_bytes(),
             dedup_ratio: ratio(logical_bytes, unique_bytes),
             compression_ratio: ratio(unique_bytes, totals.data_bytes),

@@ -565,7 +565,7 @@ impl Volume {
         let core = &self.core;
         let mut fruitless = 0;
         loop {
-            let promised = core.space.promise(&core.table, bytes, purpose);
+            let promised = core.space.promise(core.room(), bytes, purpose);
             let full = matches!(promised, Err(EngineError::NoSpace { .. }));
             if !full || fruitless == FRUITLESS_ROUNDS {
                 if purpose == Purpose::Write {
@@ -573,9 +573,9 @@ impl Volume {
                 }
                 return promised;
             }
-            let free = core.space.free_bytes(&core.table);
+            let before = core.space.unpromised_bytes(core.room());
             core.reclaim().await?;
-            let freed = core.space.free_bytes(&core.table) > free;
+            let freed = core.space.unpromised_bytes(core.room()) > before;
             fruitless = if freed { 0 } else { fruitless + 1 };
         }
     }

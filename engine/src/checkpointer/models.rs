@@ -6,7 +6,7 @@ use siltstone_device::sync::{
 };
 
 use super::*;
-use crate::{frontier::Frontier, health::Health};
+use crate::frontier::Frontier;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -138,9 +138,18 @@ fn the_sealer_gets_a_segment_from_the_checkpoint_that_it_asks_for() {
                 }
             })
         };
-        let health = Health::default();
-        let next = frontier.next(&health, |_| shared.checkpointing.request());
-        assert_eq!(block_on(next), Some((SegmentId(3), 7)));
+        let mut asked = None;
+        let segment = loop {
+            let changed = frontier.listen();
+            let is_over = asked.is_some_and(|ticket| shared.checkpointing.is_finished(ticket));
+            if let Some(segment) = frontier.next() {
+                break segment;
+            }
+            assert!(!is_over, "the checkpoint brought nothing");
+            asked.get_or_insert_with(|| shared.checkpointing.request());
+            block_on(changed);
+        };
+        assert_eq!(segment, (SegmentId(3), 7));
         shared.checkpointing.stop();
         checkpointer.join().unwrap();
     });

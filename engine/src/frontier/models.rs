@@ -4,7 +4,7 @@
 use siltstone_device::sync::explore::{Arc, block_on, explore, thread};
 
 use super::*;
-use crate::error::EngineError;
+use crate::{error::EngineError, health::Health};
 
 const SEGMENT: (SegmentId, u64) = (SegmentId(3), 7);
 
@@ -19,8 +19,16 @@ impl Shared {
         Arc::new(Self { frontier, health })
     }
 
+    /// As the sealer waits.
     fn next(&self) -> Option<(SegmentId, u64)> {
-        block_on(self.frontier.next(&self.health, |_| {}))
+        loop {
+            let changed = self.frontier.listen();
+            if let Some(segment) = self.frontier.next() {
+                return Some(segment);
+            }
+            self.health.check().ok()?;
+            block_on(changed);
+        }
     }
 }
 
