@@ -3,9 +3,9 @@
 //!
 //! Whatever makes something durable (a log record, a device flush, a checkpoint) tells nobody more
 //! than it did before; the mark is read off their counters. It is written after each checkpoint,
-//! at close, and by a task of its own, at most once in [`mark_delay`](crate::Tuning::mark_delay).
-//! What became durable less than that before a power cut is not marked: damage of it is taken for
-//! a tear.
+//! at close, and by a task of its own, [`mark_delay`](crate::Tuning::mark_delay) after something
+//! became durable. What became durable less than that before a power cut may not be marked: damage
+//! of it is taken for a tear.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,6 +51,13 @@ impl Marks {
         self.store.newest()
     }
 
+    /// Whether the newest mark says all of `now`. It may say more: of what was found damaged, and
+    /// not needed, when the pool was opened.
+    fn covers(&self, now: &Mark) -> bool {
+        let newest = self.newest();
+        newest.joined(now) == newest
+    }
+
     /// Ends the task.
     pub(crate) fn stop(&self) {
         self.stopping.set();
@@ -73,7 +80,7 @@ impl Core {
         }
     }
 
-    /// Writes a mark if the last one says less than is durable now. Only after the opening's own
+    /// Writes a mark if something is durable now that the last one does not say. Only after the opening's own
     /// checkpoint: what recovery found may have stood in a volatile cache until then.
     ///
     /// # Errors
@@ -81,20 +88,11 @@ impl Core {
     pub(crate) async fn write_mark_if_behind(&self) -> Result<()> {
         self.health.check()?;
         let now = self.durable_now();
-        if !covers(&self.marks.newest(), &now) {
+        if !self.marks.covers(&now) {
             self.marks.store.write(now).await?;
         }
         Ok(())
     }
-}
-
-/// Whether `mark` says all that `now` would say. It may say more: of what was found damaged, and
-/// not needed, when the pool was opened.
-fn covers(mark: &Mark, now: &Mark) -> bool {
-    mark.record >= now.record
-        && mark.unit >= now.unit
-        && mark.sequence >= now.sequence
-        && mark.checkpoint >= now.checkpoint
 }
 
 /// The marker: writes a mark some time after something became durable.
@@ -106,7 +104,7 @@ pub(crate) async fn run(core: &Core) {
     };
     while !marks.stopping.is_set() && core.health.check().is_ok() {
         let changed = marks.changed.listen();
-        if covers(&marks.newest(), &core.durable_now()) {
+        if marks.covers(&core.durable_now()) {
             either(changed, stopped()).await;
             continue;
         }

@@ -155,7 +155,8 @@ impl MarkStore {
 
 impl Mark {
     /// All that either says.
-    fn joined(&self, other: &Self) -> Self {
+    #[must_use]
+    pub fn joined(&self, other: &Self) -> Self {
         Self {
             record: self.record.max(other.record),
             unit: self.unit.max(other.unit),
