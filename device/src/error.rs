@@ -139,6 +139,16 @@ pub enum DeviceError {
     },
 }
 
+/// Failures are equal if they say the same; errors of the operating system cannot be compared
+/// otherwise.
+impl PartialEq for DeviceError {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for DeviceError {}
+
 impl DeviceError {
     /// An [`DeviceError::Io`] from its parts.
     #[must_use]

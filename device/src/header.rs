@@ -11,6 +11,8 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
+use crate::DeviceError;
+
 /// The first four bytes of every structure.
 pub const MAGIC: [u8; 4] = *b"SLTS";
 
@@ -91,9 +93,28 @@ pub struct Identity {
     pub address_bytes: u64,
 }
 
+impl Identity {
+    /// What is wrong with a structure that the device does not give.
+    #[must_use]
+    pub fn unreadable(&self, cause: &DeviceError) -> HeaderError {
+        let Self { kind, address_bytes, .. } = *self;
+        HeaderError::Unreadable { kind, address_bytes, cause: cause.clone() }
+    }
+}
+
 /// Why bytes are not the structure that was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
+    /// The device does not give what is there.
+    #[error("{kind} at byte {address_bytes} cannot be read: {cause}")]
+    Unreadable {
+        /// What was expected.
+        kind: Kind,
+        /// Where.
+        address_bytes: u64,
+        /// Why.
+        cause: DeviceError,
+    },
     /// Nothing recognisable is there.
     #[error("{kind} at byte {address_bytes}: no valid magic number")]
     Magic {

@@ -6,6 +6,7 @@
 //! - [`units`]: newtypes for what is counted (sequence numbers, segments, places).
 //! - [`buffer`]: block-aligned memory and the pool that recycles it.
 //! - [`request`]: batched asynchronous operations, and futures over them.
+//! - [`salvage`]: reads that give what a damaged medium gives.
 //! - [`header`]: the header that every metadata structure on disk begins with.
 //! - [`error`]: what can go wrong.
 //!
@@ -34,6 +35,7 @@ pub mod mapped;
 pub mod request;
 mod request_queue;
 pub mod runtime;
+pub mod salvage;
 pub mod sim;
 pub mod sync;
 mod threads;
@@ -46,6 +48,7 @@ pub use environment::{Entropy, SeededEntropy, SeededRandom, SystemEntropy};
 pub use error::{DeviceError, Operation};
 pub use request::{Durability, Request};
 pub use runtime::{Runtime, Threads};
+pub use salvage::{Salvaged, Unreadable};
 pub use units::{BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence};
 
 /// A medium that holds bytes: a file, a block device, mapped or simulated memory.
