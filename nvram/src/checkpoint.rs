@@ -18,7 +18,7 @@
 //! | a copy of a newer version | error: what it says is newer too, perhaps                    |
 //! | a number below the one that is known to have been durable | error naming where that was  |
 //!
-//! And of the two copies of a slot:
+//! And of the two copies of a slot, of which one that cannot be read is damaged:
 //!
 //! | copies           | the slot is                                                           |
 //! |------------------|-----------------------------------------------------------------------|
@@ -35,7 +35,7 @@ use event_listener::Event;
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, Device, DeviceError, Durability, Request,
     header::{self, HEADER_BYTES, Header, HeaderError, Identity, Kind},
-    request,
+    request, salvage,
     sync::Mutex,
 };
 use zerocopy::FromBytes;
@@ -110,8 +110,8 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// If the slots do not fit the device, both are damaged, one is of a newer version or the
-    /// durable one is missing, or the device fails. An unreadable copy is not taken for a torn one:
-    /// it may hold the newest checkpoint.
+    /// durable one is missing, or the device cannot be flushed. A copy that cannot be read is a
+    /// damaged one.
     pub async fn open(
         device: Arc<dyn Device>,
         slots: [SlotRegions; 2],
@@ -135,11 +135,11 @@ impl CheckpointStore {
             }
             (Found::Empty, _) | (_, Found::Empty) => None,
         };
-        for damage in &damaged_copies {
-            tracing::warn!(%damage, "a copy of a checkpoint record is not whole");
-        }
         let newest = found.as_ref().map_or(0, |(number, _)| *number);
         if newest < durable {
+            for damage in &damaged_copies {
+                tracing::warn!(%damage, "a copy of a checkpoint record does not count");
+            }
             let [first, second] = slots[slot_of(durable)];
             return Err(CheckpointError::Lost { durable, newest, first, second });
         }
@@ -328,17 +328,27 @@ async fn load(
     index: usize,
 ) -> Result<Found, DeviceError> {
     let address_bytes = copy.offset.0;
-    let first = request::read(device, copy.offset, AlignedBuffer::zeroed(BLOCK_BYTES)).await?;
+    let identity = identity(pool, address_bytes);
+    let unreadable = |cause| Ok(Found::Damaged(identity.unreadable(cause).into()));
+    let first = salvage::read(device, copy.offset, AlignedBuffer::zeroed(BLOCK_BYTES)).await?;
+    let first = match first.whole() {
+        Ok(first) => first,
+        Err(cause) => return unreadable(cause),
+    };
     if first.iter().all(|&byte| byte == 0) {
         return Ok(Found::Empty);
     }
     // As much as the record says; one that lies does not match its checksum.
-    let claimed = Header::read_from_prefix(&first).map_or(0, |(header, _)| {
+    let claimed = Header::read_from_prefix(first).map_or(0, |(header, _)| {
         u64::from(header.length_bytes.get()).next_multiple_of(BLOCK_BYTES as u64)
     });
     let len = claimed.clamp(BLOCK_BYTES as u64, copy.len_bytes.min(MAX_SLOT_BYTES)) as usize;
-    let bytes = request::read(device, copy.offset, AlignedBuffer::zeroed(len)).await?;
-    Ok(match header::verify(&bytes, &identity(pool, address_bytes)) {
+    let read = salvage::read(device, copy.offset, AlignedBuffer::zeroed(len)).await?;
+    let bytes = match read.whole() {
+        Ok(bytes) => bytes,
+        Err(cause) => return unreadable(cause),
+    };
+    Ok(match header::verify(bytes, &identity) {
         Ok(header) => {
             let number = header.sequence.get();
             if number == 0 || number > MAX_NUMBER || slot_of(number) != index {

@@ -100,6 +100,11 @@ pub enum LogDamage {
     Missing,
     /// Its head is there, but the rest does not match its checksum.
     NotWhole,
+    /// The device does not give all of it.
+    Unreadable {
+        /// Why not.
+        cause: DeviceError,
+    },
     /// A second, whole record has the same number.
     Twice {
         /// The other record's place.
@@ -119,6 +124,7 @@ impl std::fmt::Display for LogDamage {
         match self {
             Self::Missing => f.write_str("is missing"),
             Self::NotWhole => f.write_str("does not match its checksum"),
+            Self::Unreadable { cause } => write!(f, "cannot be read: {cause}"),
             Self::Twice { other } => write!(f, "there is another one at {other}"),
             Self::Misplaced { found } => write!(f, "stands at {found}"),
             Self::NoRoom => f.write_str("leaves no room in the ring"),

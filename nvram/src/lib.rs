@@ -22,7 +22,10 @@
 //! 2. A write that did not complete may leave any subset of its 512-byte sectors, each old or new.
 //! 3. What was durable may still be damaged later, and is then noticed by its CRC-32. A medium that
 //!    forges checksums, or returns old contents of the whole device, is not noticed.
-//! 4. An unreadable block is not a torn one: opening fails and says where.
+//! 4. A block that cannot be read is a damaged one, no more and no less: power loss in the midst of
+//!    a write leaves such blocks, too. Opening says where they are, and goes on if what was durable
+//!    is found without them; before anything else is written, those in the ring are overwritten, so
+//!    that what was ignored once never counts later.
 //!
 //! # An append, cut at any point
 //! | power is lost                   | the ring holds                                | replayed      |

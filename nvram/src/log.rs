@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use event_listener::Event;
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, BufferPool, Device, DeviceError, Durability, Request, Sequence,
-    request, sync::Mutex,
+    Unreadable, request, sync::Mutex,
 };
 
 use crate::{
@@ -53,6 +53,7 @@ pub struct Log {
     identity: LogIdentity,
     buffers: BufferPool,
     progress: Arc<Progress>,
+    unreadable: Vec<Unreadable>,
 }
 
 /// What a write's completion reports to. It does not hold the device: a completion may be the
@@ -100,7 +101,8 @@ impl Log {
     /// stand in a volatile cache, and from now on counts as durable.
     ///
     /// # Errors
-    /// If there is no such log, the device fails, or an acknowledged record is damaged.
+    /// If there is no such log, the device cannot be flushed, or an acknowledged record is damaged or
+    /// cannot be read.
     pub async fn open(
         device: Arc<dyn Device>,
         region: Region,
@@ -109,8 +111,9 @@ impl Log {
         check_region(&*device, region)?;
         let mut reader = RegionReader::new(device.clone(), region);
         let sightings = scan(&mut reader, &identity).await?;
+        let unreadable: Vec<_> = reader.unreadable().cloned().collect();
         drop(reader);
-        let recovered = recovery::decide(region, &sightings)?;
+        let recovered = recovery::decide(region, &sightings, &unreadable)?;
         request::flush(&*device).await?;
 
         let replay = Replay::new(device.clone(), region, identity, &recovered);
@@ -138,8 +141,34 @@ impl Log {
             identity,
             buffers: BufferPool::new(IDLE_BUFFER_BYTES),
             progress: Arc::new(Progress { state: Mutex::new(state), written: Event::new() }),
+            unreadable,
         };
         Ok((log, replay))
+    }
+
+    /// Blocks that could not be read when the log was opened, in order. They are in no live record.
+    #[must_use]
+    pub fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+
+    /// Overwrites the blocks that could not be read: a record there was ignored, and its number is
+    /// given again, so that it must not be found if they can be read one day. It may also cure
+    /// them. Called before anything is appended.
+    ///
+    /// # Errors
+    /// If a write fails.
+    ///
+    /// # Panics
+    /// If something was appended.
+    pub async fn clear_unreadable(&mut self) -> Result<(), LogError> {
+        assert_eq!(self.stats(), LogStats::default(), "nothing has been appended yet");
+        for Unreadable { offset, len_bytes, .. } in std::mem::take(&mut self.unreadable) {
+            let written = write_zeros(&*self.device, Region { offset, len_bytes }).await;
+            let record = self.newest_record() + 1;
+            written.map_err(|cause| LogError::Failed { record, cause })?;
+        }
+        Ok(())
     }
 
     /// Makes the changes durable, together or, if power is lost before this returns, perhaps not

@@ -17,9 +17,9 @@
 use std::sync::Arc;
 
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, Sequence,
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, Salvaged, Sequence,
     header::{self, HEADER_BYTES, HeaderError, Identity, Kind},
-    request,
+    request, salvage,
     sync::Mutex,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::U64};
@@ -88,7 +88,7 @@ impl MarkStore {
     /// nothing marked.
     ///
     /// # Errors
-    /// If the device fails or a mark is of a newer version.
+    /// If the device is closed or a mark is of a newer version. One that cannot be read is damaged.
     pub async fn open(
         device: Arc<dyn Device>,
         pages: [ByteOffset; 2],
@@ -97,16 +97,13 @@ impl MarkStore {
         let mut newest = (0, Mark::default());
         let mut damaged_pages = Vec::new();
         for page in pages {
-            let bytes = request::read(&*device, page, AlignedBuffer::zeroed(BLOCK_BYTES)).await?;
-            match decode(&bytes, pool, page) {
+            let read = salvage::read(&*device, page, AlignedBuffer::zeroed(BLOCK_BYTES)).await?;
+            match decode(&read, pool, page) {
                 Ok((number, mark)) if number > newest.0 => newest = (number, mark),
                 Ok(_) => {}
                 Err(error @ HeaderError::Version { .. }) => return Err(MarkError::Newer(error)),
-                Err(HeaderError::Magic { .. }) if bytes.iter().all(|&byte| byte == 0) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "a durability mark is damaged");
-                    damaged_pages.push(error);
-                }
+                Err(HeaderError::Magic { .. }) if read.bytes().iter().all(|&byte| byte == 0) => {}
+                Err(error) => damaged_pages.push(error),
             }
         }
         let (number, mark) = newest;
@@ -185,8 +182,10 @@ fn encode(mark: &Mark, number: u64, pool: u64, page: ByteOffset) -> AlignedBuffe
 }
 
 /// The number and the mark.
-fn decode(bytes: &[u8], pool: u64, page: ByteOffset) -> Result<(u64, Mark), HeaderError> {
-    let header = header::verify(bytes, &identity(pool, page))?;
+fn decode(read: &Salvaged, pool: u64, page: ByteOffset) -> Result<(u64, Mark), HeaderError> {
+    let identity = identity(pool, page);
+    let bytes = read.whole().map_err(|cause| identity.unreadable(cause))?;
+    let header = header::verify(bytes, &identity)?;
     let length_bytes = header.length_bytes.get();
     let body = bytes[..length_bytes as usize].get(HEADER_BYTES..);
     let Some((body, _)) = body.and_then(|body| Body::read_from_prefix(body).ok()) else {

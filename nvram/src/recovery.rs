@@ -19,6 +19,10 @@
 //! at them); so are copies of records inside guests' data, which are stale ones if they are at
 //! their own place at all: it was free when the record that contains them was written.
 //!
+//! Blocks that cannot be read were scanned as zeros, and are told as such: see [`Log::unreadable`].
+//!
+//! [`Log::unreadable`]: crate::Log::unreadable
+//!
 //! What the table cannot see: N + 1 that was acknowledged and then damaged by the medium looks
 //! like a torn tail, or like nothing, if N + 2 was never begun. Who keeps a [mark](crate::mark) of
 //! what was durable asks [`Replay::lost_record`](crate::Replay::lost_record). A torn tail is
@@ -27,7 +31,7 @@
 
 use std::collections::VecDeque;
 
-use siltstone_device::{BLOCK_BYTES, Sequence};
+use siltstone_device::{BLOCK_BYTES, ByteOffset, Sequence, Unreadable};
 
 use crate::{LogDamage, OpenError, Region, ring::RecordExtent, scan::Sighting};
 
@@ -37,7 +41,7 @@ pub struct TornTail {
     /// Its number.
     pub record: u64,
     /// Its place.
-    pub offset: siltstone_device::ByteOffset,
+    pub offset: ByteOffset,
 }
 
 /// What recovery found to be live.
@@ -50,27 +54,50 @@ pub(crate) struct Recovered {
     /// Up to where the newest record says that everything is durable elsewhere.
     pub(crate) trimmed: Sequence,
     pub(crate) torn_tail: Option<TornTail>,
+    /// Where the record after the newest is or should be, and what is wrong with it if there was
+    /// one.
+    pub(crate) next: (ByteOffset, LogDamage),
 }
 
-/// Applies the decision table.
-pub(crate) fn decide(region: Region, sightings: &[Sighting]) -> Result<Recovered, OpenError> {
+/// Applies the decision table. `unreadable` blocks were scanned as zeros: they hide nothing but what
+/// damage of them would hide, and are named as the cause where they do.
+pub(crate) fn decide(
+    region: Region,
+    sightings: &[Sighting],
+    unreadable: &[Unreadable],
+) -> Result<Recovered, OpenError> {
     let number = |sighting: &Sighting| sighting.head.label.number;
     let whole = || sightings.iter().filter(|sighting| sighting.whole);
     let broken = || sightings.iter().filter(|sighting| !sighting.whole);
-    let newest = whole().max_by_key(|s| number(s)).ok_or(OpenError::NoRecord { region })?.head;
+    let Some(newest) = whole().max_by_key(|s| number(s)) else {
+        return Err(match unreadable.first() {
+            Some(blocks) => blocks.cause.clone().into(),
+            None => OpenError::NoRecord { region },
+        });
+    };
+    let newest = newest.head;
     let next = newest.label.number.saturating_add(1);
+    // Of a record with this number that belongs there: its place, and what is wrong with it.
+    let flaw = |wanted, expected: ByteOffset| match broken().find(|s| number(s) == wanted) {
+        Some(Sighting { head, .. }) => {
+            let offset = head.label.address;
+            (offset, cause_in(offset, head.len_bytes, unreadable).unwrap_or(LogDamage::NotWhole))
+        }
+        None => {
+            // Nothing is there, or, if the ring wraps, at the start.
+            let cause = |offset| Some((offset, cause_in(offset, BLOCK_BYTES as u64, unreadable)?));
+            let found = cause(expected).or_else(|| cause(region.offset));
+            found.unwrap_or((expected, LogDamage::Missing))
+        }
+    };
 
     let mut chain: Vec<&Sighting> =
         whole().filter(|s| number(s) >= newest.label.oldest_live).collect();
     chain.sort_by_key(|s| number(s));
+    let after_newest = flaw(next, newest.label.address.plus(newest.len_bytes));
     if broken().any(|s| number(s) > next) {
-        let lost = broken().find(|s| number(s) == next);
-        let offset = lost.map(|s| s.head.label.address);
-        return Err(damaged(
-            next,
-            offset.unwrap_or(newest.label.address.plus(newest.len_bytes)),
-            offset.map_or(LogDamage::Missing, |_| LogDamage::NotWhole),
-        ));
+        let (offset, damage) = after_newest;
+        return Err(damaged(next, offset, damage));
     }
 
     let mut expected = newest.label.oldest_live_address;
@@ -83,11 +110,8 @@ pub(crate) fn decide(region: Region, sightings: &[Sighting]) -> Result<Recovered
             return Err(damaged(wanted - 1, before, LogDamage::Twice { other: found }));
         }
         if head.label.number > wanted {
-            let broken = broken().find(|s| number(s) == wanted);
-            return Err(match broken.map(|s| s.head.label.address) {
-                Some(offset) => damaged(wanted, offset, LogDamage::NotWhole),
-                None => damaged(wanted, expected, LogDamage::Missing),
-            });
+            let (offset, damage) = flaw(wanted, expected);
+            return Err(damaged(wanted, offset, damage));
         }
         // The first of the chain stands exactly where the newest says; later ones may wrap.
         let may_wrap = !records.is_empty();
@@ -107,11 +131,23 @@ pub(crate) fn decide(region: Region, sightings: &[Sighting]) -> Result<Recovered
         records,
         trimmed: newest.label.trimmed,
         torn_tail: torn.map(|s| TornTail { record: next, offset: s.head.label.address }),
+        next: after_newest,
     })
 }
 
-fn damaged(record: u64, offset: siltstone_device::ByteOffset, damage: LogDamage) -> OpenError {
+fn damaged(record: u64, offset: ByteOffset, damage: LogDamage) -> OpenError {
     OpenError::Damaged { record, offset, damage }
+}
+
+/// Why a range cannot be read, if it cannot.
+pub(crate) fn cause_in<'a>(
+    offset: ByteOffset,
+    len_bytes: u64,
+    unreadable: impl IntoIterator<Item = &'a Unreadable>,
+) -> Option<LogDamage> {
+    let mut unreadable = unreadable.into_iter();
+    let blocks = unreadable.find(|blocks| blocks.touches(offset, len_bytes))?;
+    Some(LogDamage::Unreadable { cause: blocks.cause.clone() })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ pub use crate::recovery::TornTail;
 use crate::{
     LogDamage, LogIdentity, OpenError, Region,
     record::{RecordView, decode},
-    recovery::Recovered,
+    recovery::{Recovered, cause_in},
     ring::RecordExtent,
     scan::RegionReader,
 };
@@ -27,8 +27,10 @@ pub struct Replay {
     /// Live records that hold changes newer than `trimmed`, with their numbers.
     records: VecDeque<(u64, RecordExtent)>,
     trimmed: Sequence,
-    /// The newest whole record's number, and where it ends.
-    newest: (u64, ByteOffset),
+    /// The newest whole record's number.
+    newest: u64,
+    /// Where the record after it is or should be, and what is wrong with it if there was one.
+    next: (ByteOffset, LogDamage),
     torn_tail: Option<TornTail>,
 }
 
@@ -41,16 +43,14 @@ impl Replay {
     ) -> Self {
         let numbered = (recovered.oldest_live..).zip(recovered.records.iter().copied());
         let trimmed = recovered.trimmed;
-        let newest = recovered.oldest_live + recovered.records.len() as u64 - 1;
-        let end = recovered.records.back().map_or(0, |record| record.start + record.len_blocks);
-        let newest = (newest, region.offset.plus(end * BLOCK_BYTES as u64));
         Self {
             reader: RegionReader::new(device, region),
             region,
             identity,
             records: numbered.filter(|(_, record)| record.last_sequence > trimmed).collect(),
             trimmed,
-            newest,
+            newest: recovered.oldest_live + recovered.records.len() as u64 - 1,
+            next: recovered.next.clone(),
             torn_tail: recovered.torn_tail,
         }
     }
@@ -80,15 +80,9 @@ impl Replay {
     /// segments: that is for the caller to know.
     #[must_use]
     pub fn lost_record(&self, durable: u64) -> Option<OpenError> {
-        let (newest, end) = self.newest;
-        if durable <= newest {
-            return None;
-        }
-        let (offset, damage) = match self.torn_tail {
-            Some(torn) => (torn.offset, LogDamage::NotWhole),
-            None => (end, LogDamage::Missing),
-        };
-        Some(OpenError::Damaged { record: newest + 1, offset, damage })
+        let (offset, damage) = self.next.clone();
+        let record = self.newest + 1;
+        (durable >= record).then_some(OpenError::Damaged { record, offset, damage })
     }
 
     /// The next record. It may still hold changes up to [`trimmed_up_to`](Self::trimmed_up_to).
@@ -103,16 +97,15 @@ impl Replay {
         let block = BLOCK_BYTES as u64;
         let (start, len_bytes) = (extent.start * block, extent.len_blocks * block);
         let offset = self.region.offset.plus(start);
+        self.reader.view(start, len_bytes).await?;
+        let damage = cause_in(offset, len_bytes, self.reader.unreadable());
+        let damage = damage.unwrap_or(LogDamage::NotWhole);
         let bytes = self.reader.view(start, len_bytes).await?;
         let view = match decode(bytes, &self.identity, offset) {
             Ok(view) if view.label().number == record => view,
-            _ => return Err(not_whole(record, offset)),
+            _ => return Err(OpenError::Damaged { record, offset, damage }),
         };
         self.records.pop_front();
         Ok(Some(view))
     }
-}
-
-fn not_whole(record: u64, offset: ByteOffset) -> OpenError {
-    OpenError::Damaged { record, offset, damage: LogDamage::NotWhole }
 }

@@ -1,11 +1,15 @@
 //! Reading a region front to back: large reads, several in flight, constant memory.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, Device, DeviceError,
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, DeviceError, Salvaged, Unreadable,
     header::HeaderError,
     request::{Pending, prepare_read},
+    salvage,
 };
 
 use crate::{
@@ -21,7 +25,8 @@ const CHUNK_BYTES: u64 = 1 << 20;
 const READ_AHEAD_CHUNKS: u64 = 8;
 const _: () = assert!(MAX_RECORD_BYTES / CHUNK_BYTES < READ_AHEAD_CHUNKS);
 
-/// Reads a region ahead of a caller who mostly moves forward.
+/// Reads a region ahead of a caller who mostly moves forward. Blocks that the device does not give
+/// are zeros, and remembered.
 pub(crate) struct RegionReader {
     device: Arc<dyn Device>,
     region: Region,
@@ -30,16 +35,24 @@ pub(crate) struct RegionReader {
     first: u64,
     /// A view that spans chunks.
     joined: Vec<u8>,
+    /// What could not be read so far, by where it is.
+    unreadable: BTreeMap<ByteOffset, Unreadable>,
 }
 
 enum Chunk {
     Coming(Pending<AlignedBuffer>),
-    Here(AlignedBuffer),
+    Here(Salvaged),
 }
 
 impl RegionReader {
     pub(crate) fn new(device: Arc<dyn Device>, region: Region) -> Self {
-        Self { device, region, chunks: VecDeque::new(), first: 0, joined: Vec::new() }
+        let (chunks, unreadable) = (VecDeque::new(), BTreeMap::new());
+        Self { device, region, chunks, first: 0, joined: Vec::new(), unreadable }
+    }
+
+    /// What could not be read of the parts that were viewed, in order.
+    pub(crate) fn unreadable(&self) -> impl Iterator<Item = &Unreadable> {
+        self.unreadable.values()
     }
 
     /// The `len` bytes at `start`, counted from the region's start. They must lie in the region
@@ -96,8 +109,16 @@ impl RegionReader {
     async fn arrive(&mut self, index: u64) -> Result<(), DeviceError> {
         let chunk = &mut self.chunks[(index - self.first) as usize];
         if let Chunk::Coming(pending) = chunk {
-            match pending.await {
-                Ok(buffer) => *chunk = Chunk::Here(buffer),
+            let outcome = pending.await;
+            let start = index * CHUNK_BYTES;
+            let len = CHUNK_BYTES.min(self.region.len_bytes - start) as usize;
+            let offset = self.region.offset.plus(start);
+            match salvage::after(&*self.device, offset, len, outcome).await {
+                Ok(salvaged) => {
+                    let unreadable = salvaged.unreadable().iter().cloned();
+                    self.unreadable.extend(unreadable.map(|blocks| (blocks.offset, blocks)));
+                    *chunk = Chunk::Here(salvaged);
+                }
                 Err(error) => {
                     // A later view starts afresh.
                     self.chunks.clear();
@@ -110,7 +131,7 @@ impl RegionReader {
 
     fn bytes(&self, index: u64) -> &[u8] {
         match &self.chunks[(index - self.first) as usize] {
-            Chunk::Here(buffer) => buffer,
+            Chunk::Here(salvaged) => salvaged.bytes(),
             Chunk::Coming(_) => unreachable!("a view awaits its chunks first"),
         }
     }

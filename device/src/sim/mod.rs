@@ -26,6 +26,7 @@ mod shuffle;
 
 use std::{
     io,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -296,6 +297,12 @@ impl SimDevice {
         let mut state = self.medium.state.lock();
         let submitted = state.counters.operations();
         state.faults.add(fault, submitted);
+    }
+
+    /// Every read that touches these bytes fails from now on, until the faults are cleared.
+    pub fn fail_reads(&self, range_bytes: Range<u64>) {
+        let (operation, times, cause) = (Operation::Read, Times::Always, Cause::Errno(libc::EIO));
+        self.inject(Fault { operation, range_bytes, times, cause });
     }
 
     /// How often faults of each kind have struck so far. Damage by [`corrupt`](Self::corrupt) and

@@ -298,15 +298,77 @@ fn a_failed_write_is_final() {
     assert_eq!(block_on(store.store(b"three")).unwrap(), 3);
 }
 
-/// An unreadable slot may hold the newest checkpoint: it is not passed over.
 #[test]
-fn a_device_that_fails_is_named_when_opening() {
+fn a_device_that_cannot_be_flushed_is_named_when_opening() {
     let (device, store) = formatted();
     block_on(store.store(b"one")).unwrap();
-    for operation in [Operation::Read, Operation::Flush] {
-        fail_once(&device, operation);
-        let error = open(&device).err().unwrap();
-        assert!(matches!(error, CheckpointError::Device(_)), "{error}");
+    fail_once(&device, Operation::Flush);
+    let error = open(&device).err().unwrap();
+    assert!(matches!(error, CheckpointError::Device(_)), "{error}");
+    // What can be read when it is asked for again has cost nothing.
+    fail_once(&device, Operation::Read);
+    let (store, found) = open(&device).unwrap();
+    assert_eq!(found, Some((1, b"one".to_vec())));
+    assert_eq!(store.damaged_copies(), []);
+}
+
+fn block_at(offset: u64) -> std::ops::Range<u64> {
+    offset..offset + BLOCK_BYTES as u64
+}
+
+/// A block of a copy that cannot be read is damage of that copy, like any other.
+#[test]
+fn a_copy_that_cannot_be_read_is_a_damaged_one() {
+    let (device, store) = formatted();
+    for number in 1..=6 {
+        block_on(store.store(&body(number))).unwrap();
+    }
+    for cause in [Cause::Kind(std::io::ErrorKind::Other), Cause::Short { sectors: 1 }] {
+        for (copy, block) in SLOTS.as_flattened().iter().flat_map(|copy| [(copy, 0), (copy, 1)]) {
+            let number = if SLOTS[0].contains(copy) { 6 } else { 5 };
+            let is_used = block * BLOCK_BYTES < HEADER_BYTES + body(number).len();
+            let damaged = device.snapshot();
+            let range_bytes = block_at(copy.offset.0 + (block * BLOCK_BYTES) as u64);
+            let (operation, times) = (Operation::Read, Times::Always);
+            damaged.inject(Fault { operation, range_bytes, times, cause });
+            let (store, found) =
+                block_on(CheckpointStore::open(damaged.clone(), SLOTS, POOL, 6)).unwrap();
+            assert_eq!(found, Some((6, body(6))));
+            let [CopyError::Header(HeaderError::Unreadable { address_bytes, .. })] =
+                store.damaged_copies()
+            else {
+                assert!(!is_used && store.damaged_copies().is_empty());
+                continue;
+            };
+            assert!(is_used);
+            assert_eq!(*address_bytes, copy.offset.0);
+            // Writing it anew cures it, here.
+            damaged.clear_faults();
+            for number in 7..9 {
+                assert_eq!(block_on(store.store(&body(number))).unwrap(), number);
+                assert_eq!(open(&damaged).unwrap().1, Some((number, body(number))));
+            }
+            assert_eq!(open(&damaged).unwrap().0.damaged_copies(), []);
+        }
+    }
+}
+
+#[test]
+fn copies_of_which_none_can_be_read_are_an_error_that_names_them() {
+    let (device, store) = formatted();
+    block_on(store.store(b"old")).unwrap();
+    block_on(store.store(b"new")).unwrap();
+    SLOTS[0].iter().for_each(|copy| device.fail_reads(block_at(copy.offset.0)));
+    let error = block_on(CheckpointStore::open(device.clone(), SLOTS, POOL, 2)).err().unwrap();
+    assert!(matches!(error, CheckpointError::Lost { durable: 2, newest: 1, .. }), "{error}");
+    SLOTS[1].iter().for_each(|copy| device.fail_reads(block_at(copy.offset.0)));
+    let error = open(&device).err().unwrap();
+    let CheckpointError::Damaged { first, second } = &error else { panic!("{error}") };
+    for (error, slot) in [first, second].into_iter().zip(SLOTS) {
+        let CopyError::Header(HeaderError::Unreadable { address_bytes, .. }) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(*address_bytes, slot[1].offset.0);
     }
 }
 

@@ -195,17 +195,72 @@ fn a_failed_write_is_final() {
 #[test]
 fn a_device_that_fails_is_named_when_opening() {
     let (device, region) = formatted(16);
-    for operation in [Operation::Read, Operation::Flush] {
+    for (operation, times) in
+        [(Operation::Read, Times::Always), (Operation::Flush, Times::Count(1))]
+    {
         device.inject(Fault {
             operation,
             range_bytes: 0..u64::MAX,
-            times: Times::Count(1),
+            times,
             cause: Cause::Kind(std::io::ErrorKind::Other),
         });
         let error = open(&device, region).err().unwrap();
         assert!(matches!(error, OpenError::Device(_)), "{error}");
+        device.clear_faults();
     }
     open(&device, region).unwrap();
+}
+
+/// Blocks that cannot be read are like blocks that hold something else, and are told.
+#[test]
+fn a_block_that_cannot_be_read_costs_what_is_in_it() {
+    let (device, region) = formatted(32);
+    let (log, _) = open(&device, region).unwrap();
+    for sequence in 1..=5 {
+        append(&log, &[change(sequence, 1)]).unwrap();
+        log.trim(Sequence(u64::from(sequence >= 4)));
+    }
+    let newest = log.newest_record();
+    assert_eq!(newest, 6);
+    // Record 1 at block 0, records 2..=6 at blocks 1, 3, 5, 7, 9; 3..=6 are live.
+    for block in 0..32 {
+        let damaged = device.snapshot();
+        let offset = region.offset.plus(block * BLOCK);
+        damaged.fail_reads(offset.0..offset.0 + 1);
+        let record = if block < 11 { block.div_ceil(2) + 1 } else { 0 };
+        let is_damage = |error: &OpenError| {
+            let OpenError::Damaged { record: named, offset: at, damage } = error else {
+                return false;
+            };
+            let start = region.offset.plus((2 * record - 3) * BLOCK);
+            *named == record && *at == start && matches!(damage, LogDamage::Unreadable { .. })
+        };
+        let (mut log, replay) = match open(&damaged, region) {
+            Ok(opened) => opened,
+            Err(error) => {
+                assert!((3..6).contains(&record) && is_damage(&error), "block {block}: {error}");
+                continue;
+            }
+        };
+        assert!(!(3..6).contains(&record), "block {block}");
+        let [Unreadable { offset: at, len_bytes, .. }] = log.unreadable() else { panic!() };
+        assert_eq!((*at, *len_bytes), (offset, BLOCK));
+        assert_eq!(replay.records_left(), 4);
+        let lost = replay.lost_record(newest);
+        assert_eq!(lost.is_some(), record == 6);
+        assert!(lost.is_none_or(|error| is_damage(&error)), "block {block}");
+        // What was ignored is not found again, though the block can be read again.
+        damaged.clear_faults();
+        let (found, _) = open(&damaged, region).unwrap();
+        assert_eq!(found.newest_record(), newest);
+        block_on(log.clear_unreadable()).unwrap();
+        assert!(log.unreadable().is_empty());
+        let (found, _) = open(&damaged, region).unwrap();
+        assert_eq!(found.newest_record(), if record == 6 { newest - 1 } else { newest });
+        append(&log, &[change(9, 1)]).unwrap();
+        let (_, replay) = open(&damaged, region).unwrap();
+        assert_eq!(replay_all(replay).last(), Some(&vec![change(9, 1)]));
+    }
 }
 
 /// Damage to what was acknowledged is an error that names record and place; damage to the newest

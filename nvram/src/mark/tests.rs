@@ -74,6 +74,27 @@ fn whatever_is_damaged_no_mark_says_more_than_was_written() {
 }
 
 #[test]
+fn a_page_that_cannot_be_read_is_a_damaged_one() {
+    let device = marked();
+    for page in PAGES {
+        let damaged = device.snapshot();
+        damaged.fail_reads(page.0..page.0 + 1);
+        let store = open(&damaged);
+        assert_eq!(store.newest(), if page == PAGES[1] { mark(4) } else { mark(5) });
+        let [HeaderError::Unreadable { address_bytes, .. }] = store.damaged_pages() else {
+            panic!("{:?}", store.damaged_pages())
+        };
+        assert_eq!(*address_bytes, page.0);
+        // The next mark goes there, and cures it, here.
+        damaged.clear_faults();
+        block_on(store.write(mark(6))).unwrap();
+        assert!(damaged.peek(page.0, BLOCK_BYTES) != device.peek(page.0, BLOCK_BYTES));
+        assert_eq!(open(&damaged).newest(), mark(6));
+        assert_eq!(open(&damaged).damaged_pages(), []);
+    }
+}
+
+#[test]
 fn a_cut_leaves_a_mark_that_was_written() {
     let device = SimDevice::new(1 << 20);
     block_on(MarkStore::format(&*device, PAGES)).unwrap();

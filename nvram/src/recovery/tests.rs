@@ -35,7 +35,7 @@ fn broken(sighting: Sighting) -> Sighting {
 }
 
 fn damage(sightings: &[Sighting]) -> (u64, u64, LogDamage) {
-    match decide(REGION, sightings) {
+    match decide(REGION, sightings, &[]) {
         Err(OpenError::Damaged { record, offset, damage }) => {
             (record, (offset.0 - REGION.offset.0) / 4096, damage)
         }
@@ -45,7 +45,7 @@ fn damage(sightings: &[Sighting]) -> (u64, u64, LogDamage) {
 
 #[test]
 fn case_clean() {
-    let recovered = decide(REGION, &clean()).unwrap();
+    let recovered = decide(REGION, &clean(), &[]).unwrap();
     assert_eq!(recovered.oldest_live, 12);
     let starts: Vec<u64> = recovered.records.iter().map(|record| record.start).collect();
     assert_eq!(starts, [62, 0, 2]);
@@ -55,16 +55,16 @@ fn case_clean() {
 
 #[test]
 fn case_no_record() {
-    assert!(matches!(decide(REGION, &[]), Err(OpenError::NoRecord { .. })));
+    assert!(matches!(decide(REGION, &[], &[]), Err(OpenError::NoRecord { .. })));
     let torn = [broken(sighting(1, 0, (1, 0)))];
-    assert!(matches!(decide(REGION, &torn), Err(OpenError::NoRecord { .. })));
+    assert!(matches!(decide(REGION, &torn, &[]), Err(OpenError::NoRecord { .. })));
 }
 
 #[test]
 fn case_torn_tail() {
     let mut sightings = clean();
     sightings.push(broken(sighting(15, 4, (12, 62))));
-    let recovered = decide(REGION, &sightings).unwrap();
+    let recovered = decide(REGION, &sightings, &[]).unwrap();
     assert_eq!(recovered.records.len(), 3);
     let offset = REGION.offset.plus(4 * 4096);
     assert_eq!(recovered.torn_tail, Some(TornTail { record: 15, offset }));
@@ -127,11 +127,11 @@ fn stale_records_count_for_nothing() {
         broken(sighting(11, 30, (1, 2))),
         broken(sighting(14, 20, (12, 62))),
     ]);
-    assert_eq!(decide(REGION, &sightings).unwrap(), decide(REGION, &clean()).unwrap());
+    assert_eq!(decide(REGION, &sightings, &[]).unwrap(), decide(REGION, &clean(), &[]).unwrap());
 }
 
 #[test]
 fn a_single_record_is_a_whole_log() {
-    let recovered = decide(REGION, &[sighting(9, 30, (9, 30))]).unwrap();
+    let recovered = decide(REGION, &[sighting(9, 30, (9, 30))], &[]).unwrap();
     assert_eq!((recovered.oldest_live, recovered.records.len()), (9, 1));
 }
