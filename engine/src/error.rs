@@ -5,7 +5,7 @@ use std::sync::Arc;
 use siltstone_cursor::MapError;
 use siltstone_dedup::IndexError;
 use siltstone_device::{
-    BlockAddress, DeviceError, Place, SegmentId, Sequence, header::HeaderError,
+    BlockAddress, DeviceError, Place, SegmentId, Sequence, Unreadable, header::HeaderError,
 };
 use siltstone_nvram::{CheckpointError, LogError, MarkError, OpenError};
 
@@ -263,8 +263,9 @@ pub enum MetadataError {
     /// Changes that were durable are neither in a whole write unit nor in the log.
     #[error(
         "acknowledged data is missing: {}; the changes after {recovered} up to {durable} are not \
-         in the NVRAM log either",
-        unit_place(*unit, *place)
+         in the NVRAM log either{}",
+        unit_place(*unit, *place),
+        cause_of(unreadable.as_deref())
     )]
     MissingUnit {
         /// The first write unit that is not whole.
@@ -275,10 +276,19 @@ pub enum MetadataError {
         recovered: Sequence,
         /// Every change up to here was durable.
         durable: Sequence,
+        /// Blocks that cannot be read, where it may be.
+        unreadable: Option<Box<Unreadable>>,
     },
     /// The manifest of patches cannot be read.
     #[error("the patch manifest cannot be decoded: {0}")]
     Manifest(#[from] siltstone_cursor::ManifestError),
+}
+
+/// What to add to an error about something missing if some blocks cannot be read.
+fn cause_of(unreadable: Option<&Unreadable>) -> String {
+    unreadable.map_or_else(String::new, |Unreadable { offset, len_bytes, cause }| {
+        format!("; {len_bytes} bytes at {offset} cannot be read: {cause}")
+    })
 }
 
 /// Why a frame could not give a block.

@@ -15,6 +15,7 @@ use siltstone_device::{
     AlignedBuffer, BufferPool, ByteOffset, Device, Entropy, Runtime, Sequence, SystemEntropy,
     Threads,
     file::{self, Access, FileOptions},
+    header::HeaderError,
     mapped, request,
 };
 use siltstone_nvram::{CheckpointStore, GroupCommit, Log, LogIdentity, MarkStore, Region};
@@ -44,7 +45,7 @@ use crate::{
     staged_data::{BlockSums, StagedData},
     stats::Stats,
     summaries::SummaryCache,
-    superblock::{MAX_PATH_BYTES, Superblock},
+    superblock::{FoundSuperblock, MAX_PATH_BYTES, Superblock},
     volume::Volume,
     volume_core::VolumeCore,
 };
@@ -159,14 +160,15 @@ impl Pool {
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let access = if options.read_only { Access::Read } else { Access::Open };
         let device = file::open(path, &FileOptions { access, ..FileOptions::default() })?;
-        let superblock = pollster::block_on(Superblock::load(&*device))?.superblock;
+        let found = pollster::block_on(Superblock::load(&*device))?;
+        let superblock = &found.superblock;
         let nvram = if superblock.layout.nvram_internal {
             None
         } else {
             let path = Path::new(OsStr::from_bytes(&superblock.nvram_path));
             Some(open_nvram(path, access, superblock.nvram_mapped && !options.read_only)?)
         };
-        Self::open_on(device, nvram, options)
+        pollster::block_on(Self::open_found(Arc::new(Threads), device, nvram, found, options))
     }
 
     /// Opens a pool on a device; `nvram` is the one it was made with.
@@ -191,7 +193,18 @@ impl Pool {
         nvram: Option<Arc<dyn Device>>,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let core = Arc::new(open_on(runtime, device, nvram, options).await?);
+        let found = Superblock::load(&*device).await?;
+        Self::open_found(runtime, device, nvram, found, options).await
+    }
+
+    async fn open_found(
+        runtime: Arc<dyn Runtime>,
+        device: Arc<dyn Device>,
+        nvram: Option<Arc<dyn Device>>,
+        superblock: FoundSuperblock,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let core = Arc::new(open_on(runtime, device, nvram, superblock, options).await?);
         let pipeline = if options.read_only {
             None
         } else {
@@ -521,6 +534,12 @@ async fn create_on(
 async fn refuse_to_overwrite(device: &dyn Device) -> Result<()> {
     match Superblock::load(device).await {
         Err(EngineError::NotAPool { .. }) => {}
+        // Nobody knows what is there.
+        Err(
+            error @ EngineError::Metadata(MetadataError::Header(HeaderError::Unreadable { .. })),
+        ) => {
+            return Err(error);
+        }
         // One that cannot be used is still somebody's pool.
         Ok(_) | Err(EngineError::NewerVersion { .. } | EngineError::Metadata(_)) => {
             return Err(EngineError::PoolExists);
@@ -561,9 +580,9 @@ async fn open_on(
     runtime: Arc<dyn Runtime>,
     device: Arc<dyn Device>,
     nvram: Option<Arc<dyn Device>>,
+    found_superblock: FoundSuperblock,
     options: &OpenOptions,
 ) -> Result<Core> {
-    let found_superblock = Superblock::load(&*device).await?;
     let superblock = found_superblock.superblock.clone();
     if superblock.unknown_read_compatible != 0 && !options.read_only {
         let what = crate::error::NewerFeature::ReadCompatible(superblock.unknown_read_compatible);
@@ -651,7 +670,7 @@ async fn open_on(
     pipeline::know_units(&core, &recovered.covered);
     pipeline::apply_units(&core, std::mem::take(&mut recovered.units));
     let reached = replay_log(&core, &mut replay, &recovered).await?;
-    core.repairs.extend(recovered.check_mark(&mark, &replay, reached)?);
+    core.repairs.extend(recovered.check_mark(&mark, &core.log, &replay, reached)?);
     for repair in &core.repairs {
         tracing::warn!(%repair, "damage that redundancy makes good");
     }
@@ -662,10 +681,11 @@ async fn open_on(
         tracing::warn!(%error, "a superblock copy cannot be restored");
     }
     // Nothing is overwritten before all of it has been looked at.
-    if let Some(tail) = tail
-        && !core.read_only
-    {
-        tail.clean(&*core.device).await?;
+    if !core.read_only {
+        if let Some(tail) = tail {
+            tail.clean(&*core.device).await?;
+        }
+        core.log.clear_unreadable().await?;
     }
     Ok(core)
 }

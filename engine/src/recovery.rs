@@ -14,6 +14,7 @@
 //! | log change that does not follow what was found so far | so it is |
 //! | less than the durability mark says was durable | so it is |
 //! | a unit or record that was durable is not whole, but all its changes are found elsewhere | reported |
+//! | blocks that cannot be read | taken for zeros, so that any of the above may follow; reported |
 //!
 //! Opening for writing goes on in the segment of the last unit that counts, behind it: otherwise
 //! every opening would use a segment up. What stands there is overwritten with zeros first, and a
@@ -22,15 +23,18 @@
 //!
 //! The time is bounded by the frontier and the ring, whatever the pool's size.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, BufferPool, ByteOffset, Device, DeviceError, Durability, SegmentId,
-    Sequence, request,
+    Sequence, Unreadable, request, salvage,
 };
 
 use siltstone_cursor::Target;
-use siltstone_nvram::{Mark, Replay};
+use siltstone_nvram::{Log, Mark, Replay};
 
 use crate::{
     error::{EngineError, MetadataError, Result},
@@ -67,23 +71,30 @@ pub(crate) struct RecoveredUnits {
     pub(crate) tail: Option<Tail>,
     /// Where the unit after the last one belongs, if that is known.
     pub(crate) next_place: Option<(SegmentId, u64)>,
+    /// What cannot be read of frontier segments, but for units that patches cover.
+    unreadable: Vec<(SegmentId, Unreadable)>,
 }
 
 impl RecoveredUnits {
     /// Changes up to `durable` were durable and only those up to `recovered` are found.
     pub(crate) fn missing(&self, recovered: Sequence, durable: Sequence) -> EngineError {
         let (unit, place) = (self.unit + 1, self.next_place);
-        MetadataError::MissingUnit { unit, place, recovered, durable }.into()
+        let is_there = |(id, _): &&_| place.is_some_and(|(segment, _)| segment == *id);
+        let blocks = self.unreadable.iter().find(is_there).or(self.unreadable.first());
+        let unreadable = blocks.map(|(_, blocks)| Box::new(blocks.clone()));
+        MetadataError::MissingUnit { unit, place, recovered, durable, unreadable }.into()
     }
 
     /// Compares what the mark says was durable with what was recovered: units, and changes up to
-    /// `reached` with those of the log. Returns what is damaged without being missed.
+    /// `reached` with those of the log. Returns what is damaged or cannot be read without being
+    /// missed.
     ///
     /// # Errors
     /// If a change that was durable is missing.
     pub(crate) fn check_mark(
         &self,
         mark: &Mark,
+        log: &Log,
         replay: &Replay,
         reached: Sequence,
     ) -> Result<Vec<Repair>> {
@@ -97,7 +108,14 @@ impl RecoveredUnits {
         }
         let lost_unit =
             lost_unit.then(|| Repair::Unit { unit: self.unit + 1, place: self.next_place });
-        Ok(lost_unit.into_iter().chain(lost_record.map(Repair::LogRecord)).collect())
+        let mut repairs: Vec<_> = lost_unit.into_iter().collect();
+        repairs.extend(lost_record.map(Repair::LogRecord));
+        repairs.extend(log.unreadable().iter().cloned().map(Repair::UnreadableLog));
+        let segments = self.unreadable.iter().cloned();
+        repairs.extend(
+            segments.map(|(segment, blocks)| Repair::UnreadableSegment { segment, blocks }),
+        );
+        Ok(repairs)
     }
 }
 
@@ -132,6 +150,8 @@ pub(crate) struct ScannedSegment {
     pub(crate) units: Vec<FoundUnit>,
     /// Only zeros follow so many bytes.
     dirty_bytes: u64,
+    /// What cannot be read behind the units that patches cover.
+    unreadable: Vec<Unreadable>,
 }
 
 /// Scans one segment for whole units of its present use, front to back. Of those up to number
@@ -147,75 +167,57 @@ pub(crate) async fn scan_segment(
     covered: u64,
 ) -> Result<ScannedSegment> {
     let start = layout.geometry().segment_start(id);
-    let first = request::read(device, start, buffers.take(BLOCK_BYTES)).await?;
+    let first = salvage::read(device, start, buffers.take(BLOCK_BYTES)).await?;
     // Most of the frontier is unused; the rest need not be read.
-    if segment.used_bytes == 0 && Summary::peek_bytes(&first).is_none() {
-        return Ok(ScannedSegment::default());
+    if segment.used_bytes == 0 && Summary::peek_bytes(first.bytes()).is_none() {
+        let unreadable = first.unreadable().to_vec();
+        return Ok(ScannedSegment { unreadable, ..ScannedSegment::default() });
     }
-    let read = read_segment(device, buffers, start, layout.segment_bytes).await;
-    let (bytes, unreadable) = match read {
-        Ok(bytes) => (bytes, None),
-        Err(_) => read_blocks(device, buffers, start, layout.segment_bytes).await?,
-    };
+    let ReadSegment { bytes, mut unreadable } =
+        read_segment(device, buffers, start, layout.segment_bytes).await?;
     let units = parse_segment(&bytes, pool, start, id, segment.generation, covered);
-    // What cannot be read in units that patches cover is for reads of it to report. Anywhere else
-    // it may have been a unit that counts.
-    let covered_units = units.iter().filter(|unit| unit.summary.number <= covered);
-    let ends = covered_units.map(|unit| unit.address.plus(unit.summary.unit_bytes.into()));
-    let covered_end = ends.max().unwrap_or(start);
-    if let Some((last, error)) = unreadable
-        && last >= covered_end
-    {
-        return Err(error.into());
-    }
+    let end = |blocks: &Unreadable| blocks.offset.0 + blocks.len_bytes - start.0;
     let last = bytes.iter().rposition(|&byte| byte != 0);
-    let dirty = last.map_or(0, |last| (last + 1).next_multiple_of(BLOCK_BYTES));
-    Ok(ScannedSegment { units, dirty_bytes: dirty as u64 })
+    let dirty = last.map_or(0, |last| (last + 1).next_multiple_of(BLOCK_BYTES) as u64);
+    // What cannot be read now is no zeros: it must not turn into a unit one day.
+    let dirty_bytes = unreadable.last().map_or(0, end).max(dirty);
+    // What cannot be read in units that patches cover is for reads of it to report.
+    let covered_units = units.iter().filter(|unit| unit.summary.number <= covered);
+    let ends = covered_units.map(|unit| unit.address.0 + u64::from(unit.summary.unit_bytes));
+    let covered_bytes = ends.max().map_or(0, |end| end - start.0);
+    unreadable.retain(|blocks| end(blocks) > covered_bytes);
+    Ok(ScannedSegment { units, dirty_bytes, unreadable })
 }
 
-/// Reads a whole segment.
+/// What a device gave of a segment.
+pub(crate) struct ReadSegment {
+    /// Zeros where it gave nothing.
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) unreadable: Vec<Unreadable>,
+}
+
+/// Reads the first `len_bytes` of a segment.
 pub(crate) async fn read_segment(
     device: &dyn Device,
     buffers: &BufferPool,
     start: ByteOffset,
-    segment_bytes: u64,
-) -> Result<Vec<u8>> {
-    let reads: Vec<_> = (0..segment_bytes)
+    len_bytes: u64,
+) -> std::result::Result<ReadSegment, DeviceError> {
+    let reads: Vec<_> = (0..len_bytes)
         .step_by(SCAN_READ_BYTES as usize)
         .map(|at| {
-            let len = SCAN_READ_BYTES.min(segment_bytes - at) as usize;
-            request::read(device, start.plus(at), buffers.take(len))
+            let len = SCAN_READ_BYTES.min(len_bytes - at) as usize;
+            salvage::read(device, start.plus(at), buffers.take(len))
         })
         .collect();
-    let mut segment = Vec::with_capacity(segment_bytes as usize);
+    let mut segment =
+        ReadSegment { bytes: Vec::with_capacity(len_bytes as usize), unreadable: Vec::new() };
     for read in reads {
-        segment.extend_from_slice(&read.await?);
+        let read = read.await?;
+        segment.bytes.extend_from_slice(read.bytes());
+        segment.unreadable.extend_from_slice(read.unreadable());
     }
     Ok(segment)
-}
-
-/// Reads a segment block by block, with zeros for those that cannot be read; returns the last of
-/// these as well.
-async fn read_blocks(
-    device: &dyn Device,
-    buffers: &BufferPool,
-    start: ByteOffset,
-    segment_bytes: u64,
-) -> Result<(Vec<u8>, Option<(ByteOffset, DeviceError)>)> {
-    let mut segment = Vec::with_capacity(segment_bytes as usize);
-    let mut unreadable = None;
-    for at in (0..segment_bytes).step_by(BLOCK_BYTES) {
-        let address = start.plus(at);
-        match request::read(device, address, buffers.take(BLOCK_BYTES)).await {
-            Ok(block) => segment.extend_from_slice(&block),
-            Err(error @ DeviceError::Closed { .. }) => return Err(error.into()),
-            Err(error) => {
-                segment.resize(segment.len() + BLOCK_BYTES, 0);
-                unreadable = Some((address, error));
-            }
-        }
-    }
-    Ok((segment, unreadable))
 }
 
 /// Finds the whole units in a segment's bytes, up to the first that is torn.
@@ -265,12 +267,14 @@ fn frames_are_whole(segment: &[u8], at: usize, summary: &Summary, pool: u64) -> 
     })
 }
 
-/// Whether a unit's entries refer to blocks in a segment.
-fn refers_to(summary: &Summary, id: SegmentId) -> bool {
-    summary.entries.iter().any(|(extent, _)| match extent.target {
-        Target::Stored(place) => place.segment() == id,
-        Target::Hole => false,
-    })
+/// The segments that units' entries refer to.
+fn referred_to(units: &[FoundUnit]) -> BTreeSet<SegmentId> {
+    let entries = units.iter().flat_map(|unit| &unit.summary.entries);
+    let segments = entries.filter_map(|(extent, _)| match extent.target {
+        Target::Stored(place) => Some(place.segment()),
+        Target::Hole => None,
+    });
+    segments.collect()
 }
 
 /// Scans the frontier and corrects what the table says of it.
@@ -284,6 +288,7 @@ pub(crate) async fn scan_frontier(
 ) -> Result<RecoveredUnits> {
     let mut found: BTreeMap<u64, FoundUnit> = BTreeMap::new();
     let mut dirty: BTreeMap<SegmentId, u64> = BTreeMap::new();
+    let mut unreadable = Vec::new();
     for &(id, generation) in &body.frontier {
         let reserved = table.segment(id).filter(|segment| {
             segment.state == SegmentState::Frontier && segment.generation == generation
@@ -299,6 +304,7 @@ pub(crate) async fn scan_frontier(
         let covered = body.unit;
         let scanned = scan_segment(&**device, buffers, pool, layout, id, &segment, covered).await?;
         dirty.insert(id, scanned.dirty_bytes);
+        unreadable.extend(scanned.unreadable.into_iter().map(|blocks| (id, blocks)));
         found.extend(scanned.units.into_iter().map(|unit| (unit.summary.number, unit)));
     }
 
@@ -312,6 +318,7 @@ pub(crate) async fn scan_frontier(
         begun: Vec::new(),
         tail: None,
         next_place: None,
+        unreadable,
     };
     // The segment and the end of the newest unit, if it is here.
     let mut newest = None;
@@ -345,11 +352,12 @@ pub(crate) async fn scan_frontier(
         }
     }
     let newest = newest.filter(|&(number, ..)| number == recovered.unit);
+    let referred_to = referred_to(&recovered.units);
     for &(id, generation) in &body.frontier {
         let (blocks, bytes) = sizes.get(&id).copied().unwrap_or_default();
         let recorded = table.segment(id).map_or((0, 0), |s| (s.stored_blocks, s.used_bytes));
-        let is_referred_to = table.segment(id).is_some_and(|s| s.references > 0)
-            || recovered.units.iter().any(|unit| refers_to(&unit.summary, id));
+        let is_referred_to =
+            table.segment(id).is_some_and(|s| s.references > 0) || referred_to.contains(&id);
         if newest.is_some_and(|(_, newest, _)| newest == id) {
             table.recover_contents(id, blocks, bytes);
         } else if bytes > 0 || is_referred_to {

@@ -1,6 +1,6 @@
 //! Damage that redundancy made good.
 
-use siltstone_device::{ByteOffset, SegmentId, header::HeaderError};
+use siltstone_device::{ByteOffset, SegmentId, Unreadable, header::HeaderError};
 use siltstone_nvram::{CopyError, OpenError};
 
 /// Something that was found damaged when the pool was opened, and of which nothing is lost. An
@@ -8,24 +8,24 @@ use siltstone_nvram::{CopyError, OpenError};
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Repair {
     /// A copy of the superblock.
-    #[error("superblock at {offset}: {reason}; the other copy counts")]
+    #[error("{reason}; the other copy counts")]
     Superblock {
         /// Where it is.
         offset: ByteOffset,
-        /// What is wrong with it.
+        /// It, and what is wrong with it.
         reason: String,
     },
     /// A copy of a checkpoint record, which power loss may also have torn.
     #[error("{0}; another copy counts")]
     Checkpoint(CopyError),
     /// A copy of a page of the segment table.
-    #[error("segment table page {page} at {offset}: {reason}; the other copy counts")]
+    #[error("{reason}; another copy of page {page} counts")]
     Table {
         /// Which page.
         page: u64,
         /// Where the copy is.
         offset: ByteOffset,
-        /// What is wrong with it.
+        /// It, and what is wrong with it.
         reason: String,
     },
     /// A durability mark.
@@ -41,6 +41,24 @@ pub enum Repair {
         unit: u64,
         /// Its segment and where in it, if that is known.
         place: Option<(SegmentId, u64)>,
+    },
+    /// Blocks of the log that cannot be read, and that hold nothing that was known to be durable
+    /// and is not elsewhere.
+    #[error(
+        "the NVRAM log: {} bytes at {} cannot be read: {}; recovery did without them",
+        .0.len_bytes, .0.offset, .0.cause
+    )]
+    UnreadableLog(Unreadable),
+    /// The same of a segment that was being written.
+    #[error(
+        "{segment}: {} bytes at {} cannot be read: {}; recovery did without them",
+        blocks.len_bytes, blocks.offset, blocks.cause
+    )]
+    UnreadableSegment {
+        /// The segment.
+        segment: SegmentId,
+        /// The blocks.
+        blocks: Unreadable,
     },
 }
 

@@ -30,7 +30,7 @@ use siltstone_cursor::Edit;
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, Device, Durability, SegmentId,
     header::HeaderError,
-    request,
+    request, salvage,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -209,15 +209,15 @@ impl SegmentTable {
             let chunk = PAGES_PER_READ.min(pages - first);
             let read = |copy| {
                 let start = slot_offset(&layout, first, 0, copy);
-                request::read(device, start, AlignedBuffer::zeroed(chunk * SLOTS_BYTES))
+                salvage::read(device, start, AlignedBuffer::zeroed(chunk * SLOTS_BYTES))
             };
-            let reads = [read(0), read(1)];
-            let [first_copies, second_copies] = reads;
+            // Both under way before either is awaited.
+            let (first_copies, second_copies) = (read(0), read(1));
             let copies = [first_copies.await?, second_copies.await?];
             for page in first..first + chunk {
+                let at = (page - first) * SLOTS_BYTES;
                 let slots = copies.each_ref().map(|copy| {
-                    let at = (page - first) * SLOTS_BYTES;
-                    &copy[at..at + SLOTS_BYTES]
+                    [at, at + BLOCK_BYTES].map(|slot| copy.part(slot..slot + BLOCK_BYTES))
                 });
                 let FoundPage { newest: found, repair, passed_over, has_later_slot } =
                     decode_page(slots, pool, &layout, page, number, &mut segments, count)?;

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, DeviceError, Durability,
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability,
     header::{self, HEADER_BYTES, Header, HeaderError, Identity, Kind},
-    request,
+    request, salvage,
 };
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -198,7 +198,7 @@ impl Superblock {
     /// A copy that needs a newer program is never passed over for the other one, which would be
     /// older: it is an error.
     pub(crate) async fn load(device: &dyn Device) -> Result<FoundSuperblock> {
-        let mut found: Vec<(Self, ByteOffset, AlignedBuffer)> = Vec::new();
+        let mut found: Vec<(Self, ByteOffset, Vec<u8>)> = Vec::new();
         let mut problems: Vec<(SuperblockError, ByteOffset)> = Vec::new();
         for address in [SUPERBLOCK_A, SUPERBLOCK_B] {
             if device.size_bytes() < address.0 + BLOCK_BYTES as u64 {
@@ -207,16 +207,17 @@ impl Superblock {
                 problems.push((missing.into(), address));
                 continue;
             }
-            let read = request::read(device, address, AlignedBuffer::zeroed(BLOCK_BYTES)).await;
-            match read {
-                Ok(block) => match Self::decode(&block, address) {
-                    Ok(superblock) => found.push((superblock, address, block)),
-                    Err(SuperblockError::Newer(what)) => {
-                        return Err(EngineError::NewerVersion { what });
-                    }
-                    Err(problem) => problems.push((problem, address)),
-                },
-                Err(error) => problems.push((SuperblockError::Device(error), address)),
+            let read = salvage::read(device, address, AlignedBuffer::zeroed(BLOCK_BYTES)).await?;
+            let decoded = match read.whole() {
+                Ok(block) => Self::decode(block, address),
+                Err(cause) => Err(identity(0, address).unreadable(cause).into()),
+            };
+            match decoded {
+                Ok(superblock) => found.push((superblock, address, read.bytes().to_vec())),
+                Err(SuperblockError::Newer(what)) => {
+                    return Err(EngineError::NewerVersion { what });
+                }
+                Err(problem) => problems.push((problem, address)),
             }
         }
         // Of two of the same sequence the second: it was written first.
@@ -229,18 +230,19 @@ impl Superblock {
             (
                 *at,
                 format!(
-                    "it is another one (number {found} of pool {:016x}) than the one \
-                           that counts (number {sequence} of pool {:016x})",
+                    "superblock at {at} is another one (number {found} of pool {:016x}) than the \
+                     one that counts (number {sequence} of pool {:016x})",
                     other.pool, superblock.pool
                 ),
             )
         });
-        let damaged = problems.into_iter().map(|(problem, at)| (at, problem.to_string())).next();
+        let reason = |(problem, at): (SuperblockError, ByteOffset)| match problem {
+            SuperblockError::Body(..) => (at, format!("superblock at {at}: {problem}")),
+            _ => (at, problem.to_string()),
+        };
+        let damaged = problems.into_iter().map(reason).next();
         let spare = stale.or(damaged).map(|(offset, reason)| Repair::Superblock { offset, reason });
-        if let Some(repair) = &spare {
-            tracing::warn!("{repair}");
-        }
-        Ok(FoundSuperblock { superblock: superblock.clone(), block: block.to_vec(), spare })
+        Ok(FoundSuperblock { superblock: superblock.clone(), block: block.clone(), spare })
     }
 }
 
@@ -280,8 +282,6 @@ enum SuperblockError {
     Newer(NewerFeature),
     #[error("{0} is {1}")]
     Body(&'static str, u64),
-    #[error(transparent)]
-    Device(DeviceError),
 }
 
 impl From<HeaderError> for SuperblockError {
@@ -302,7 +302,9 @@ impl SuperblockError {
         for problem in problems {
             match problem {
                 Self::Newer(what) => return EngineError::NewerVersion { what },
-                Self::Device(error) => return error.into(),
+                Self::Header(error @ HeaderError::Unreadable { .. }) => {
+                    return MetadataError::Header(error).into();
+                }
                 Self::Body(field, value) => {
                     let structure = "superblock";
                     return MetadataError::Inconsistent { structure, field, value }.into();
@@ -432,6 +434,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_read_is_reported_and_written_anew() {
+        let whole = stored();
+        for at in [SUPERBLOCK_A, SUPERBLOCK_B] {
+            let device = whole.snapshot();
+            device.fail_reads(at.0..at.0 + 1);
+            let found = load(&device).unwrap();
+            assert_eq!(found.superblock, superblock());
+            let says = found.spare.as_ref().unwrap().to_string();
+            let start = format!("superblock at {at} cannot be read: ");
+            assert!(says.starts_with(&start), "{says}");
+            device.corrupt(at.0, &[0; BLOCK_BYTES]);
+            pollster::block_on(found.restore(&*device)).unwrap();
+            assert_eq!(device.peek(at.0, BLOCK_BYTES), whole.peek(at.0, BLOCK_BYTES));
+        }
+        whole.fail_reads(0..1 << 20);
+        let error = load(&whole).err().unwrap();
+        assert!(error.to_string().contains("superblock at byte 0 cannot be read"), "{error}");
     }
 
     /// The other copy is older than what the newer program did.

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use siltstone_dedup::fingerprint;
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset, Place, SegmentId, request,
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Place, SegmentId, Unreadable, request,
     units::{MAX_FRAME_BLOCKS, MAX_FRAME_STORED_BYTES},
 };
 
@@ -21,7 +21,7 @@ use crate::{
     findings::Problem,
     frame::{self, FrameIdentity},
     pace::Pace,
-    recovery,
+    recovery::{self, ReadSegment},
     segment_table::{Segment, SegmentState},
     write_unit::Summary,
 };
@@ -128,51 +128,40 @@ async fn read(
     pace: &mut Pace<'_>,
     problems: &mut Vec<Problem>,
 ) -> Vec<u8> {
-    if !pace.is_limited()
-        && let Ok(bytes) = recovery::read_segment(&*core.device, &core.buffers, start, used).await
-    {
-        pace.take(used).await;
-        return bytes;
-    }
+    let piece_bytes = if pace.is_limited() { READ_BYTES } else { used };
     let mut bytes = Vec::with_capacity(used as usize);
-    for at in (0..used).step_by(READ_BYTES as usize) {
-        let len = READ_BYTES.min(used - at);
-        pace.take(len).await;
-        let buffer = core.buffers.take(len as usize);
-        if let Ok(piece) = request::read(&*core.device, start.plus(at), buffer).await {
-            bytes.extend_from_slice(&piece);
-            continue;
+    while (bytes.len() as u64) < used {
+        let at = bytes.len() as u64;
+        let (offset, len_bytes) = (start.plus(at), piece_bytes.min(used - at));
+        pace.take(len_bytes).await;
+        let piece = recovery::read_segment(&*core.device, &core.buffers, offset, len_bytes).await;
+        // A device that was closed gives nothing.
+        let piece = piece.unwrap_or_else(|cause| ReadSegment {
+            bytes: vec![0; len_bytes as usize],
+            unreadable: vec![Unreadable { offset, len_bytes, cause }],
+        });
+        bytes.extend_from_slice(&piece.bytes);
+        if !piece.unreadable.is_empty() {
+            // All of it was read again, block by block.
+            pace.take(len_bytes).await;
         }
-        for at in (at..at + len).step_by(BLOCK_BYTES) {
-            pace.take(BLOCK_BYTES as u64).await;
-            let buffer = core.buffers.take(BLOCK_BYTES);
-            match request::read(&*core.device, start.plus(at), buffer).await {
-                Ok(block) => bytes.extend_from_slice(&block),
-                Err(source) => {
-                    bytes.resize(bytes.len() + BLOCK_BYTES, 0);
-                    note_unreadable(problems, id, at, source);
-                }
-            }
+        for blocks in piece.unreadable {
+            note_unreadable(problems, id, blocks.offset.0 - start.0, blocks);
         }
     }
     bytes
 }
 
-/// Reports a block that the device does not give, together with those before it.
-fn note_unreadable(
-    problems: &mut Vec<Problem>,
-    segment: SegmentId,
-    at: u64,
-    source: siltstone_device::DeviceError,
-) {
+/// Reports blocks that the device does not give, together with those before them.
+fn note_unreadable(problems: &mut Vec<Problem>, segment: SegmentId, at: u64, blocks: Unreadable) {
     if let Some(Problem::Read { offset_bytes, len_bytes, .. }) = problems.last_mut()
         && *offset_bytes + *len_bytes == at
     {
-        *len_bytes += BLOCK_BYTES as u64;
+        *len_bytes += blocks.len_bytes;
         return;
     }
-    let (offset_bytes, len_bytes) = (at, BLOCK_BYTES as u64);
-    problems.push(Problem::Read { segment, offset_bytes, len_bytes, source });
+    let Unreadable { len_bytes, cause: source, .. } = blocks;
+    problems.push(Problem::Read { segment, offset_bytes: at, len_bytes, source });
 }
 
 /// Verifies the frames of a unit and their blocks against its fingerprints.

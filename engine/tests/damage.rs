@@ -8,19 +8,14 @@ mod support;
 use std::sync::Arc;
 
 use siltstone_device::{SeededRandom, sim::SimDevice};
-use siltstone_engine::{
-    CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions, config::FRAME_BLOCKS,
-};
+use siltstone_engine::{EngineError, Pool, VolumeOptions, config::FRAME_BLOCKS};
 use support::{
     content::{BLOCK, Block, SECTORS, bytes_of},
+    pools::{self, DATA_START, KIB, MIB, POOL_BYTES, small_options as options, used_blocks},
     watchdog::Watchdog,
 };
 
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
 const DISK_BLOCKS: u64 = 400;
-/// Where segments begin in pools of 64 MiB with the options used here.
-const DATA_START: u64 = 6 * MIB + 768 * KIB;
 
 /// A closed pool, what it held on the way, and what its disk contains.
 struct Sample {
@@ -30,32 +25,13 @@ struct Sample {
     blocks: Vec<Block>,
 }
 
-fn options(read_only: bool) -> OpenOptions {
-    let tuning = Tuning {
-        batch_bytes: 64 << 10,
-        reducers: 1,
-        frame_cache_bytes: 64 << 10,
-        page_cache_bytes: 64 << 10,
-        warm_index: false,
-        ..Tuning::default()
-    };
-    OpenOptions { read_only, tuning }
-}
-
 /// Every block different from all others, so that no frame serves more than its own.
 fn unique(version: u32, block: u64) -> Block {
     std::array::from_fn(|sector| (version * 100_000 + block as u32 * 8 + sector as u32) | 1 << 24)
 }
 
 fn sample(close: bool) -> Sample {
-    let device = SimDevice::new(64 * MIB);
-    let create = CreateOptions {
-        segment_bytes: Some(256 * KIB),
-        nvram_bytes: Some(MIB),
-        index_memory_bytes: 64 * KIB,
-        ..CreateOptions::default()
-    };
-    Pool::create_on(device.clone(), None, &create).unwrap();
+    let device = pools::create();
     let pool = Pool::open_on(device.clone(), None, &options(false)).unwrap();
     let disk = pool.create_volume("disk", &VolumeOptions::new(DISK_BLOCKS * BLOCK as u64)).unwrap();
     let mut blocks = vec![[0; SECTORS]; DISK_BLOCKS as usize];
@@ -145,12 +121,6 @@ fn read_all(sample: &Sample, device: &Arc<SimDevice>, read_only: bool) -> Result
     Ok(Outcome::Lost(lost, first_error))
 }
 
-/// Blocks of the device that are not empty.
-fn used_blocks(device: &SimDevice) -> Vec<u64> {
-    let used = |at: &u64| device.peek(*at, BLOCK).iter().any(|&byte| byte != 0);
-    (0..64 * MIB).step_by(BLOCK).filter(used).collect()
-}
-
 /// Whether a block lies in a segment, frames or patches, rather than in the pool's own regions.
 fn is_data(at: u64) -> bool {
     at >= DATA_START
@@ -162,7 +132,7 @@ fn flipped_bytes_are_noticed_and_take_only_their_frame_with_them() {
     let sample = sample(true);
     let mut random = SeededRandom::new(11);
     let (mut refused, mut harmless, mut partial) = (0, 0, 0);
-    for at in used_blocks(&sample.device) {
+    for at in used_blocks(&sample.device, 0..POOL_BYTES) {
         if is_data(at) && random.chance(2, 3) {
             continue;
         }
@@ -206,7 +176,7 @@ fn zeroed_and_stale_blocks_are_noticed() {
     let watchdog = Watchdog::new("a closed pool");
     let sample = sample(true);
     let mut random = SeededRandom::new(12);
-    for at in used_blocks(&sample.device) {
+    for at in used_blocks(&sample.device, 0..POOL_BYTES) {
         let now = sample.device.peek(at, BLOCK);
         let mut others: Vec<Vec<u8>> = vec![vec![0; BLOCK]];
         others.extend(sample.earlier.iter().map(|device| device.peek(at, BLOCK)));
@@ -234,7 +204,7 @@ fn damage_in_a_pool_that_was_not_closed_invents_nothing() {
     let watchdog = Watchdog::new("a pool that was not closed");
     let sample = sample(false);
     let mut random = SeededRandom::new(13);
-    for at in used_blocks(&sample.device) {
+    for at in used_blocks(&sample.device, 0..POOL_BYTES) {
         if is_data(at) && random.chance(1, 2) {
             continue;
         }
@@ -265,13 +235,7 @@ fn damage_in_a_pool_that_was_not_closed_invents_nothing() {
 #[test]
 fn a_damaged_old_frame_in_the_open_segment_hides_nothing_behind_it() {
     let _watchdog = Watchdog::new("a damaged frame before newer units");
-    let device = SimDevice::new(64 * MIB);
-    let create = CreateOptions {
-        segment_bytes: Some(256 * KIB),
-        nvram_bytes: Some(MIB),
-        ..CreateOptions::default()
-    };
-    Pool::create_on(device.clone(), None, &create).unwrap();
+    let device = pools::create();
     let mut options = options(false);
     options.tuning.log_commit_bytes = 0;
     let pool = Pool::open_on(device.clone(), None, &options).unwrap();

@@ -21,31 +21,15 @@ use siltstone_device::{
     sim::{Cause, Fault, SimDevice, Times},
 };
 use siltstone_engine::{
-    CreateOptions, Findings, LostCause, OpenOptions, Pool, Problem, ScrubOptions, ScrubReport,
-    Tuning, VolumeOptions,
+    CreateOptions, Findings, LostCause, Pool, Problem, ScrubOptions, ScrubReport, VolumeOptions,
 };
 use support::{
     content::{BLOCK, Block, bytes_of},
-    pools::{self, MIB},
+    pools::{self, DATA_START, KIB, MIB, POOL_BYTES, small_options as options, used_blocks},
     watchdog::Watchdog,
 };
 
-const KIB: u64 = 1 << 10;
 const DISK_BLOCKS: u64 = 600;
-/// Where segments begin in the pools of these tests.
-const DATA_START: u64 = 6 * MIB + 768 * KIB;
-
-fn options(read_only: bool) -> OpenOptions {
-    let tuning = Tuning {
-        batch_bytes: 64 << 10,
-        reducers: 1,
-        frame_cache_bytes: 64 << 10,
-        page_cache_bytes: 64 << 10,
-        warm_index: false,
-        ..Tuning::default()
-    };
-    OpenOptions { read_only, tuning }
-}
 
 /// Every block different from all others; odd tags, which do not compress, in every second one.
 fn unique(version: u32, block: u64) -> Block {
@@ -57,14 +41,7 @@ fn unique(version: u32, block: u64) -> Block {
 
 /// A pool with a disk in which newer patches cover parts of older ones, and some duplicates.
 fn sample() -> Arc<SimDevice> {
-    let device = SimDevice::new(64 * MIB);
-    let create = CreateOptions {
-        segment_bytes: Some(256 * KIB),
-        nvram_bytes: Some(MIB),
-        index_memory_bytes: 64 * KIB,
-        ..CreateOptions::default()
-    };
-    Pool::create_on(device.clone(), None, &create).unwrap();
+    let device = pools::create();
     let pool = Pool::open_on(device.clone(), None, &options(false)).unwrap();
     // The last block is not whole.
     let size_bytes = DISK_BLOCKS * BLOCK as u64 - 1024;
@@ -88,12 +65,6 @@ fn sample() -> Arc<SimDevice> {
     }
     pool.close().unwrap();
     device
-}
-
-/// Bytes of segments that hold something.
-fn used_blocks(device: &SimDevice) -> Vec<u64> {
-    let used = |at: &u64| device.peek(*at, BLOCK).iter().any(|&byte| byte != 0);
-    (DATA_START..64 * MIB).step_by(BLOCK).filter(used).collect()
 }
 
 /// Whether a block begins with a metadata structure of one of these kinds.
@@ -143,7 +114,7 @@ fn scrub(pool: &Pool) -> ScrubReport {
 fn exactly_the_blocks_that_cannot_be_read_are_listed_whatever_is_damaged() {
     let watchdog = Watchdog::new("a pool to damage");
     let sample = sample();
-    let used = used_blocks(&sample);
+    let used = used_blocks(&sample, DATA_START..POOL_BYTES);
     let is_map_page = |at: &&u64| is_kind(&sample, **at, &[5, 6]);
     let map_pages: Vec<_> = used.iter().filter(is_map_page).copied().collect();
     let mut random = SeededRandom::new(23);
@@ -202,7 +173,7 @@ fn a_damaged_summary_is_a_problem_and_loses_nothing() {
     let device = sample();
     let is_unit = |at: &u64| is_kind(&device, *at, &[4]);
     let mut found = 0;
-    for at in used_blocks(&device).into_iter().filter(is_unit) {
+    for at in used_blocks(&device, DATA_START..POOL_BYTES).into_iter().filter(is_unit) {
         let device = device.snapshot();
         device.flip_bit(at + 60, 1);
         let pool = Pool::open_on(device.clone(), None, &options(true)).unwrap();
@@ -224,7 +195,7 @@ fn what_the_device_does_not_give_is_a_problem_and_not_a_failure() {
     let _watchdog = Watchdog::new("unreadable sectors");
     let device = sample();
     let pool = Pool::open_on(device.clone(), None, &options(false)).unwrap();
-    let used = used_blocks(&device);
+    let used = used_blocks(&device, DATA_START..POOL_BYTES);
     let mut found = 0;
     for at in used.iter().step_by(17) {
         device.inject(Fault {
@@ -250,7 +221,7 @@ fn what_the_device_does_not_give_is_a_problem_and_not_a_failure() {
 fn no_lost_range_is_passed_over_in_silence() {
     let _watchdog = Watchdog::new("a short list");
     let device = sample();
-    for at in used_blocks(&device).iter().step_by(5) {
+    for at in used_blocks(&device, DATA_START..POOL_BYTES).iter().step_by(5) {
         device.flip_bit(at + 300, 2);
     }
     let pool = Pool::open_on(device, None, &options(true)).unwrap();
@@ -386,7 +357,7 @@ fn writers_trims_and_checkpoints_beside_a_scrub_are_no_damage() {
 fn damage_is_named_exactly_while_others_write() {
     let watchdog = Watchdog::new("the sample");
     let sample = sample();
-    let used = used_blocks(&sample);
+    let used = used_blocks(&sample, DATA_START..POOL_BYTES);
     let mut random = SeededRandom::new(77);
     let mut found = 0;
     for round in 0..20 {

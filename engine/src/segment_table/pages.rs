@@ -8,11 +8,12 @@
 //! |--------------------------------------------------------|--------------------------------------|
 //! | the newest whole one not above the record's checkpoint | counts                               |
 //! | the other copy of its slot is damaged or older         | damage, for both were flushed before the record was stored: reported, and the page is written anew |
+//! | one that cannot be read                                | the same, in whichever slot it is: it may yet turn out to hold a later version |
 //! | another one above the record's checkpoint              | of a checkpoint that never was       |
 //! | anything else                                          | torn, or never written: does not matter |
 
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset,
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, DeviceError,
     header::{self, HEADER_BYTES, HeaderError, Identity, Kind},
 };
 use zerocopy::{
@@ -62,13 +63,17 @@ pub(super) struct Newest {
     pub(super) slot: u8,
 }
 
+/// A slot as it was read, or why it could not be.
+type ReadSlot<'a> = std::result::Result<&'a [u8], &'a DeviceError>;
+
 /// Both slots of a page as they were read, the first copies and the second ones.
-pub(super) type PageCopies<'a> = [&'a [u8]; COPIES as usize];
+pub(super) type PageCopies<'a> = [[ReadSlot<'a>; SLOTS_PER_PAGE as usize]; COPIES as usize];
 
 /// What the copies of a page hold.
 pub(super) struct FoundPage {
     pub(super) newest: Newest,
-    /// A copy of the slot that counts and does not say what the other one says.
+    /// A copy of the slot that counts and does not say what the other one says, or one of either
+    /// slot that cannot be read.
     pub(super) repair: Option<Repair>,
     /// A copy that is not whole and may have held a newer version.
     pub(super) passed_over: Option<HeaderError>,
@@ -125,9 +130,21 @@ pub(super) fn encode_page(
 struct FoundCopy<'a> {
     slot: u8,
     address: ByteOffset,
+    /// Empty if it cannot be read.
     bytes: &'a [u8],
     /// Its version, if it is whole.
     version: std::result::Result<u64, HeaderError>,
+}
+
+impl FoundCopy<'_> {
+    fn is_unreadable(&self) -> bool {
+        matches!(self.version, Err(HeaderError::Unreadable { .. }))
+    }
+
+    /// Whether something was ever written there, as far as can be seen.
+    fn is_written(&self) -> bool {
+        self.is_unreadable() || self.bytes.iter().any(|&byte| byte != 0)
+    }
 }
 
 /// Decodes the newest version of a page that is not above checkpoint `number`, and appends its
@@ -143,9 +160,15 @@ pub(super) fn decode_page(
 ) -> Result<FoundPage> {
     let mut found = Vec::with_capacity((SLOTS_PER_PAGE * COPIES) as usize);
     for (copy, slots) in (0..COPIES).zip(copies) {
-        for (slot, bytes) in (0..SLOTS_PER_PAGE as u8).zip(slots.chunks_exact(BLOCK_BYTES)) {
+        for (slot, read) in (0..SLOTS_PER_PAGE as u8).zip(slots) {
             let address = slot_offset(layout, page, slot, copy);
-            let version = match header::verify(bytes, &identity(pool, address)) {
+            let identity = identity(pool, address);
+            let bytes = read.unwrap_or_default();
+            let verified = match read {
+                Ok(bytes) => header::verify(bytes, &identity),
+                Err(cause) => Err(identity.unreadable(cause)),
+            };
+            let version = match verified {
                 Ok(header) if header.length_bytes.get() as usize == BLOCK_BYTES => {
                     Ok(header.sequence.get())
                 }
@@ -165,7 +188,12 @@ pub(super) fn decode_page(
     }
     let valid = |copy: &&FoundCopy<'_>| copy.version.as_ref().is_ok_and(|v| *v <= number);
     let version = |copy: &&FoundCopy<'_>| copy.version.as_ref().map_or(0, |version| *version);
-    let any_error = || found.iter().find_map(|copy| copy.version.clone().err());
+    let error = |copy: &FoundCopy<'_>| copy.version.clone().err();
+    // What was never written says least.
+    let any_error = || {
+        let written = found.iter().filter(|copy| copy.is_written());
+        written.chain(&found).find_map(error)
+    };
     let Some(best) = found.iter().filter(valid).max_by_key(version) else {
         return Err(match any_error() {
             Some(error) => MetadataError::Header(error).into(),
@@ -175,19 +203,21 @@ pub(super) fn decode_page(
     decode_entries(best.bytes, segments, count)?;
     let newest = Newest { version: version(&best), slot: best.slot };
     let differs = |copy: &&FoundCopy<'_>| copy.slot == best.slot && copy.version != best.version;
-    let repair = found.iter().find(differs).map(|copy| Repair::Table {
+    let damaged = found.iter().find(differs);
+    let damaged = damaged.or_else(|| found.iter().find(|copy| copy.is_unreadable()));
+    let repair = damaged.map(|copy| Repair::Table {
         page: page as u64,
         offset: copy.address,
         reason: match &copy.version {
-            Ok(version) => {
-                format!("it has version {version}, the other copy {}", newest.version)
-            }
+            Ok(version) => format!(
+                "segment table page at {} has version {version}, the other copy {}",
+                copy.address, newest.version
+            ),
             Err(error) => error.to_string(),
         },
     });
     // A slot that was never written is no suspect.
-    let written = |copy: &&FoundCopy<'_>| copy.bytes.iter().any(|&byte| byte != 0);
-    let passed_over = found.iter().filter(written).find_map(|copy| copy.version.clone().err());
+    let passed_over = found.iter().filter(|copy| copy.is_written()).find_map(error);
     let later = |copy: &FoundCopy<'_>| copy.version.as_ref().is_ok_and(|v| *v > number);
     let has_later_slot = found.iter().any(later);
     Ok(FoundPage { newest, repair, passed_over, has_later_slot })

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a failed step of a test should stop it
 
 pub mod pools;
+pub mod samples;
 pub mod watchdog;
 
 pub use siltstone_torture::{content, model};

@@ -1,13 +1,13 @@
 //! Small pools in which much happens soon, and work for them.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use parking_lot::Mutex;
 use siltstone_device::{
     SeededRandom, Threads,
     sim::{CompletionMode, SimDevice},
 };
-use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, VolumeOptions};
+use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions};
 pub use siltstone_torture::pools::{BALLAST, DISK_BLOCKS, options};
 use siltstone_torture::{
     clients::{Violation, World},
@@ -18,9 +18,17 @@ use siltstone_torture::{
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 
-/// A pool with a disk, and another volume that fills many segments so that the rest are reused.
-pub fn base(segment_bytes: u64, ballast_mib: u64) -> Arc<SimDevice> {
-    let device = SimDevice::new(64 * MIB);
+/// Where segments begin in the pools of [`create`].
+pub const DATA_START: u64 = 6 * MIB + 768 * KIB;
+pub const POOL_BYTES: u64 = 64 * MIB;
+
+/// An empty pool with the smallest segments.
+pub fn create() -> Arc<SimDevice> {
+    create_with(256 * KIB)
+}
+
+fn create_with(segment_bytes: u64) -> Arc<SimDevice> {
+    let device = SimDevice::new(POOL_BYTES);
     let options = CreateOptions {
         segment_bytes: Some(segment_bytes),
         nvram_bytes: Some(MIB),
@@ -28,6 +36,31 @@ pub fn base(segment_bytes: u64, ballast_mib: u64) -> Arc<SimDevice> {
         ..CreateOptions::default()
     };
     Pool::create_on(device.clone(), None, &options).unwrap();
+    device
+}
+
+/// One reducer, small batches, and caches that soon forget.
+pub fn small_options(read_only: bool) -> OpenOptions {
+    let tuning = Tuning {
+        batch_bytes: 64 << 10,
+        reducers: 1,
+        frame_cache_bytes: 64 << 10,
+        page_cache_bytes: 64 << 10,
+        warm_index: false,
+        ..Tuning::default()
+    };
+    OpenOptions { read_only, tuning }
+}
+
+/// Blocks of a range of the device that are not empty.
+pub fn used_blocks(device: &SimDevice, range_bytes: Range<u64>) -> Vec<u64> {
+    let used = |at: &u64| device.peek(*at, BLOCK).iter().any(|&byte| byte != 0);
+    range_bytes.step_by(BLOCK).filter(used).collect()
+}
+
+/// A pool with a disk, and another volume that fills many segments so that the rest are reused.
+pub fn base(segment_bytes: u64, ballast_mib: u64) -> Arc<SimDevice> {
+    let device = create_with(segment_bytes);
     let pool = Pool::open_on(device.clone(), None, &OpenOptions::default()).unwrap();
     pool.create_volume("disk", &VolumeOptions::new(DISK_BLOCKS * BLOCK as u64)).unwrap();
     if ballast_mib > 0 {
