@@ -5,20 +5,20 @@
 
 mod support;
 
-use std::{io, sync::Arc};
+use std::{io, ops::Range, sync::Arc, time::Duration};
 
 use siltstone_device::{
     Operation,
     sim::{Cause, Fault, SimDevice, Times},
 };
-use siltstone_engine::{EngineError, Pool, Repair, VolumeOptions, error::MetadataError};
+use siltstone_engine::{EngineError, Pool, Repair, Volume, VolumeOptions, error::MetadataError};
 use siltstone_nvram::OpenError;
 use support::{
     content::{BLOCK, Block, SECTORS, bytes_of},
     pools::{self, DATA_START, MIB, POOL_BYTES},
     samples::{
         CHECKPOINT_COPIES, DISK_BLOCKS, End, LOG, MARKS, SUPERBLOCKS, Sample, TABLE, WAYS, Way,
-        check, newest_checkpoint, newest_record, number, options,
+        check, newest_checkpoint, number, options,
     },
     watchdog::Watchdog,
 };
@@ -229,68 +229,73 @@ fn both_copies_bad_is_an_error_that_names_them() {
     sample.outcome(&bad(&sample, &MARKS), true).unwrap();
 }
 
+/// Writes blocks of the disk, each its own change, and flushes them.
+fn write(disk: &Volume, blocks: Range<u64>, version: u32) {
+    for block in blocks {
+        disk.write_at(block * BLOCK as u64, &bytes_of(&tagged(version, block))).unwrap();
+    }
+    disk.flush().unwrap();
+}
+
+fn tagged(version: u32, block: u64) -> Block {
+    [version << 8 | block as u32 | 1 << 24; SECTORS]
+}
+
+fn cut_power(device: &SimDevice, pool: Pool, disk: Volume) -> Arc<SimDevice> {
+    let left = device.snapshot();
+    device.cut_power();
+    drop(disk);
+    drop(pool);
+    left
+}
+
 /// The newest record or unit, not marked as durable and bad, was taken for torn. When it is given
-/// again, it must not take the place of what was written since.
+/// again, it must not take the place of what was written since, which bears the same numbers.
 #[test]
 fn what_was_ignored_never_counts_later() {
-    for commit_bytes in [0, 1 << 20] {
+    // What was lost was in a unit and what follows is in the log, and the other way around.
+    for [lost_commit_bytes, commit_bytes] in [[0, 1 << 20], [1 << 20, 0]] {
+        // Nothing is marked in time, and nothing gets to units by itself.
+        let opening = |log_commit_bytes| {
+            let mut options = options(false, log_commit_bytes);
+            options.tuning.mark_delay = Duration::from_secs(3600);
+            options.tuning.linger = Duration::from_secs(3600);
+            options
+        };
         let device = pools::create();
-        let mut opening = options(false, commit_bytes);
-        let open = |opening: &_| Pool::open_on(device.clone(), None, opening).unwrap();
-        let pool = open(&opening);
-        pool.create_volume("disk", &VolumeOptions::new(DISK_BLOCKS * BLOCK as u64)).unwrap();
-        pool.close().unwrap();
-        // From now on nothing is marked in time, and with the log nothing gets to units by itself.
-        opening.tuning.mark_delay = std::time::Duration::from_secs(3600);
-        if commit_bytes > 0 {
-            opening.tuning.linger = std::time::Duration::from_secs(3600);
-        }
-        let pool = open(&opening);
+        let pool = Pool::open_on(device.clone(), None, &opening(lost_commit_bytes)).unwrap();
+        let size = VolumeOptions::new(DISK_BLOCKS * BLOCK as u64);
+        let disk = pool.create_volume("disk", &size).unwrap();
         let before = device.snapshot();
-        let disk = pool.volume("disk").unwrap();
-        let write =
-            |disk: &siltstone_engine::Volume, blocks: std::ops::Range<u64>, version: u32| {
-                for block in blocks {
-                    let contents = [version << 8 | block as u32 | 1 << 24; SECTORS];
-                    disk.write_at(block * BLOCK as u64, &bytes_of(&contents)).unwrap();
-                }
-                disk.flush().unwrap();
-            };
         write(&disk, 0..8, 1);
-        let lost = device.snapshot();
-        device.cut_power();
-        drop(disk);
-        drop(pool);
+        let lost = cut_power(&device, pool, disk);
 
-        // The last that was written: all blocks of it, in one piece.
-        let changed: Vec<u64> = (LOG.start..POOL_BYTES)
-            .step_by(BLOCK)
-            .filter(|&at| lost.peek(at, BLOCK) != before.peek(at, BLOCK))
-            .collect();
-        let at = if commit_bytes > 0 { newest_record(&lost) } else { changed[0] };
-        assert!(changed.contains(&at) && (at >= DATA_START) == (commit_bytes == 0), "{at}");
-        lost.fail_reads(at..at + 1);
-        let pool = Pool::open_on(lost.clone(), None, &opening).unwrap();
+        let mut changed = 0;
+        for at in (LOG.start..POOL_BYTES).step_by(BLOCK) {
+            if lost.peek(at, BLOCK) != before.peek(at, BLOCK) {
+                assert_eq!(at >= DATA_START, lost_commit_bytes == 0, "{at}");
+                lost.fail_reads(at..at + 1);
+                changed += 1;
+            }
+        }
+        assert!(changed > 0);
+        let pool = Pool::open_on(lost.clone(), None, &opening(commit_bytes)).unwrap();
         let repairs = pool.stat().unwrap().repairs;
         assert!(repairs.iter().any(|says| says.contains("cannot be read")), "{repairs:?}");
         let disk = pool.volume("disk").unwrap();
         let mut found = vec![1; BLOCK];
         disk.read_at(0, &mut found).unwrap();
         assert_eq!(found, [0; BLOCK], "it was ignored");
-        // Fewer changes, so that what was ignored would follow them.
+        // Fewer changes, so that some of what was ignored would follow them.
         write(&disk, 3..5, 2);
-        let healed = lost.snapshot();
-        lost.cut_power();
-        drop(disk);
-        drop(pool);
+        let healed = cut_power(&lost, pool, disk);
 
         let pool = Pool::open_on(healed, None, &options(true, 0)).unwrap();
         let disk = pool.volume("disk").unwrap();
         for block in 0..8 {
             disk.read_at(block * BLOCK as u64, &mut found).unwrap();
-            let is_new = (3..5).contains(&block);
-            let tag = if is_new { 2 << 8 | block as u32 | 1 << 24 } else { 0 };
-            assert_eq!(found, bytes_of(&[tag; SECTORS]), "commit {commit_bytes}, block {block}");
+            let expected = if (3..5).contains(&block) { tagged(2, block) } else { [0; SECTORS] };
+            assert!(found == bytes_of(&expected), "{lost_commit_bytes}: block {block}");
         }
     }
 }
