@@ -266,6 +266,7 @@ fn what_was_ignored_never_counts_later() {
         let pool = Pool::open_on(device.clone(), None, &opening(lost_commit_bytes)).unwrap();
         let size = VolumeOptions::new(DISK_BLOCKS * BLOCK as u64);
         let disk = pool.create_volume("disk", &size).unwrap();
+        write(&disk, 8..9, 3);
         let before = device.snapshot();
         write(&disk, 0..8, 1);
         let lost = cut_power(&device, pool, disk);
@@ -292,9 +293,13 @@ fn what_was_ignored_never_counts_later() {
 
         let pool = Pool::open_on(healed, None, &options(true, 0)).unwrap();
         let disk = pool.volume("disk").unwrap();
-        for block in 0..8 {
+        for block in 0..9 {
             disk.read_at(block * BLOCK as u64, &mut found).unwrap();
-            let expected = if (3..5).contains(&block) { tagged(2, block) } else { [0; SECTORS] };
+            let expected = match block {
+                3..5 => tagged(2, block),
+                8 => tagged(3, block),
+                _ => [0; SECTORS],
+            };
             assert!(found == bytes_of(&expected), "{lost_commit_bytes}: block {block}");
         }
     }
