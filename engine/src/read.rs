@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use siltstone_cursor::{Run, Target};
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, BlockAddress, ByteOffset, DeviceError, Place, Request, request,
-    units::MAX_FRAME_STORED_BYTES,
+    AlignedBuffer, BLOCK_BYTES, BlockAddress, ByteOffset, DeviceError, Place, Request, Salvaged,
+    request, salvage, units::MAX_FRAME_STORED_BYTES,
 };
 
 use crate::{
@@ -251,8 +251,10 @@ impl Core {
         }
         self.device.submit(requests);
         for (read, answer) in answers {
-            match answer.await {
-                Ok(bytes) => self.take_read(wanted, &read, &bytes, out, &mut failed),
+            // A bad block fails all of a read; it is to cost its own frame.
+            let (start, len) = (ByteOffset(read.start), (read.end - read.start) as usize);
+            match salvage::after(&*self.device, start, len, answer.await).await {
+                Ok(salvaged) => self.take_read(wanted, &read, &salvaged, out, &mut failed),
                 Err(source) => {
                     for &at in &read.wanted {
                         let place = wanted[at].place;
@@ -301,7 +303,7 @@ impl Core {
         &self,
         wanted: &[Wanted],
         read: &DeviceRead,
-        bytes: &AlignedBuffer,
+        salvaged: &Salvaged,
         out: &mut [u8],
         failed: &mut Vec<(Wanted, FrameError)>,
     ) {
@@ -313,7 +315,12 @@ impl Core {
                 _ => {
                     add(&self.stats.counters.frame_reads, 1);
                     let skip = (self.frame_start(run.place) - read.start) as usize;
-                    self.decode(run, &bytes[skip..])
+                    let (start, end) = self.device_range(run.place);
+                    match salvaged.part((start - read.start) as usize..(end - read.start) as usize)
+                    {
+                        Ok(_) => self.decode(run, &salvaged.bytes()[skip..]),
+                        Err(source) => Err(device_error(run.place, source)),
+                    }
                 }
             };
             match plain {

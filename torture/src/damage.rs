@@ -1,6 +1,6 @@
 //! Damage: every byte of a small pool's metadata, one after the other, is made another; every
 //! sector and block of it is zeroed, replaced by an older version, and swapped with another of its
-//! kind. Each time the pool is opened and all of it is compared with what was written.
+//! kind; and every block of it cannot be read. Each time the pool is opened and all of it is compared with what was written.
 //!
 //! What comes of it is one of these:
 //!

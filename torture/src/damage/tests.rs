@@ -4,7 +4,8 @@ use siltstone_device::{BLOCK_BYTES, sim::SimDevice};
 
 use super::{
     life::{End, Life},
-    structures::Kind,
+    structures::{Cost, Kind},
+    trial::Form,
     verdict::{Expected, Verdict, judge},
     *,
 };
@@ -129,6 +130,27 @@ fn a_frame_that_was_forged_is_called_silent() {
         }
     }
     assert!(silent > 0);
+}
+
+/// What cannot be read costs no more than what holds something else, also in use.
+#[test]
+fn no_block_that_cannot_be_read_is_silent() {
+    let mut costs = BTreeSet::new();
+    for end in End::ALL {
+        let life = Life::new(end);
+        let trials = trial::all(&life).into_iter();
+        for (number, trial) in trials.filter(|trial| trial.form == Form::Unreadable).enumerate() {
+            let verdict = trial.run(&life, number % 3 == 0).expect("every block can be unreadable");
+            let kind = trial.kind(&life);
+            assert!(!matches!(verdict, Verdict::Silent(_)), "{kind}: {trial:?}: {verdict:?}");
+            if kind.most_cost() == Cost::Nothing && kind < Kind::LogRecordLive {
+                // What stands twice is also named.
+                assert_eq!(verdict, Verdict::Corrected, "{kind}: {trial:?}");
+            }
+            costs.insert(verdict.cost());
+        }
+    }
+    assert_eq!(costs, [Cost::Nothing, Cost::Blocks, Cost::Pool].into());
 }
 
 #[test]

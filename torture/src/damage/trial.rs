@@ -22,6 +22,8 @@ pub enum Form {
     Stale(Unit),
     /// They have changed places with the next of the same kind.
     Swap(Unit),
+    /// No read of the block succeeds any more.
+    Unreadable,
 }
 
 /// How much is damaged at a time.
@@ -44,7 +46,7 @@ impl Unit {
 
 impl Form {
     /// Every one.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Flip,
         Self::Zero(Unit::Sector),
         Self::Zero(Unit::Block),
@@ -52,6 +54,7 @@ impl Form {
         Self::Stale(Unit::Block),
         Self::Swap(Unit::Sector),
         Self::Swap(Unit::Block),
+        Self::Unreadable,
     ];
 
     /// What it is called.
@@ -65,12 +68,14 @@ impl Form {
             Self::Stale(Unit::Block) => "stale-block",
             Self::Swap(Unit::Sector) => "swap-sector",
             Self::Swap(Unit::Block) => "swap-block",
+            Self::Unreadable => "unreadable-block",
         }
     }
 
     fn unit_bytes(self) -> u64 {
         match self {
             Self::Flip => 1,
+            Self::Unreadable => BLOCK as u64,
             Self::Zero(unit) | Self::Stale(unit) | Self::Swap(unit) => unit.bytes() as u64,
         }
     }
@@ -138,6 +143,7 @@ impl Trial {
         let now = life.device.peek(start, len);
         // What is damaged, and what is there then.
         let mut damage = Vec::new();
+        let device = life.device.snapshot();
         match self.form {
             Form::Flip => damage.push((start, vec![now[0] ^ self.value])),
             Form::Zero(_) => damage.push((start, vec![0; len])),
@@ -151,11 +157,15 @@ impl Trial {
                 damage.push((start, life.device.peek(other, len)));
                 damage.push((other, now.clone()));
             }
+            Form::Unreadable => {
+                device.fail_reads(start..end);
+                let frames = life.structures.only_frames(start, end);
+                return Some(self.judge(life, &device, frames.as_deref(), writable));
+            }
         }
         if damage[0].1 == now {
             return None;
         }
-        let device = life.device.snapshot();
         let mut frames = Some(Vec::new());
         for (start, bytes) in damage {
             device.corrupt(start, &bytes);
