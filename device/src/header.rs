@@ -98,7 +98,7 @@ impl Identity {
     #[must_use]
     pub fn unreadable(&self, cause: &DeviceError) -> HeaderError {
         let Self { kind, address_bytes, .. } = *self;
-        HeaderError::Unreadable { kind, address_bytes, cause: cause.clone() }
+        HeaderError::Unreadable { kind, address_bytes, cause: Box::new(cause.clone()) }
     }
 }
 
@@ -113,7 +113,7 @@ pub enum HeaderError {
         /// Where.
         address_bytes: u64,
         /// Why.
-        cause: DeviceError,
+        cause: Box<DeviceError>,
     },
     /// Nothing recognisable is there.
     #[error("{kind} at byte {address_bytes}: no valid magic number")]

@@ -7,7 +7,7 @@ use siltstone_dedup::IndexError;
 use siltstone_device::{
     BlockAddress, DeviceError, Place, SegmentId, Sequence, Unreadable, header::HeaderError,
 };
-use siltstone_nvram::{CheckpointError, LogError, MarkError, OpenError};
+use siltstone_nvram::{CheckpointError, CopyError, LogError, MarkError, OpenError};
 
 use crate::repair::unit_place;
 
@@ -258,8 +258,11 @@ pub enum MetadataError {
         value: u64,
     },
     /// No checkpoint record was found in a pool that must have one.
-    #[error("no checkpoint record exists")]
-    NoCheckpoint,
+    #[error("no whole checkpoint record exists{}", after_semicolon(damaged.as_ref()))]
+    NoCheckpoint {
+        /// What is wrong with a copy of one, if there was one.
+        damaged: Option<CopyError>,
+    },
     /// Changes that were durable are neither in a whole write unit nor in the log.
     #[error(
         "acknowledged data is missing: {}; the changes after {recovered} up to {durable} are not \
@@ -282,6 +285,10 @@ pub enum MetadataError {
     /// The manifest of patches cannot be read.
     #[error("the patch manifest cannot be decoded: {0}")]
     Manifest(#[from] siltstone_cursor::ManifestError),
+}
+
+fn after_semicolon(error: Option<&CopyError>) -> String {
+    error.map_or_else(String::new, |error| format!("; {error}"))
 }
 
 /// What to add to an error about something missing if some blocks cannot be read.

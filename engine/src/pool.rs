@@ -598,7 +598,10 @@ async fn open_on(
     let slots = layout.checkpoint_slots();
     let (checkpoints, newest) =
         CheckpointStore::open(Arc::clone(&device), slots, pool, mark.checkpoint).await?;
-    let (number, body) = newest.ok_or(MetadataError::NoCheckpoint)?;
+    let (number, body) = newest.ok_or_else(|| {
+        let damaged = checkpoints.damaged_copies().first().cloned();
+        MetadataError::NoCheckpoint { damaged }
+    })?;
     let body = CheckpointBody::decode(&body, layout.segment_count())?;
     let (generation, versions) = (body.next_generation, body.table_versions_sum);
     let (table, table_repairs) =

@@ -225,6 +225,13 @@ fn both_copies_bad_is_an_error_that_names_them() {
             );
         }
     }
+    // A pool that was never opened has one checkpoint record and no mark.
+    let device = pools::create();
+    let [_, first] = CHECKPOINT_COPIES;
+    first.iter().for_each(|&at| device.fail_reads(at..at + 1));
+    let error = Pool::open_on(device, None, &options(true, 0)).unwrap_err();
+    let says = error.to_string();
+    assert!(says.contains(&format!("byte {} cannot be read", first[0])), "{says}");
     // Without marks only a second misfortune would go unnoticed.
     sample.outcome(&bad(&sample, &MARKS), true).unwrap();
 }
