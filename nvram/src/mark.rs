@@ -17,7 +17,7 @@
 use std::sync::Arc;
 
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, Salvaged, Sequence,
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability, Sequence,
     header::{self, HEADER_BYTES, HeaderError, Identity, Kind},
     request, salvage,
     sync::Mutex,
@@ -98,7 +98,11 @@ impl MarkStore {
         let mut damaged_pages = Vec::new();
         for page in pages {
             let read = salvage::read(&*device, page, AlignedBuffer::zeroed(BLOCK_BYTES)).await?;
-            match decode(&read, pool, page) {
+            let found = match read.whole() {
+                Ok(bytes) => decode(bytes, pool, page),
+                Err(cause) => Err(identity(pool, page).unreadable(cause)),
+            };
+            match found {
                 Ok((number, mark)) if number > newest.0 => newest = (number, mark),
                 Ok(_) => {}
                 Err(error @ HeaderError::Version { .. }) => return Err(MarkError::Newer(error)),
@@ -182,10 +186,8 @@ fn encode(mark: &Mark, number: u64, pool: u64, page: ByteOffset) -> AlignedBuffe
 }
 
 /// The number and the mark.
-fn decode(read: &Salvaged, pool: u64, page: ByteOffset) -> Result<(u64, Mark), HeaderError> {
-    let identity = identity(pool, page);
-    let bytes = read.whole().map_err(|cause| identity.unreadable(cause))?;
-    let header = header::verify(bytes, &identity)?;
+fn decode(bytes: &[u8], pool: u64, page: ByteOffset) -> Result<(u64, Mark), HeaderError> {
+    let header = header::verify(bytes, &identity(pool, page))?;
     let length_bytes = header.length_bytes.get();
     let body = bytes[..length_bytes as usize].get(HEADER_BYTES..);
     let Some((body, _)) = body.and_then(|body| Body::read_from_prefix(body).ok()) else {
