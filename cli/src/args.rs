@@ -1,11 +1,13 @@
 //! The command line.
 
-use std::path::PathBuf;
+pub(crate) mod torture;
+
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use siltstone_nbd::Listen;
-use siltstone_torture::damage::{life::End, trial::Form};
 
+use self::torture::TortureArguments;
 use crate::{errors, interval::Interval, size::Size};
 
 /// The address on which volumes are served if none is given.
@@ -58,71 +60,41 @@ pub(crate) enum Command {
     /// pool's metadata with each other. A pool that is being served is scrubbed by its server:
     /// see serve --scrub.
     Scrub(ScrubArguments),
-    /// Cut the power of simulated pools, or kill real servers, until a promise breaks.
+    /// Cut the power of simulated pools, kill real servers, or damage pools, until a promise breaks.
     ///
-    /// Without --kill: each seed is a pool with clients on a simulated machine. Its power is cut
+    /// Without --kill and --damage: each seed is a pool with clients on a simulated machine. Its power is cut
     /// at many of its events; each time the pool is recovered and compared with what clients were
-    /// promised.
+    /// promised. With --threads the same is lived on threads, for the races between them.
     ///
     /// With --kill: a pool in a real file is served by a real process, which is killed by SIGKILL
     /// while NBD clients work, also while it starts; each time it is started again and every block
     /// is compared. That is the death of a process: what it had written is there, synced or not.
     /// For the loss of power there are the simulated pools.
+    ///
+    /// With --damage: each byte of the metadata of two small pools is changed, and their sectors
+    /// and blocks are zeroed, replaced by older ones and swapped, one at a time; each time the
+    /// pool is opened and all of it is compared.
+    ///
+    /// Ctrl-C ends it in order, with a summary of what was done until then.
     Torture(TortureArguments),
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct TortureArguments {
-    /// How long to go on, in seconds.
-    #[arg(long, default_value_t = 60)]
-    pub(crate) seconds: u64,
-    /// The first seed of many.
-    #[arg(long, default_value_t = 1, conflicts_with = "seed")]
-    pub(crate) first_seed: u64,
-    /// Only this seed: exactly as it went before. With --kill, what clients draw from [default: 1].
-    #[arg(long)]
-    pub(crate) seed: Option<u64>,
-    /// Of that seed only this cut.
-    #[arg(long, requires = "seed")]
-    pub(crate) cut: Option<usize>,
-    /// Live on real threads instead of a simulated machine: no two runs are alike then.
-    #[arg(long)]
-    pub(crate) threads: bool,
-    /// Kill servers of real pools instead.
-    #[arg(long, conflicts_with_all = ["first_seed", "cut", "threads"])]
-    pub(crate) kill: bool,
-    /// Stop after so many kills under load instead of a time.
-    #[arg(long, value_name = "N", requires = "kill", conflicts_with = "seconds")]
-    pub(crate) kills: Option<u64>,
-    /// Where real pools are made, of up to 512 MiB each [default: where temporary files go].
-    #[arg(long, value_name = "PATH", requires = "kill")]
-    pub(crate) directory: Option<PathBuf>,
-    /// Damage small pools instead: each byte of their metadata, once, then sectors and blocks.
-    #[arg(long, conflicts_with_all = ["seconds", "first_seed", "seed", "cut", "kill"])]
-    pub(crate) damage: bool,
-    /// Of so many places to damage only one.
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "damage",
-        value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) every: u64,
-    /// Damage only the byte, sector or block that is here, in bytes from the pool's start.
-    #[arg(long, value_name = "OFFSET", requires_all = ["damage", "pool"], conflicts_with = "every")]
-    pub(crate) at: Option<u64>,
-    /// In this pool: closed, or crashed.
-    #[arg(long, value_name = "END", requires = "at")]
-    pub(crate) pool: Option<End>,
-    /// Invert these bits of the byte [default: by where it is].
-    #[arg(long, requires = "at", conflicts_with = "form",
-        value_parser = clap::value_parser!(u8).range(1..))]
-    pub(crate) value: Option<u8>,
-    /// Damage it in this way: flip, or zero, stale or swap, each followed by -sector or -block.
-    #[arg(long, requires = "at", default_value = "flip")]
-    pub(crate) form: Form,
-    /// Threads, with --kill servers at a time [default: one a core].
-    #[arg(long)]
-    pub(crate) jobs: Option<usize>,
-    /// Print the outcome as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
+impl Arguments {
+    /// What this process was given. A command line that makes no sense ends it.
+    pub(crate) fn of_process() -> Self {
+        Self::try_parse_valid(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    /// A command line, if it makes sense.
+    fn try_parse_valid<T: Into<OsString> + Clone>(
+        line: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let arguments = Self::try_parse_from(line)?;
+        if let Command::Torture(torture) = &arguments.command {
+            torture.validate()?;
+        }
+        Ok(arguments)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -234,10 +206,15 @@ pub(crate) struct ServeArguments {
     /// Memory for the map's pages kept for lookups [default: 16M].
     #[arg(long, value_name = "SIZE")]
     pub(crate) page_cache: Option<Size>,
+    /// Stop when standard input ends, too: so a server ends with the program that started it and
+    /// holds the other end of a pipe, however that ends.
+    #[arg(long)]
+    pub(crate) stop_at_eof: bool,
     /// Scrub the pool in the background, reading so many bytes a second [default: do not].
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) scrub: Option<Size>,
-    /// How often to begin a scrub: 12h, 7d, ...
+    /// How often to begin a scrub: 12h, 7d, ... The first begins with the server, which does not
+    /// know of scrubs before its start.
     #[arg(long, value_name = "TIME", default_value = "7d", requires = "scrub")]
     pub(crate) scrub_every: Interval,
 }
@@ -349,28 +326,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn options_of_the_other_kind_of_torture_are_refused() {
-        for options in [
-            &["--kills", "5"][..],
-            &["--directory", "/tmp"],
-            &["--kill", "--kills", "5", "--seconds", "5"],
-            &["--kill", "--first-seed", "5"],
-            &["--kill", "--seed", "5", "--cut", "5"],
-            &["--damage", "--seconds", "5"],
-            &["--damage", "--kill"],
-            &["--damage", "--at", "5"],
-            &["--damage", "--pool", "closed"],
-            &["--damage", "--pool", "closed", "--at", "5", "--every", "5"],
-            &["--damage", "--pool", "closed", "--at", "5", "--value", "0"],
-            &["--damage", "--pool", "closed", "--at", "5", "--value", "5", "--form", "zero-block"],
-            &["--every", "5"],
-        ] {
-            let line = ["siltstone", "torture"].iter().chain(options);
-            assert!(Arguments::try_parse_from(line).is_err(), "{options:?}");
-        }
     }
 
     #[test]

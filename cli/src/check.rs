@@ -7,16 +7,17 @@ use crate::{
     errors::CliError,
     findings, open,
     output::{print, print_json},
+    plural::count,
     progress,
 };
 
 pub(crate) fn run(arguments: &CheckArguments) -> Result<(), CliError> {
     let pool = open::open_read_only(&arguments.pool)?;
     let options = CheckOptions { list_limit: arguments.listing.limit() };
-    let bar = progress::items("segments");
+    let bar = progress::bytes(Some(0));
     let mut show = |progress: CheckProgress| {
-        bar.set_length(progress.segments_total);
-        bar.set_position(progress.segments);
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
     };
     let report = pollster::block_on(pool.check_with(&options, &mut show));
     bar.finish_and_clear();
@@ -24,19 +25,15 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<(), CliError> {
     if arguments.listing.json {
         print_json(&report)?;
     } else {
-        let mut text = findings::lines(&report.findings);
-        for repair in &report.repairs {
-            text += &format!("note: {repair}\n");
-        }
+        let mut text = findings::lines(&report.findings) + &findings::notes(&report.repairs);
         text += &format!(
-            "checked {} blocks in {} frames, {} write units and {} segments; {} map entries in \
-             {} pages\n",
-            report.blocks,
-            report.frames,
-            report.units,
-            report.segments,
-            report.entries,
-            report.map_pages
+            "checked {} in {}, {} and {}; {} in {}\n",
+            count(report.blocks, "block"),
+            count(report.frames, "frame"),
+            count(report.units, "write unit"),
+            count(report.segments, "segment"),
+            count(report.entries, "map entry"),
+            count(report.map_pages, "page")
         );
         print(&text)?;
     }

@@ -11,6 +11,8 @@ use siltstone_engine::{
 use siltstone_nbd::ServerError;
 use siltstone_nvram::{CheckpointError, LogError, MarkError, OpenError};
 
+use crate::plural::count;
+
 /// What the help says about exit statuses.
 pub(crate) const EXIT_STATUS_HELP: &str = "\
 Exit statuses:
@@ -23,7 +25,8 @@ Exit statuses:
   6  no such volume, it exists already, or a name, size or option is impossible
   7  no space
   8  a device failed
-  9  stored data is damaged, found by check, by scrub or by reading";
+  9  stored data is damaged, found by check, by scrub or by reading
+  130  interrupted by a signal";
 
 /// The classes of failure that scripts can tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub(crate) enum ExitStatus {
     Device = 8,
     /// Stored data is damaged.
     Damaged = 9,
+    /// The user wanted it to end.
+    Interrupted = 130,
 }
 
 impl From<ExitStatus> for ExitCode {
@@ -166,10 +171,7 @@ pub(crate) enum CliError {
         given: String,
     },
     /// A check or a scrub found damage.
-    #[error(
-        "{path}: the {pass} found {problems} problem(s); {lost_bytes} bytes of volumes are lost, \
-         in {lost_ranges} range(s), everything else can be read"
-    )]
+    #[error("{path}: the {pass} found {}; {}", count(*.problems, "problem"), lost(*.lost_bytes, *.lost_ranges))]
     DamageFound {
         /// The pool.
         path: PathBuf,
@@ -182,10 +184,17 @@ pub(crate) enum CliError {
         /// And their bytes.
         lost_bytes: u64,
     },
+    /// An export has met damage.
+    #[error("{source}; with --salvage, everything else is exported")]
+    NotSalvaged {
+        /// What cannot be read.
+        source: EngineError,
+    },
     /// An export has left out what could not be read.
     #[error(
-        "volume '{volume}' was exported to {file} but for {lost_bytes} bytes in {lost_ranges} \
-         range(s), which are lost and zeros there"
+        "volume '{volume}' was exported to {file} but for {} in {}, which are lost and zeros there",
+        count(*.lost_bytes, "byte"),
+        count(*.lost_ranges as u64, "range")
     )]
     Salvaged {
         /// The volume.
@@ -198,11 +207,32 @@ pub(crate) enum CliError {
         lost_bytes: u64,
     },
     /// A tortured pool broke a promise.
-    #[error("{violations} promise(s) broken; each is described with a way to see it again")]
+    #[error("{} broken; each is described with a way to see it again", count(*.violations, "promise"))]
     PromiseBroken {
         /// How many.
-        violations: usize,
+        violations: u64,
     },
+    /// What was asked for cannot be, as only looking showed.
+    #[error("{reason}")]
+    Impossible {
+        /// What can be.
+        reason: String,
+    },
+    /// The user wanted it to end.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// What a damaged pool has lost.
+fn lost(bytes: u64, ranges: u64) -> String {
+    match ranges {
+        0 => "no data of volumes is lost".into(),
+        _ => format!(
+            "{} of volumes are lost, in {}, everything else can be read",
+            count(bytes, "byte"),
+            count(ranges, "range")
+        ),
+    }
 }
 
 impl CliError {
@@ -214,11 +244,15 @@ impl CliError {
     /// The failure's class.
     pub(crate) fn exit_status(&self) -> ExitStatus {
         match self {
-            Self::Engine(error) | Self::Pool { source: error, .. } => engine_status(error),
+            Self::Engine(error)
+            | Self::Pool { source: error, .. }
+            | Self::NotSalvaged { source: error } => engine_status(error),
             Self::NoPool { .. } | Self::Server(_) => ExitStatus::Other,
-            Self::PoolSizeMissing | Self::StreamSizeMissing { .. } | Self::LogLevel { .. } => {
-                ExitStatus::Usage
-            }
+            Self::Interrupted => ExitStatus::Interrupted,
+            Self::Impossible { .. }
+            | Self::PoolSizeMissing
+            | Self::StreamSizeMissing { .. }
+            | Self::LogLevel { .. } => ExitStatus::Usage,
             Self::VolumeDiffers { .. }
             | Self::ImageTooLarge { .. }
             | Self::ImageEmpty { .. }
@@ -344,7 +378,7 @@ mod tests {
 
     #[test]
     fn the_help_lists_every_status_once() {
-        for status in 0..=9 {
+        for status in (0..=9).chain([130]) {
             let lines = EXIT_STATUS_HELP.lines();
             assert_eq!(lines.filter(|line| line.starts_with(&format!("  {status}  "))).count(), 1);
         }

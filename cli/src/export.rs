@@ -13,7 +13,7 @@ use siltstone_engine::{EngineError, LostRange, StatusRun, Volume};
 
 use crate::{
     args::ExportArguments, errors::CliError, export_adapter::joined, image::PIECE_BYTES, open,
-    output::print, progress, size::human, target::Target,
+    output::print, plural::count, progress, size::human, target::Target,
 };
 
 /// Threads that read and decompress.
@@ -38,7 +38,10 @@ pub(crate) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
         Ok(copied) => copied,
         Err(error) => {
             target.remove_if_new();
-            return Err(error);
+            return Err(match error {
+                CliError::Engine(source) if is_damage(&source) => CliError::NotSalvaged { source },
+                error => error,
+            });
         }
     };
     pool.close()?;
@@ -46,7 +49,8 @@ pub(crate) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     let mut text = String::new();
     for Range { start, end } in &copied.lost {
         let (volume, len_bytes) = (&arguments.volume, end - start);
-        text += &format!("lost: volume '{volume}', {len_bytes} bytes at byte {start}\n");
+        let bytes = count(len_bytes, "byte");
+        text += &format!("lost: volume '{volume}', {bytes} at byte {start}\n");
     }
     text += &format!(
         "exported volume '{}' to {}: {} in {seconds:.1} s ({:.0} MB/s), {} of it not zero\n",

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use siltstone_engine::Findings;
+use siltstone_engine::{Findings, Repair};
 
-use crate::errors::CliError;
+use crate::{errors::CliError, plural::count};
 
 /// One line for each problem and each lost range, and how many are not listed.
 pub(crate) fn lines(findings: &Findings) -> String {
@@ -19,11 +19,16 @@ pub(crate) fn lines(findings: &Findings) -> String {
     text + &more(findings.more_lost, "lost range")
 }
 
-fn more(count: u64, what: &str) -> String {
-    match count {
+/// One line for each thing that was damaged, and of which nothing is lost.
+pub(crate) fn notes(repairs: &[Repair]) -> String {
+    repairs.iter().map(|repair| format!("note: {repair}\n")).collect()
+}
+
+fn more(number: u64, what: &str) -> String {
+    match number {
         0 => String::new(),
         1 => format!("and 1 more {what}; --all lists it\n"),
-        _ => format!("and {count} more {what}s; --all lists them\n"),
+        _ => format!("and {}; --all lists them\n", count(number, &format!("more {what}"))),
     }
 }
 

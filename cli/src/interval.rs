@@ -12,7 +12,9 @@ pub(crate) struct Interval(pub(crate) Duration);
 
 /// Why a time could not be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a time is a whole number of s, m, h, d or w (seconds to weeks), such as 12h, up to 5200w")]
+#[error(
+    "a time is a whole number of s, m, h, d or w (seconds to weeks), such as 12h, from 1s to 5200w"
+)]
 pub(crate) struct ParseIntervalError;
 
 impl FromStr for Interval {
@@ -27,7 +29,8 @@ impl FromStr for Interval {
             return Err(ParseIntervalError);
         }
         let number: u64 = digits.parse().map_err(|_| ParseIntervalError)?;
-        let seconds = number.checked_mul(*seconds).filter(|seconds| *seconds <= 5200 * UNITS[4].1);
+        let seconds = number.checked_mul(*seconds);
+        let seconds = seconds.filter(|seconds| (1..=5200 * UNITS[4].1).contains(seconds));
         seconds.map(|seconds| Self(Duration::from_secs(seconds))).ok_or(ParseIntervalError)
     }
 }
@@ -39,7 +42,7 @@ mod tests {
     #[test]
     fn times_are_read_in_their_units() {
         for (text, seconds) in
-            [("45s", 45), ("30m", 1800), ("12h", 43200), ("7d", 604_800), ("0s", 0)]
+            [("1s", 1), ("45s", 45), ("30m", 1800), ("12h", 43200), ("7d", 604_800)]
         {
             assert_eq!(text.parse(), Ok(Interval(Duration::from_secs(seconds))), "{text}");
         }
@@ -48,7 +51,9 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused() {
-        for text in ["", "s", "7", "-1d", "+1d", "1.5h", "7 d", "7D", "1dd", "5201w", "1é"] {
+        for text in
+            ["", "s", "7", "-1d", "+1d", "1.5h", "7 d", "7D", "1dd", "0s", "0w", "5201w", "1é"]
+        {
             text.parse::<Interval>().unwrap_err();
         }
     }

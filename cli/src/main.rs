@@ -15,9 +15,11 @@ mod export_adapter;
 mod findings;
 mod image;
 mod import;
+mod interrupt;
 mod interval;
 mod open;
 mod output;
+mod plural;
 mod progress;
 mod scrub;
 mod serve;
@@ -33,7 +35,6 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -42,7 +43,7 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of_process();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -5,7 +5,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 const BYTES: &str =
     "{bar:30} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
 const STREAM: &str = "{spinner} {binary_bytes}, {binary_bytes_per_sec}";
-const ITEMS: &str = "{bar:30} {pos} of {len} {msg}, {eta} left";
 
 /// A bar over a number of bytes, if that is known.
 pub(crate) fn bytes(total: Option<u64>) -> ProgressBar {
@@ -13,11 +12,6 @@ pub(crate) fn bytes(total: Option<u64>) -> ProgressBar {
         Some(total) => ProgressBar::new(total).with_style(style(BYTES)),
         None => ProgressBar::no_length().with_style(style(STREAM)),
     }
-}
-
-/// A bar over a number of things.
-pub(crate) fn items(what: &'static str) -> ProgressBar {
-    ProgressBar::new(0).with_style(style(ITEMS)).with_message(what)
 }
 
 /// A line of text that changes.
@@ -37,7 +31,6 @@ mod tests {
     fn the_templates_are_valid() {
         bytes(Some(1));
         bytes(None);
-        items("segments");
         text();
     }
 }

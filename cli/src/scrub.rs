@@ -18,6 +18,7 @@ use crate::{
     errors::CliError,
     findings, open,
     output::{print, print_json},
+    plural::count,
     progress,
     size::human,
 };
@@ -28,17 +29,18 @@ pub(crate) fn run(arguments: &ScrubArguments) -> Result<(), CliError> {
         rate_bytes_per_second: arguments.rate.map(|rate| rate.0),
         list_limit: arguments.listing.limit(),
     };
-    let bar = progress::items("segments");
+    let bar = progress::bytes(Some(0));
     let report = pool.scrub(&options, &mut |progress| {
-        bar.set_length(progress.segments_total);
-        bar.set_position(progress.segments);
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
         ControlFlow::Continue(())
     });
     bar.finish_and_clear();
     if arguments.listing.json {
         print_json(&report)?;
     } else {
-        print(&(findings::lines(&report.findings) + &summary(&report)))?;
+        let found = findings::lines(&report.findings) + &findings::notes(&report.repairs);
+        print(&(found + &summary(&report)))?;
     }
     findings::verdict(&arguments.pool, "scrub", &report.findings)
 }
@@ -46,13 +48,12 @@ pub(crate) fn run(arguments: &ScrubArguments) -> Result<(), CliError> {
 fn summary(report: &ScrubReport) -> String {
     let seconds = report.elapsed_ms as f64 / 1e3;
     format!(
-        "scrubbed {} blocks in {} frames, {} write units and {} segments, and {} map pages: {} in \
-         {seconds:.1} s ({:.0} MB/s)\n",
-        report.blocks,
-        report.frames,
-        report.units,
-        report.segments,
-        report.map_pages,
+        "scrubbed {} in {}, {} and {}, and {}: {} in {seconds:.1} s ({:.0} MB/s)\n",
+        count(report.blocks, "block"),
+        count(report.frames, "frame"),
+        count(report.units, "write unit"),
+        count(report.segments, "segment"),
+        count(report.map_pages, "map page"),
         human(report.bytes),
         report.bytes as f64 / 1e6 / seconds.max(1e-3)
     )
@@ -114,9 +115,15 @@ async fn scrub_for_ever(pool: &Pool, rate_bytes_per_second: u64, interval: Durat
     }
 }
 
-/// A line for each lost range, and one for the pass.
+/// A line for each problem, one for each lost range, and one for the pass.
 fn log(report: &ScrubReport) {
     let findings = &report.findings;
+    for problem in &findings.problems {
+        tracing::warn!(%problem, "damaged");
+    }
+    if findings.more_problems > 0 {
+        tracing::warn!(problems = findings.more_problems, "damaged, and not listed above");
+    }
     for range in &findings.lost {
         let (volume, cause) = (&range.volume, &range.cause);
         let (offset_bytes, len_bytes) = (range.offset_bytes, range.len_bytes);
@@ -125,7 +132,6 @@ fn log(report: &ScrubReport) {
     if findings.more_lost > 0 {
         tracing::error!(ranges = findings.more_lost, "lost, and not listed above");
     }
-    let first_problem = findings.problems.first().map(ToString::to_string);
     tracing::info!(
         complete = report.complete,
         segments = report.segments,
@@ -135,7 +141,6 @@ fn log(report: &ScrubReport) {
         problems = findings.problem_count(),
         lost_ranges = findings.lost_count(),
         lost_bytes = findings.lost_bytes,
-        first_problem,
         "a scrub has ended"
     );
 }

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning};
 use siltstone_nbd::{Listen, Server, ServerConfig};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
 
 use crate::{
     args::{Compression, NewVolume, ServeArguments},
@@ -78,6 +81,16 @@ async fn serve(pool: &Arc<Pool>, arguments: &ServeArguments) -> Result<(), CliEr
     let catch = |kind| signal(kind).map_err(system("catch signals"));
     let mut terminate = catch(SignalKind::terminate())?;
     let mut interrupt = catch(SignalKind::interrupt())?;
+    let input_ended = match arguments.stop_at_eof {
+        true => Some(end_of_input()?),
+        false => None,
+    };
+    let input_ended = async {
+        match input_ended {
+            Some(ended) => _ = ended.await,
+            None => std::future::pending().await,
+        }
+    };
     let config = ServerConfig {
         max_connections: arguments.max_connections as usize,
         ..ServerConfig::default()
@@ -85,13 +98,30 @@ async fn serve(pool: &Arc<Pool>, arguments: &ServeArguments) -> Result<(), CliEr
     let catalog = Arc::new(PoolCatalog::new(Arc::clone(pool)));
     let server = Server::bind(&arguments.listen, catalog, config).await?;
     print(&announcement(pool, server.addresses()))?;
-    next(&mut terminate, &mut interrupt).await;
+    tokio::select! {
+        () = next(&mut terminate, &mut interrupt) => {}
+        () = input_ended => tracing::info!("standard input has ended"),
+    }
     tracing::info!(connections = server.connections(), "stopping");
     tokio::select! {
         drained = server.shutdown(DRAIN_TIMEOUT) => tracing::info!(?drained, "stopped serving"),
         () = next(&mut terminate, &mut interrupt) => tracing::warn!("stopped without waiting"),
     }
     Ok(())
+}
+
+/// Resolves when standard input ends. The thread that reads it is left behind when the server
+/// stops for another reason.
+fn end_of_input() -> Result<oneshot::Receiver<()>, CliError> {
+    let (ended, end) = oneshot::channel();
+    let watch = move || {
+        // An input that cannot be read has ended, too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = ended.send(());
+    };
+    let thread = std::thread::Builder::new().name("stdin".into()).spawn(watch);
+    thread.map_err(system("start threads"))?;
+    Ok(end)
 }
 
 async fn next(terminate: &mut Signal, interrupt: &mut Signal) {

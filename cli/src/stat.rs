@@ -33,11 +33,17 @@ fn tables(stat: &PoolStat) -> String {
         row("index", human(stat.index_bytes), index),
         row("NVRAM log", human(stat.nvram_used_bytes), "in use".into()),
     ];
+    let last_scrub = match &stat.last_scrub {
+        Some(last) => format!("{} s ago", last.finished_seconds_ago),
+        None => "not known".into(),
+    };
+    rows.push(row("last scrub", last_scrub, "kept by no pool, only by a server's log".into()));
+    let mut notes = String::new();
     for repair in &stat.repairs {
-        rows.push(row("note", repair.clone(), String::new()));
+        notes += &format!("note: {repair}\n");
     }
     if let Some(failure) = &stat.failure {
-        rows.push(row("failure", failure.clone(), String::new()));
+        notes += &format!("failure: {failure}\n");
     }
     let head = ["VOLUME", "SIZE", "LOGICAL", "LEVEL"];
     let mut volumes = vec![head.map(String::from).to_vec()];
@@ -49,7 +55,7 @@ fn tables(stat: &PoolStat) -> String {
             volume.level.to_string(),
         ]);
     }
-    table(&rows) + "\n" + &table(&volumes)
+    table(&rows) + &notes + "\n" + &table(&volumes)
 }
 
 fn ratio(what: &str, ratio: f64) -> String {

@@ -17,7 +17,7 @@ use crate::{
     lost::{self, Judgement, Walk},
     pace::Pace,
     pool::Pool,
-    repair::Repair,
+    repair::{self, Repair},
     segment_table::SegmentState,
     verify,
 };
@@ -45,6 +45,10 @@ pub struct CheckProgress {
     pub segments: u64,
     /// Segments to look at.
     pub segments_total: u64,
+    /// Bytes of segments read.
+    pub bytes: u64,
+    /// Bytes to read: what is used of segments in use.
+    pub bytes_total: u64,
 }
 
 /// What a check found.
@@ -67,15 +71,8 @@ pub struct CheckReport {
     pub findings: Findings,
     /// What was found damaged and is held twice, or not needed: nothing is lost by it, and an
     /// opening for writing restores it.
-    #[serde(serialize_with = "as_sentences")]
+    #[serde(serialize_with = "repair::as_sentences")]
     pub repairs: Vec<Repair>,
-}
-
-fn as_sentences<S: serde::Serializer>(
-    repairs: &[Repair],
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_seq(repairs.iter().map(ToString::to_string))
 }
 
 impl CheckReport {
@@ -139,6 +136,7 @@ async fn check(
     let mut pace = Pace::new(&*core.runtime, None);
     let map_is_damaged = check_map(core, options, &mut report).await;
     let total = core.table.len();
+    let used_bytes = verify::used_bytes(&core.table, 0);
     for first in (0..total).step_by(WINDOW_SEGMENTS as usize) {
         let end = (first + WINDOW_SEGMENTS).min(total);
         let mut window = BTreeMap::new();
@@ -149,7 +147,8 @@ async fn check(
                 window.insert(id, check_segment(&mut report, id, &segment, found));
             }
             let (segments, segments_total) = (u64::from(id.0) + 1, total.into());
-            progress(CheckProgress { segments, segments_total });
+            let bytes_total = used_bytes.max(pace.bytes);
+            progress(CheckProgress { segments, segments_total, bytes: pace.bytes, bytes_total });
         }
         let mut entries = 0;
         let mut judge = |place: Place, len_blocks| {

@@ -62,6 +62,14 @@ pub enum Repair {
     },
 }
 
+/// Repairs as programs are told of them.
+pub(crate) fn as_sentences<S: serde::Serializer>(
+    repairs: &[Repair],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(repairs.iter().map(ToString::to_string))
+}
+
 /// Names a write unit that was durable and is not whole.
 pub(crate) fn unit_place(unit: u64, place: Option<(SegmentId, u64)>) -> String {
     match place {

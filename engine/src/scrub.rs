@@ -25,6 +25,7 @@ use crate::{
     lost::{self, Judgement, Walk},
     pace::Pace,
     pool::Pool,
+    repair::{self, Repair},
     segment_table::{Segment, SegmentState},
     stats::{LastScrub, add},
     verify,
@@ -34,6 +35,8 @@ use crate::{
 const MAX_DOUBTS: usize = 1 << 16;
 /// Map pages between two reports of progress.
 const PROGRESS_PAGES: u64 = 64;
+/// How often a pass counts what is left to read: a pool in use grows and shrinks meanwhile.
+const COUNTS: u32 = 64;
 
 /// How a pass is made.
 #[derive(Clone, Debug)]
@@ -59,6 +62,8 @@ pub struct ScrubProgress {
     pub segments_total: u64,
     /// Bytes read.
     pub bytes: u64,
+    /// Bytes to read, as far as is known: what is used of segments in use, and the map.
+    pub bytes_total: u64,
 }
 
 /// What a pass found.
@@ -85,6 +90,10 @@ pub struct ScrubReport {
     /// Everything wrong, and what is lost by it.
     #[serde(flatten)]
     pub findings: Findings,
+    /// What was found damaged when the pool was opened and is held twice, or not needed: nothing
+    /// is lost by it, and an opening for writing restores it.
+    #[serde(serialize_with = "repair::as_sentences")]
+    pub repairs: Vec<Repair>,
 }
 
 impl ScrubReport {
@@ -117,7 +126,12 @@ impl Pool {
             core: self.core(),
             started: pace.now(),
             pace,
-            report: ScrubReport { findings, ..ScrubReport::default() },
+            report: ScrubReport {
+                findings,
+                repairs: self.core().repairs.clone(),
+                ..ScrubReport::default()
+            },
+            bytes_total: 0,
             doubts: BTreeMap::new(),
             doubts_len: 0,
             map_is_damaged: false,
@@ -148,6 +162,8 @@ struct Pass<'a> {
     /// What damage of the map hides is reported once.
     hidden_is_reported: bool,
     list_limit: usize,
+    /// What has been read and what is left, when that was last counted.
+    bytes_total: u64,
     progress: &'a mut (dyn FnMut(ScrubProgress) -> ControlFlow<()> + Send),
 }
 
@@ -178,8 +194,13 @@ impl Pass<'_> {
     }
 
     async fn read_everything(&mut self) -> ControlFlow<()> {
+        self.bytes_total = self.core.map.stats().pages * BLOCK_BYTES as u64 + self.left_bytes(0);
         self.verify_map().await?;
+        let between_counts = self.core.table.len().div_ceil(COUNTS).max(1);
         for id in (0..self.core.table.len()).map(SegmentId) {
+            if id.0.is_multiple_of(between_counts) {
+                self.bytes_total = self.pace.bytes + self.left_bytes(id.0);
+            }
             self.verify_segment(id).await;
             if self.doubts_len > MAX_DOUBTS {
                 self.find_lost().await;
@@ -201,7 +222,13 @@ impl Pass<'_> {
             return ControlFlow::Break(());
         }
         let segments_total = self.core.table.len().into();
-        (self.progress)(ScrubProgress { segments, segments_total, bytes })
+        let bytes_total = self.bytes_total.max(bytes);
+        (self.progress)(ScrubProgress { segments, segments_total, bytes, bytes_total })
+    }
+
+    /// What there is to read in the segments from this one on, at this moment.
+    fn left_bytes(&self, from: u32) -> u64 {
+        verify::used_bytes(&self.core.table, from)
     }
 
     async fn verify_map(&mut self) -> ControlFlow<()> {

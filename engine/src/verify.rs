@@ -22,7 +22,7 @@ use crate::{
     frame::{self, FrameIdentity},
     pace::Pace,
     recovery::{self, ReadSegment},
-    segment_table::{Segment, SegmentState},
+    segment_table::{Segment, SegmentState, SegmentTable},
     write_unit::Summary,
 };
 
@@ -58,6 +58,12 @@ pub(crate) fn is_same_use(core: &Core, id: SegmentId, generation: u64) -> bool {
 /// Whether a segment is used for write units.
 pub(crate) fn holds_units(segment: &Segment) -> bool {
     matches!(segment.state, SegmentState::Data | SegmentState::Frontier)
+}
+
+/// What there is to read in the segments from this one on.
+pub(crate) fn used_bytes(table: &SegmentTable, from: u32) -> u64 {
+    let segments = (from..table.len()).filter_map(|id| table.segment(SegmentId(id)));
+    segments.filter(holds_units).map(|segment| u64::from(segment.used_bytes)).sum()
 }
 
 /// Reads and verifies the used part of a segment. Memory: the segment.

@@ -28,6 +28,7 @@ pub mod trial;
 pub mod verdict;
 
 use std::{
+    ops::ControlFlow,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -89,6 +90,26 @@ pub struct Outcome {
     pub violations: Vec<Violation>,
     /// How long it took.
     pub elapsed: Duration,
+    /// Whether `progress` has ended it.
+    pub interrupted: bool,
+}
+
+/// The only trial of a plan cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoSuchTrial {
+    /// There is nothing.
+    #[error("the {end} pool has {size_bytes} bytes: what can be damaged is at 0 to {}, not at {offset_bytes}", size_bytes - 1)]
+    OutOfPool {
+        /// The pool.
+        end: End,
+        /// What was asked for.
+        offset_bytes: u64,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// What is there would stay as it is.
+    #[error("{} changes nothing at byte {} of the {} pool: {}", .0.form.label(), .0.offset_bytes, .0.end, .0.form.needs())]
+    ChangesNothing(Trial),
 }
 
 /// What jobs share.
@@ -104,14 +125,24 @@ struct Campaign {
     stop: AtomicBool,
 }
 
-/// Damages pools. `progress` is called every now and then with trials done, and all.
+/// Damages pools. `progress` is called every now and then with trials done, and all, and can end
+/// it early.
+///
+/// # Errors
+/// If the only trial of the plan cannot be made.
 ///
 /// # Panics
 /// If the pools cannot be made.
-pub fn run(plan: &Plan, mut progress: impl FnMut(usize, usize)) -> Outcome {
+pub fn run(
+    plan: &Plan,
+    mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Outcome, NoSuchTrial> {
     let begun = Instant::now();
     let ends = plan.only.map_or(End::ALL.to_vec(), |trial| vec![trial.end]);
     let lives: Vec<_> = ends.into_iter().map(Life::new).collect();
+    if let Some(only) = plan.only {
+        only.check(&lives[0])?;
+    }
     let trials = match plan.only {
         Some(only) => vec![only],
         None => lives.iter().flat_map(trial::all).step_by(plan.every.max(1)).collect(),
@@ -134,14 +165,18 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(usize, usize)) -> Outcome {
         thread::spawn(move || campaign.work(job))
     };
     let workers: Vec<_> = (0..jobs).map(start).collect();
+    let mut interrupted = false;
     while workers.iter().any(|worker| !worker.is_finished()) && !campaign.hangs() {
         thread::sleep(Duration::from_millis(50));
         let all = campaign.trials.len();
-        progress(campaign.next.load(Ordering::Relaxed).min(all), all);
+        if progress(campaign.next.load(Ordering::Relaxed).min(all), all).is_break() {
+            interrupted = true;
+            campaign.stop.store(true, Ordering::Relaxed);
+        }
     }
     let tally = campaign.tally.lock().clone();
     let violations = campaign.violations.lock().clone();
-    Outcome { tally, violations, elapsed: begun.elapsed() }
+    Ok(Outcome { tally, violations, elapsed: begun.elapsed(), interrupted })
 }
 
 impl Campaign {

@@ -1,6 +1,12 @@
 //! One seed: a pool's life, and what is left of it after power cuts at its events.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use siltstone_device::{
@@ -16,6 +22,7 @@ use crate::{
     host::Host,
     model::Model,
     pools::{self, BALLAST, Base, Bases, ballast, options, work},
+    report,
     tally::{Tally, add},
 };
 
@@ -46,6 +53,40 @@ pub struct Failure {
     pub reason: String,
 }
 
+/// A cut was asked for that a history does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoSuchCut {
+    /// It ends before.
+    #[error(
+        "the history of seed {seed} has {events} events: it is cut at 0 to {events}, not {cut}"
+    )]
+    Beyond {
+        /// The history.
+        seed: u64,
+        /// What was asked for.
+        cut: usize,
+        /// How long it is.
+        events: usize,
+    },
+    /// No history on a lying disk is cut.
+    #[error("the history of seed {seed} is never cut: it is about a disk that lies")]
+    NeverCut {
+        /// The history.
+        seed: u64,
+    },
+}
+
+/// Why a history was not lived to its end.
+#[derive(Clone, Debug)]
+pub enum Unfinished {
+    /// A promise was broken.
+    Broken(Failure),
+    /// The cut that was asked for does not exist.
+    NoSuchCut(NoSuchCut),
+    /// It was to stop.
+    Stopped,
+}
+
 fn at(cut: Option<usize>) -> String {
     cut.map_or_else(String::new, |cut| format!(", cut {cut}"))
 }
@@ -60,40 +101,55 @@ struct Life {
     turning_points: Vec<usize>,
 }
 
-/// Lives the history of a seed and cuts it at many events, or at `only_cut`.
+/// Lives the history of a seed and cuts it at many events, or at `only_cut`; not to its end if
+/// it is to `stop`.
 ///
 /// # Errors
-/// The first promise that was found broken.
+/// The first promise that was found broken, or why it was not lived to its end.
 pub fn run(
     seed: u64,
     only_cut: Option<usize>,
     host: Host,
     bases: &Bases,
     tally: &Arc<Tally>,
-) -> Result<(), Failure> {
+    stop: &AtomicBool,
+) -> Result<(), Unfinished> {
     let mut random = SeededRandom::new(seed);
     let stage = Stage { base: bases.choose(&mut random), host, tally };
     let failure = |cut, violation: Violation| {
         let reason = violation.0;
-        Failure { seed, cut, base: stage.base.name, reason }
+        Unfinished::Broken(Failure { seed, cut, base: stage.base.name, reason })
+    };
+    let go_on = || match stop.load(Ordering::Relaxed) {
+        true => Err(Unfinished::Stopped),
+        false => Ok(()),
     };
     let disk = choose_disk(host, &mut random);
+    if disk == Disk::Lying && only_cut.is_some() {
+        return Err(Unfinished::NoSuchCut(NoSuchCut::NeverCut { seed }));
+    }
     let mut live = || begin(stage, disk, &mut random).map_err(|violation| failure(None, violation));
     let mut life = live()?;
     if disk == Disk::Lying {
         // Several, since nothing is cut and each is short.
         for _ in 0..LIES {
+            go_on()?;
             after_a_lie(&life, stage).map_err(|violation| failure(None, violation))?;
             life = live()?;
         }
         add(&tally.histories, 1);
         return Ok(());
     }
+    let events = life.device.history_len();
     let cuts = match only_cut {
-        Some(only) => vec![only.min(life.device.history_len())],
+        Some(cut) if cut > events => {
+            return Err(Unfinished::NoSuchCut(NoSuchCut::Beyond { seed, cut, events }));
+        }
+        Some(only) => vec![only],
         None => choose_cuts(&life, &mut random),
     };
     for event in cuts {
+        go_on()?;
         let mut random = SeededRandom::new(seed ^ (event as u64) << 32);
         cut(&life, stage, event, &mut random)
             .map_err(|violation| failure(Some(event), violation))?;
@@ -374,10 +430,11 @@ fn look(
             .map_err(|error| Violation(format!("the pool cannot be opened: {error}")))?;
         compare(&pool, base, known, random, tally).await?;
         if check {
-            let report = pool.check_async(&mut |_| {}).await;
-            let report = report.map_err(|error| Violation(format!("check fails: {error}")))?;
-            if !report.is_sound() {
-                return Err(Violation(format!("check finds {:?}", report.findings)));
+            let checked = pool.check_async(&mut |_| {}).await;
+            let checked = checked.map_err(|error| Violation(format!("check fails: {error}")))?;
+            if !checked.is_sound() {
+                let found = report::findings(&checked.findings);
+                return Err(Violation(format!("the check of the pool finds damage\n{found}")));
             }
             add(&tally.checks, 1);
         }

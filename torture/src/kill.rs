@@ -22,6 +22,7 @@ pub mod tally;
 
 use std::{
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -43,7 +44,8 @@ const POOL: &str = "pool.silt";
 
 /// The program under test.
 pub trait Program: Sync {
-    /// The command that serves a pool on a unix socket until it is killed.
+    /// The command that serves a pool on a unix socket until it is killed. Its standard input
+    /// ends when this process does: it should end then, too.
     fn serve(&self, pool: &Path, socket: &Path) -> Command;
     /// The command that checks a pool, and succeeds if it is sound.
     fn check(&self, pool: &Path) -> Command;
@@ -90,6 +92,8 @@ pub struct Outcome {
     pub failures: Vec<Failure>,
     /// How long it took.
     pub elapsed: Duration,
+    /// Whether `progress` has ended it.
+    pub interrupted: bool,
 }
 
 /// What jobs share.
@@ -122,7 +126,7 @@ impl Campaign<'_> {
 }
 
 /// Kills servers until the limit is reached or a promise is found broken. `progress` is called
-/// every now and then.
+/// every now and then, and can end it early: rounds begun by then are finished.
 ///
 /// # Errors
 /// If there is no room for pools in the plan's directory.
@@ -132,7 +136,7 @@ impl Campaign<'_> {
 pub fn run(
     plan: &Plan,
     program: &dyn Program,
-    mut progress: impl FnMut(Counts, Duration),
+    mut progress: impl FnMut(Counts, Duration) -> ControlFlow<()>,
 ) -> io::Result<Outcome> {
     let campaign = Campaign {
         program,
@@ -154,19 +158,24 @@ pub fn run(
         }
         Ok(())
     };
+    let mut interrupted = false;
     let worked: io::Result<()> = thread::scope(|scope| {
         let work = &work;
         let jobs = 0..plan.jobs.max(1) as u64;
         let workers: Vec<_> = jobs.map(|job| scope.spawn(move || work(job))).collect();
         while workers.iter().any(|worker| !worker.is_finished()) {
             thread::sleep(Duration::from_millis(100));
-            progress(campaign.tally.counts(), campaign.begun.elapsed());
+            if progress(campaign.tally.counts(), campaign.begun.elapsed()).is_break() {
+                interrupted = true;
+                campaign.stop.store(true, Ordering::Relaxed);
+            }
         }
         workers.into_iter().try_for_each(|worker| worker.join().expect("jobs do not panic"))
     });
     worked?;
     let elapsed = campaign.begun.elapsed();
-    Ok(Outcome { counts: campaign.tally.counts(), failures: failures.into_inner(), elapsed })
+    let failures = failures.into_inner();
+    Ok(Outcome { counts: campaign.tally.counts(), failures, elapsed, interrupted })
 }
 
 /// One pool, removed in the end unless it shows that a promise was broken.

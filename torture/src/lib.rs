@@ -13,6 +13,7 @@
 //! - [`pools`]: small pools in which much happens soon.
 //! - [`host`]: a simulated machine, or threads.
 //! - [`history`]: one seed's life, and its cuts.
+//! - [`report`]: words for what was expected and what was found.
 //! - [`tally`]: what was survived, counted.
 //! - [`campaign`]: seeds on all cores for a time.
 //!
@@ -30,4 +31,5 @@ pub mod host;
 pub mod kill;
 pub mod model;
 pub mod pools;
+pub mod report;
 pub mod tally;

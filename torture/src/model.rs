@@ -14,7 +14,10 @@ use std::collections::BTreeMap;
 
 use siltstone_engine::Pool;
 
-use crate::content::{BLOCK, Block, SECTOR, SECTORS, ZERO, tags_of};
+use crate::{
+    content::{BLOCK, Block, SECTOR, SECTORS, ZERO, tags_of},
+    report,
+};
 
 #[derive(Clone, Debug)]
 struct Version {
@@ -146,10 +149,12 @@ impl Model {
                 model.visible.insert(block, vec![content]);
                 Ok(())
             }
-            None => Err(format!(
-                "volume {} block {block} reads {found:?}, not one of {possible:?}",
-                model.name
-            )),
+            None => {
+                let expected: Vec<_> =
+                    possible.iter().map(|content| report::contents(content)).collect();
+                let wrong = report::wrong_block(block, &report::contents(found), &expected);
+                Err(format!("a read of volume {}: {wrong}", model.name))
+            }
         }
     }
 
@@ -329,7 +334,7 @@ impl VolumeModel {
         if !sizes.any(|(sectors, span)| {
             *sectors * SECTOR as u64 == size_bytes && (span.done == 0 || span.begun < event)
         }) {
-            return Err(format!("a size of {size_bytes} bytes"));
+            return Err(format!("it never had the size that it has, {size_bytes} bytes"));
         }
         if self.opaque {
             return Ok(0);
@@ -383,11 +388,20 @@ impl VolumeModel {
         if allowed.clone().any(same) {
             return Ok(());
         }
-        let allowed: Vec<_> = allowed.map(|v| (v.content, v.begun_event)).collect();
-        let earlier = versions.iter().filter(|v| same(v)).map(|v| (v.begun_event, v.certain));
-        let earlier: Vec<_> = earlier.collect();
-        Err(format!(
-            "block {block} holds {found:?} (versions of {earlier:?}), allowed is {allowed:?}"
-        ))
+        let written = |version: &Version| match version.begun {
+            0 => "there from the beginning".into(),
+            _ => format!("written from event {} on", version.begun_event),
+        };
+        let expected = allowed.map(|v| format!("{}, {}", report::contents(&v.content), written(v)));
+        let expected: Vec<_> = expected.collect();
+        let which = match versions.iter().rfind(|version| same(version)) {
+            None => "never written to it".into(),
+            Some(v) if v.begun > 0 && v.begun_event >= event => {
+                format!("{}, after the cut at event {event}", written(v))
+            }
+            Some(v) => format!("{}, and durably overwritten since", written(v)),
+        };
+        let found = format!("{}, {which}", report::contents(found));
+        Err(report::wrong_block(block, &found, &expected))
     }
 }

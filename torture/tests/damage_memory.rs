@@ -3,6 +3,7 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
+    ops::ControlFlow,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -57,7 +58,7 @@ fn damage_takes_no_memory() {
     drop(std::hint::black_box(vec![1_u8; 80 << 20]));
     assert!(peak_bytes() >= 80 << 20, "memory is counted");
     let plan = Plan { every: 997, jobs: 1, only: None, peak_bytes: Some(peak_bytes) };
-    let outcome = damage::run(&plan, |_, _| {});
+    let outcome = damage::run(&plan, |_, _| ControlFlow::Continue(())).unwrap();
     assert!(outcome.violations.is_empty(), "{:#?}", outcome.violations);
     assert!(!outcome.tally.bytes.is_empty());
 }

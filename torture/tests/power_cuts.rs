@@ -5,7 +5,7 @@
 //! `SILTSTONE_FIRST_SEED` with which seed it begins. What fails says how to see it again.
 #![allow(clippy::unwrap_used)] // a failed step of a test should stop it
 
-use std::{env, sync::Arc, time::Duration};
+use std::{env, ops::ControlFlow, sync::Arc, time::Duration};
 
 use siltstone_device::{SeededRandom, sim::SimDevice};
 use siltstone_torture::{
@@ -29,7 +29,7 @@ fn campaign(host: Host, seconds: u64) {
         time: Duration::from_secs(number("SILTSTONE_SECONDS").unwrap_or(seconds)),
         jobs: 1,
     };
-    let outcome = campaign::run(&plan, |_, _| {});
+    let outcome = campaign::run(&plan, |_, _| ControlFlow::Continue(())).unwrap();
     println!("{:?} in {:.1?}", outcome.counts, outcome.elapsed);
     assert!(outcome.failures.is_empty(), "{}", outcome.failures[0]);
     assert!(outcome.counts.cuts > 0 && outcome.counts.recoveries > outcome.counts.cuts);

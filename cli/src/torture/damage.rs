@@ -5,48 +5,63 @@ use std::fmt::Write;
 use serde::Serialize;
 use siltstone_torture::damage::{
     self, Outcome, Plan,
+    structures::Kind,
     tally::Counts,
     trial::{Form, Trial},
 };
 
-use super::jobs;
-use crate::{
-    args::TortureArguments,
-    errors::CliError,
-    output::{print, print_json},
-    progress,
+use super::{
+    Watch,
+    ending::{Ending, Violation},
+    jobs,
 };
+use crate::{args::torture::TortureArguments, errors::CliError, plural::count};
 
 pub(super) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
-    let only = arguments.at.zip(arguments.pool).map(|(offset_bytes, end)| {
+    let options = &arguments.damage;
+    let only = options.at.zip(options.pool).map(|(offset_bytes, end)| {
         let flip = Trial::flip(end, offset_bytes);
-        Trial { form: arguments.form, value: arguments.value.unwrap_or(flip.value), ..flip }
+        Trial { form: options.form, value: options.value.unwrap_or(flip.value), ..flip }
     });
-    let every = usize::try_from(arguments.every).unwrap_or(usize::MAX);
+    let every = usize::try_from(options.every).unwrap_or(usize::MAX);
     let plan = Plan { every, jobs: jobs(arguments), only, peak_bytes: None };
-    let counter = progress::text();
+    let watch = Watch::start()?;
     let outcome = damage::run(&plan, |done, all| {
-        counter.set_message(format!("{done} of {all} places damaged"));
-        counter.tick();
+        watch.show(|| format!("{done} of {} damaged", count(all as u64, "place")))
     });
-    counter.finish_and_clear();
-    if arguments.json {
-        print_json(&Report::new(&outcome))?;
-    } else {
-        print(&text(&outcome))?;
-    }
-    match outcome.violations.len() {
-        0 => Ok(()),
-        violations => Err(CliError::PromiseBroken { violations }),
+    watch.end();
+    let outcome = outcome.map_err(|reason| CliError::Impossible { reason: reason.to_string() })?;
+    let ending = Ending {
+        counts: Outcomes { outcomes: lines(&outcome) },
+        seconds: outcome.elapsed.as_secs_f64(),
+        interrupted: outcome.interrupted,
+        violations: outcome.violations.iter().map(violation).collect(),
+    };
+    ending.tell(arguments.json, &table(&outcome), &summary(&outcome))
+}
+
+fn violation(violation: &damage::Violation) -> Violation {
+    let damage::Violation { trial, kind, reason } = violation;
+    let Trial { end, form, offset_bytes, .. } = trial;
+    Violation {
+        reason: reason.clone(),
+        place: format!("{kind}, byte {offset_bytes} of the {end} pool, {}", form.label()),
+        repeat: format!("siltstone torture {}", trial.arguments()),
+        seed: None,
+        cut: None,
+        pool: None,
     }
 }
 
-fn text(outcome: &Outcome) -> String {
+fn summary(outcome: &Outcome) -> String {
+    let bytes = outcome.tally.bytes.values().map(Counts::total).sum();
+    let ranges = outcome.tally.ranges.values().map(Counts::total).sum();
+    let (bytes, ranges) = (count(bytes, "byte"), count(ranges, "larger place"));
+    format!("{bytes} and {ranges} (sectors, blocks) damaged")
+}
+
+fn table(outcome: &Outcome) -> String {
     let mut text = String::new();
-    for violation in &outcome.violations {
-        let _ = writeln!(text, "VIOLATION: {violation}");
-        let _ = writeln!(text, "repeat: siltstone torture {}", violation.trial.arguments());
-    }
     heading(&mut text, "one byte of");
     for (kind, counts) in &outcome.tally.bytes {
         line(&mut text, kind.label(), counts);
@@ -55,15 +70,6 @@ fn text(outcome: &Outcome) -> String {
     for ((kind, form), counts) in &outcome.tally.ranges {
         line(&mut text, &format!("{kind}: {}", form.label()), counts);
     }
-    let bytes: u64 = outcome.tally.bytes.values().map(Counts::total).sum();
-    let ranges: u64 = outcome.tally.ranges.values().map(Counts::total).sum();
-    let seconds = outcome.elapsed.as_secs_f64();
-    let violations = outcome.violations.len();
-    let _ = writeln!(
-        text,
-        "{bytes} bytes, {ranges} sectors and blocks damaged in {seconds:.1} s, {violations} \
-         violations"
-    );
     text
 }
 
@@ -84,12 +90,10 @@ fn line(text: &mut String, what: &str, counts: &Counts) {
     );
 }
 
-/// The outcome for scripts.
+/// The table for scripts.
 #[derive(Serialize)]
-struct Report {
+struct Outcomes {
     outcomes: Vec<Line>,
-    seconds: f64,
-    violations: Vec<Violation>,
 }
 
 #[derive(Serialize)]
@@ -100,31 +104,13 @@ struct Line {
     counts: Counts,
 }
 
-#[derive(Serialize)]
-struct Violation {
-    repeat: String,
-    reason: String,
-}
-
-impl Report {
-    fn new(outcome: &Outcome) -> Self {
-        let bytes = outcome.tally.bytes.iter().map(|(kind, counts)| (*kind, Form::Flip, *counts));
-        let ranges = outcome.tally.ranges.iter();
-        let ranges = ranges.map(|((kind, form), counts)| (*kind, *form, *counts));
-        let line =
-            |(kind, form, counts): (siltstone_torture::damage::structures::Kind, Form, _)| Line {
-                structure: kind.label(),
-                form: form.label(),
-                counts,
-            };
-        let violation = |violation: &damage::Violation| Violation {
-            repeat: violation.trial.arguments(),
-            reason: violation.to_string(),
-        };
-        Self {
-            outcomes: bytes.chain(ranges).map(line).collect(),
-            seconds: outcome.elapsed.as_secs_f64(),
-            violations: outcome.violations.iter().map(violation).collect(),
-        }
-    }
+fn lines(outcome: &Outcome) -> Vec<Line> {
+    let bytes = outcome.tally.bytes.iter().map(|(kind, counts)| (*kind, Form::Flip, *counts));
+    let ranges = outcome.tally.ranges.iter();
+    let ranges = ranges.map(|((kind, form), counts)| (*kind, *form, *counts));
+    let line = |(kind, form, counts): (Kind, Form, _)| {
+        let (structure, form) = (kind.label(), form.label());
+        Line { structure, form, counts }
+    };
+    bytes.chain(ranges).map(line).collect()
 }

@@ -1,55 +1,64 @@
 //! `siltstone torture --kill`: this very program serves the pools.
 
 use std::{
-    fmt::Write,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use serde::Serialize;
-use siltstone_torture::kill::{self, Limit, Outcome, Plan, Program, tally::Counts};
+use siltstone_torture::kill::{self, Failure, Limit, Plan, Program, tally::Counts};
 
-use super::jobs;
-use crate::{
-    args::TortureArguments,
-    errors::CliError,
-    output::{print, print_json},
-    progress,
+use super::{
+    Watch,
+    ending::{Ending, Violation},
+    jobs,
 };
+use crate::{args::torture::TortureArguments, errors::CliError, plural::count};
 
 pub(super) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
-    let time = Duration::from_secs(arguments.seconds);
+    let options = &arguments.kill;
+    let time = Duration::from_secs(arguments.seconds());
     let plan = Plan {
         seed: arguments.seed.unwrap_or(1),
-        limit: arguments.kills.map_or(Limit::Time(time), Limit::Kills),
+        limit: options.kills.map_or(Limit::Time(time), Limit::Kills),
         jobs: jobs(arguments),
-        directory: arguments.directory.clone().unwrap_or_else(std::env::temp_dir),
+        directory: options.directory.clone().unwrap_or_else(std::env::temp_dir),
     };
     let program = std::env::current_exe()
         .map_err(|source| CliError::System { action: "find this program", source })?;
-    let counter = progress::text();
+    let watch = Watch::start()?;
     let outcome = kill::run(&plan, &Siltstone { program }, |counts, elapsed| {
-        counter.set_message(summary(&counts, elapsed));
-        counter.tick();
+        watch.show(|| format!("{} in {:.1} s", summary(&counts), elapsed.as_secs_f64()))
     });
-    counter.finish_and_clear();
+    watch.end();
     let directory = plan.directory.display().to_string();
     let outcome = outcome.map_err(|error| CliError::file("make files in", &directory, error))?;
-    if arguments.json {
-        print_json(&Report::new(&outcome))?;
-    } else {
-        let mut text = String::new();
-        for failure in &outcome.failures {
-            let _ = writeln!(text, "VIOLATION: {failure}");
-        }
-        text += &summary(&outcome.counts, outcome.elapsed);
-        let _ = writeln!(text, ", {} violations", outcome.failures.len());
-        print(&text)?;
-    }
-    match outcome.failures.len() {
-        0 => Ok(()),
-        violations => Err(CliError::PromiseBroken { violations }),
+    let violation = |failure: &Failure| violation(failure, &plan);
+    let ending = Ending {
+        counts: outcome.counts,
+        seconds: outcome.elapsed.as_secs_f64(),
+        interrupted: outcome.interrupted,
+        violations: outcome.failures.iter().map(violation).collect(),
+    };
+    ending.tell(arguments.json, "", &summary(&outcome.counts))
+}
+
+fn violation(failure: &Failure, plan: &Plan) -> Violation {
+    let limit = match plan.limit {
+        Limit::Time(time) => format!("--seconds {}", time.as_secs()),
+        Limit::Kills(kills) => format!("--kills {kills}"),
+    };
+    let Plan { seed, jobs, .. } = plan;
+    Violation {
+        reason: failure.reason.clone(),
+        place: format!("seed {seed}, after a kill"),
+        repeat: format!(
+            "siltstone torture --kill --seed {seed} --jobs {jobs} {limit} (time is real: clients \
+             draw the same, the kills fall elsewhere)"
+        ),
+        seed: Some(*seed),
+        cut: None,
+        pool: Some(failure.pool.clone()),
     }
 }
 
@@ -70,7 +79,7 @@ impl Siltstone {
 impl Program for Siltstone {
     fn serve(&self, pool: &Path, socket: &Path) -> Command {
         let mut command = self.command("serve", pool);
-        command.arg("--listen").arg(format!("unix:{}", socket.display()));
+        command.arg("--listen").arg(format!("unix:{}", socket.display())).arg("--stop-at-eof");
         command
     }
 
@@ -79,51 +88,20 @@ impl Program for Siltstone {
     }
 }
 
-fn summary(counts: &Counts, elapsed: Duration) -> String {
+fn summary(counts: &Counts) -> String {
     format!(
-        "{} kills under load, {} while starting, {} starts (the slowest {} ms), {} operations \
-         ({} flushes, {} durable changes, {} refused), {} blocks compared, {} checks, {} pools \
-         in {:.1} s",
-        counts.kills,
+        "{} under load, {} while starting, {} (the slowest {} ms), {} ({}, {}, {} refused), {} \
+         compared, {}, {}",
+        count(counts.kills, "kill"),
         counts.start_kills,
-        counts.starts,
+        count(counts.starts, "start"),
         counts.slowest_start_ms,
-        counts.operations,
-        counts.flushes,
-        counts.durable_changes,
+        count(counts.operations, "operation"),
+        count(counts.flushes, "flush"),
+        count(counts.durable_changes, "durable change"),
         counts.refused,
-        counts.blocks,
-        counts.checks,
-        counts.pools,
-        elapsed.as_secs_f64()
+        count(counts.blocks, "block"),
+        count(counts.checks, "check"),
+        count(counts.pools, "pool"),
     )
-}
-
-/// The outcome for scripts.
-#[derive(Serialize)]
-struct Report {
-    #[serde(flatten)]
-    counts: Counts,
-    seconds: f64,
-    violations: Vec<Violation>,
-}
-
-#[derive(Serialize)]
-struct Violation {
-    pool: PathBuf,
-    reason: String,
-}
-
-impl Report {
-    fn new(outcome: &Outcome) -> Self {
-        let violation = |failure: &kill::Failure| Violation {
-            pool: failure.pool.clone(),
-            reason: failure.reason.clone(),
-        };
-        Self {
-            counts: outcome.counts,
-            seconds: outcome.elapsed.as_secs_f64(),
-            violations: outcome.failures.iter().map(violation).collect(),
-        }
-    }
 }

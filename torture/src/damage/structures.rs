@@ -79,6 +79,17 @@ pub enum Cost {
     Pool,
 }
 
+impl Cost {
+    /// What it is called.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing is lost",
+            Self::Blocks => "some blocks cannot be read",
+            Self::Pool => "the pool cannot be opened",
+        }
+    }
+}
+
 impl Kind {
     /// What it is called.
     #[must_use]

@@ -156,7 +156,7 @@ fn no_block_that_cannot_be_read_is_silent() {
 #[test]
 fn damage_is_never_silent() {
     let plan = Plan { every: 401, jobs: 2, only: None, peak_bytes: None };
-    let outcome = run(&plan, |_, _| {});
+    let outcome = run(&plan, |_, _| ControlFlow::Continue(())).unwrap();
     assert!(outcome.violations.is_empty(), "{:#?}", outcome.violations);
     let total: u64 = outcome.tally.bytes.values().map(|counts| counts.total()).sum();
     assert!(total > 200, "{:#?}", outcome.tally);

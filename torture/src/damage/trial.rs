@@ -2,9 +2,10 @@
 
 use std::{str::FromStr, sync::Arc};
 
-use siltstone_device::{SeededRandom, sim::SimDevice};
+use siltstone_device::{Device, SeededRandom, sim::SimDevice};
 
 use super::{
+    NoSuchTrial,
     life::{End, Life},
     structures::Kind,
     verdict::{Expected, Verdict, judge},
@@ -72,6 +73,17 @@ impl Form {
         }
     }
 
+    /// Where it can be done.
+    pub(super) fn needs(self) -> &'static str {
+        match self {
+            Self::Flip => "there is no byte",
+            Self::Zero(_) => "all of it is zero",
+            Self::Stale(_) => "it held nothing else at any earlier checkpoint",
+            Self::Swap(_) => "nothing else of its kind differs from it",
+            Self::Unreadable => "there is no block",
+        }
+    }
+
     fn unit_bytes(self) -> u64 {
         match self {
             Self::Flip => 1,
@@ -123,6 +135,20 @@ impl Trial {
         format!("--damage --pool {end} --at {offset_bytes} {value}")
     }
 
+    /// Whether it can be made.
+    ///
+    /// # Errors
+    /// If there is no such place, or it would stay as it is.
+    pub(super) fn check(self, life: &Life) -> Result<(), NoSuchTrial> {
+        let (end, offset_bytes) = (self.end, self.offset_bytes);
+        let size_bytes = life.device.size_bytes();
+        if offset_bytes >= size_bytes {
+            return Err(NoSuchTrial::OutOfPool { end, offset_bytes, size_bytes });
+        }
+        let damage = self.damage(life);
+        damage.map(|_| ()).ok_or(NoSuchTrial::ChangesNothing(self))
+    }
+
     /// What it damages.
     pub(super) fn kind(&self, life: &Life) -> Kind {
         let (start, end) = self.range();
@@ -139,11 +165,27 @@ impl Trial {
     /// damaged: what is there is zero, was never otherwise, or is alone of its kind.
     pub(super) fn run(&self, life: &Life, writable: bool) -> Option<Verdict> {
         let (start, end) = self.range();
+        let damage = self.damage(life)?;
+        let device = life.device.snapshot();
+        let mut frames = Some(Vec::new());
+        if self.form == Form::Unreadable {
+            device.fail_reads(start..end);
+            frames = life.structures.only_frames(start, end);
+        }
+        for (at, bytes) in damage {
+            device.corrupt(at, &bytes);
+            let here = life.structures.only_frames(at, at + (end - start));
+            frames = frames.zip(here).map(|(all, here)| [all, here].concat());
+        }
+        Some(self.judge(life, &device, frames.as_deref(), writable))
+    }
+
+    /// Which places hold what then, none if they cannot be read; `None` if all would stay as it is.
+    pub(super) fn damage(&self, life: &Life) -> Option<Vec<(u64, Vec<u8>)>> {
+        let (start, end) = self.range();
         let len = (end - start) as usize;
         let now = life.device.peek(start, len);
-        // What is damaged, and what is there then.
         let mut damage = Vec::new();
-        let device = life.device.snapshot();
         match self.form {
             Form::Flip => damage.push((start, vec![now[0] ^ self.value])),
             Form::Zero(_) => damage.push((start, vec![0; len])),
@@ -157,22 +199,9 @@ impl Trial {
                 damage.push((start, life.device.peek(other, len)));
                 damage.push((other, now.clone()));
             }
-            Form::Unreadable => {
-                device.fail_reads(start..end);
-                let frames = life.structures.only_frames(start, end);
-                return Some(self.judge(life, &device, frames.as_deref(), writable));
-            }
+            Form::Unreadable => return Some(damage),
         }
-        if damage[0].1 == now {
-            return None;
-        }
-        let mut frames = Some(Vec::new());
-        for (start, bytes) in damage {
-            device.corrupt(start, &bytes);
-            let here = life.structures.only_frames(start, start + len as u64);
-            frames = frames.zip(here).map(|(all, here)| [all, here].concat());
-        }
-        Some(self.judge(life, &device, frames.as_deref(), writable))
+        (damage[0].1 != now).then_some(damage)
     }
 
     fn judge(
@@ -192,7 +221,10 @@ impl Trial {
         let is_one_place = !matches!(self.form, Form::Swap(_));
         let most = life.structures.most_cost(start, end);
         if is_one_place && verdict.cost() > most && !matches!(verdict, Verdict::Silent(_)) {
-            return Verdict::Silent(format!("costs more than it must: {verdict:?}, not {most:?}"));
+            let (found, expected) = (verdict.cost().label(), most.label());
+            return Verdict::Silent(format!(
+                "it costs more than it must\nfound:    {found}\nexpected: {expected} at most"
+            ));
         }
         verdict
     }

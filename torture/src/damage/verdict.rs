@@ -13,7 +13,7 @@ use super::{
     life::{Contents, options},
     structures::{Cost, FramePlace},
 };
-use crate::content::BLOCK;
+use crate::{content::BLOCK, report};
 
 /// What damage has come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,13 +105,13 @@ fn look(device: &Arc<SimDevice>, expected: &Expected<'_>) -> Result<Seen, String
             is_named = !stat.repairs.is_empty();
         }
         if lost.is_empty() && expected.in_segments {
-            let report = pool.check_async(&mut |_| {}).await;
-            let report = report.map_err(|error| format!("check fails: {error}"))?;
-            if report.findings.lost_count() > 0 {
-                let lost = report.findings.lost;
-                return Err(format!("all can be read, and check says lost: {lost:?}"));
+            let checked = pool.check_async(&mut |_| {}).await;
+            let checked = checked.map_err(|error| format!("check fails: {error}"))?;
+            if checked.findings.lost_count() > 0 {
+                let found = report::findings(&checked.findings);
+                return Err(format!("all can be read, but the check says that not\n{found}"));
             }
-            is_named |= !report.is_sound();
+            is_named |= !checked.is_sound();
         }
         pool.abandon();
         Ok(Seen::Open { lost, is_named })
@@ -153,7 +153,10 @@ fn same(lost: &BTreeSet<(String, u64)>, before: &Seen, when: &str) -> Result<(),
     match before {
         Seen::Open { lost: lost_before, .. } if lost == lost_before => Ok(()),
         Seen::Open { lost: lost_before, .. } => {
-            Err(format!("{when}, {lost:?} cannot be read, before it was {lost_before:?}"))
+            let [lost, before] = [lost, lost_before].map(report::blocks);
+            Err(format!(
+                "{when}, other blocks cannot be read\nfound:    {lost}\nexpected: {before}"
+            ))
         }
         Seen::Refused => unreachable!("it was opened before"),
     }
@@ -181,7 +184,12 @@ async fn compare(pool: &Pool, expected: &Expected<'_>) -> Result<BTreeSet<(Strin
     let size = |(name, bytes): (_, &Vec<u8>)| (String::as_str(name), bytes.len() as u64);
     let wanted: Vec<_> = expected.contents.iter().map(size).collect();
     if found != wanted {
-        return Err(format!("the volumes are {found:?}, not {wanted:?}"));
+        let list = |volumes: &[(&str, u64)]| {
+            let text = |(name, bytes): &(&str, u64)| format!("{name} ({bytes} bytes)");
+            volumes.iter().map(text).collect::<Vec<_>>().join(", ")
+        };
+        let (found, wanted) = (list(&found), list(&wanted));
+        return Err(format!("the volumes are others\nfound:    {found}\nexpected: {wanted}"));
     }
     let mut lost = BTreeSet::new();
     for (name, bytes) in expected.contents {
@@ -203,7 +211,8 @@ async fn compare(pool: &Pool, expected: &Expected<'_>) -> Result<BTreeSet<(Strin
             }
         }
         if lost.is_empty() {
-            return Err(format!("volume {name} reads otherwise as a whole: {whole:?}"));
+            let whole = whole.map_or_else(|error| error.to_string(), |()| "other data".into());
+            return Err(format!("volume {name} reads otherwise as a whole than by block: {whole}"));
         }
     }
     Ok(lost)

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    os::unix::process::ExitStatusExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -39,9 +39,12 @@ pub(super) struct Place {
 
 impl Place {
     fn spawn(&self, mut command: Command) -> Result<Child, Violation> {
+        // What a terminal sends to this process and its children alike (Ctrl-C) is for this
+        // process alone to act on. However it ends, the pipe to the child ends with it.
+        command.process_group(0).stdin(Stdio::piped());
         let mut start = || {
             let log = File::create(&self.log)?;
-            command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()
+            command.stdout(log.try_clone()?).stderr(log).spawn()
         };
         let failed = |error| Violation(format!("a child cannot be started: {error}"));
         start().map_err(failed)

@@ -9,7 +9,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::content::{BLOCK, Block, ZERO, tags_of};
+use crate::{
+    content::{BLOCK, Block, ZERO, tags_of},
+    report::{contents, wrong_block},
+};
 
 /// Later than everything.
 const NEVER: u64 = u64::MAX;
@@ -61,29 +64,24 @@ pub enum WrongBlock {
         reason: String,
     },
     /// Parts of several versions, or another block's content.
-    #[error("block {block} holds {found:?}, which is no version of it; {allowed}")]
+    #[error("{}", wrong_block(*.block, &contents(.found), .allowed))]
     NoVersion {
         /// The block.
         block: u64,
         /// The tags of its sectors.
         found: Block,
         /// What it may hold.
-        allowed: String,
+        allowed: Vec<String>,
     },
     /// A version that had to be gone.
-    #[error(
-        "block {block} holds {found:?}, a version (begun at tick {begun}) older than a later one \
-         that was acknowledged as durable; {allowed}"
-    )]
+    #[error("{}", wrong_block(*.block, &format!("{}, older than a change that was acknowledged as durable", contents(.found)), .allowed))]
     Lost {
         /// The block.
         block: u64,
         /// The tags of its sectors.
         found: Block,
-        /// When that version was begun.
-        begun: u64,
         /// What it may hold.
-        allowed: String,
+        allowed: Vec<String>,
     },
 }
 
@@ -219,11 +217,19 @@ impl Journal {
         if same.clone().any(is_allowed) {
             return Ok(());
         }
-        let list = |version: &Version| format!("tick {}: {:?}", version.begun, version.content);
-        let allowed = versions.iter().filter(|version| is_allowed(version)).map(list);
-        let allowed = format!("allowed is [{}]", allowed.collect::<Vec<_>>().join("; "));
+        let list = |version: &Version| {
+            let state = match version.outcome {
+                _ if version.begun == 0 => "there when the server started",
+                Outcome::Open => "not acknowledged",
+                Outcome::Refused => "refused",
+                Outcome::Done | Outcome::Durable if self.is_certain(version) => "durable",
+                Outcome::Done | Outcome::Durable => "acknowledged, not flushed",
+            };
+            format!("{}, {state}", contents(&version.content))
+        };
+        let allowed = versions.iter().filter(|version| is_allowed(version)).map(list).collect();
         Err(match same.next_back() {
-            Some(lost) => WrongBlock::Lost { block, found: *found, begun: lost.begun, allowed },
+            Some(_) => WrongBlock::Lost { block, found: *found, allowed },
             None => WrongBlock::NoVersion { block, found: *found, allowed },
         })
     }

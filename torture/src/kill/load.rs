@@ -16,6 +16,7 @@ use super::{
 use crate::{
     clients::Violation,
     content::{self, BLOCK, Block, SECTOR, SECTORS, ZERO, bytes_of},
+    report,
 };
 
 /// The error number of a full pool.
@@ -193,9 +194,12 @@ impl Client<'_> {
             if let Some(visible) = journal.visible(block)
                 && bytes_of(&visible) != found
             {
-                let tags = content::tags_of(found);
-                let text = format!("block {block} reads as {tags:?}, was left as {visible:?}");
-                return Err(Stop::Violation(Violation(text)));
+                let found = match content::tags_of(found) {
+                    Ok(tags) => report::contents(&tags),
+                    Err(reason) => reason,
+                };
+                let wrong = report::wrong_block(block, &found, &[report::contents(&visible)]);
+                return Err(Stop::Violation(Violation(format!("a read: {wrong}"))));
             }
         }
         Ok(())
