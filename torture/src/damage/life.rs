@@ -1,12 +1,18 @@
 //! Pools to damage: small ones that have lived until every structure exists, the same every time.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use siltstone_device::{
     Runtime, SeededEntropy, SeededRandom,
+    header::{HEADER_BYTES, Header, Kind as HeaderKind, MAGIC},
     sim::{CrashPolicy, Machine, SimDevice},
 };
 use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions};
+use zerocopy::FromBytes;
 
 use super::structures::Structures;
 use crate::content::{self, BLOCK, SECTOR, SECTORS};
@@ -22,6 +28,21 @@ const LINKS_COUNT: u64 = 220;
 /// Its end is not the end of a block.
 const ODD: &str = "odd";
 const ODD_BYTES: u64 = 5 * SECTOR as u64;
+/// Written over and over in the same way, so that segments are used again and what was there in
+/// their older uses is like what is there now. A part is a compressible head, each frame of which
+/// is in a block, and a tail of noise that fills segments.
+const AGAIN: &str = "again";
+const AGAIN_PARTS: u64 = 4;
+const AGAIN_HEAD_BLOCKS: u64 = 8;
+const AGAIN_PART_BLOCKS: u64 = 24;
+/// So often: each segment is used more than once; then until the map's pages stand where others
+/// stood before, but not for ever.
+const AGAIN_ROUNDS: std::ops::Range<u64> = 96..1000;
+/// Before that as many links, one a map entry each, so that many segments are used for pages of the
+/// map; gone again in the end.
+const MAPPED: &str = "mapped";
+const MAPPED_BLOCKS: u64 = 4096;
+const MAPPED_ROUNDS: u64 = 24;
 /// Gone again in the end.
 const TEMPORARY: &str = "temporary";
 const ROUNDS: u64 = 44;
@@ -96,6 +117,24 @@ impl Life {
     }
 }
 
+impl Life {
+    /// What a place held at an earlier checkpoint, if that was something else: structures like
+    /// those that are there now, if it held such at any, or else what it held last.
+    pub(super) fn older(&self, start: u64, len: usize) -> Option<Vec<u8>> {
+        let now = self.device.peek(start, len);
+        let identities = self.structures.identities(start, start + len as u64);
+        let likeness = |bytes: &Vec<u8>| {
+            identities
+                .iter()
+                .filter(|range| bytes[(*range).clone()] == now[(*range).clone()])
+                .count()
+        };
+        let earlier = self.earlier.iter().map(|device| device.peek(start, len));
+        let others = earlier.filter(|bytes| *bytes != now && bytes.iter().any(|&byte| byte != 0));
+        others.max_by_key(likeness)
+    }
+}
+
 /// Options by which nothing happens by itself but marks.
 pub(super) fn options(read_only: bool) -> OpenOptions {
     let tuning = Tuning {
@@ -161,6 +200,79 @@ impl Work {
         }
         Ok(())
     }
+
+    /// A part of what is written again: as long as any other, and of frames as long as theirs.
+    async fn write_again(&mut self, round: u64) -> Result<(), EngineError> {
+        let sectors = AGAIN_HEAD_BLOCKS as u32 * SECTORS as u32;
+        // Even, so that they can be compressed, and nobody else's.
+        let first = 0x4000_0000 + 2 * sectors * round as u32;
+        let tags: Vec<_> = (0..sectors).map(|at| first + 2 * at).collect();
+        let mut bytes = content::bytes_of(&tags);
+        let head_bytes = bytes.len();
+        bytes.resize(AGAIN_PART_BLOCKS as usize * BLOCK, 0);
+        self.random.fill(&mut bytes[head_bytes..]);
+        let part = round % AGAIN_PARTS * AGAIN_PART_BLOCKS;
+        self.write(AGAIN, part * BLOCK as u64, &bytes).await
+    }
+
+    /// As many map entries as there are blocks.
+    async fn write_links_together(&mut self) -> Result<(), EngineError> {
+        let random = &mut self.random;
+        // Few of them continue the one before.
+        let tags = (0..MAPPED_BLOCKS).flat_map(|_| [2 + 2 * random.below(8) as u32; SECTORS]);
+        let tags: Vec<_> = tags.collect();
+        self.write(MAPPED, 0, &content::bytes_of(&tags)).await
+    }
+}
+
+/// Where pages of the map are.
+fn map_pages(device: &SimDevice) -> BTreeSet<u64> {
+    let places = (0..POOL_BYTES).step_by(BLOCK);
+    places.filter(|&place| is_map_page(&device.peek(place, HEADER_BYTES))).collect()
+}
+
+fn is_map_page(header: &[u8]) -> bool {
+    let kinds = [HeaderKind::PatchLeaf, HeaderKind::PatchFence].map(|kind| kind as u16);
+    let header = Header::read_from_bytes(header).expect("it is as long as a header");
+    header.magic == MAGIC && kinds.contains(&header.kind.get())
+}
+
+/// Uses each segment several times.
+async fn use_again(
+    work: &mut Work,
+    device: &SimDevice,
+) -> Result<Vec<Arc<SimDevice>>, EngineError> {
+    let mut earlier = Vec::new();
+    work.create(MAPPED, MAPPED_BLOCKS * BLOCK as u64).await?;
+    for _ in 0..MAPPED_ROUNDS {
+        work.write_links_together().await?;
+        work.pool.checkpoint_async().await?;
+        earlier.push(device.snapshot());
+    }
+    work.pool.delete_volume_async(MAPPED).await?;
+    work.contents.remove(MAPPED);
+    work.create(AGAIN, AGAIN_PARTS * AGAIN_PART_BLOCKS * BLOCK as u64).await?;
+    let mut pages = BTreeSet::new();
+    let mut gone = BTreeSet::new();
+    for device in &earlier {
+        gone.append(&mut std::mem::replace(&mut pages, map_pages(device)));
+    }
+    for round in 0..AGAIN_ROUNDS.end {
+        work.write_again(round).await?;
+        work.pool.flush_async().await?;
+        if round % 2 == 1 {
+            work.pool.checkpoint_async().await?;
+            earlier.push(device.snapshot());
+            let before = std::mem::replace(&mut pages, map_pages(device));
+            gone.extend(before.difference(&pages));
+            let is_used_again =
+                pages.iter().any(|page| !before.contains(page) && gone.contains(page));
+            if is_used_again && round >= AGAIN_ROUNDS.start {
+                break;
+            }
+        }
+    }
+    Ok(earlier)
 }
 
 async fn live(
@@ -178,6 +290,7 @@ async fn live(
     let pool = Pool::open_in(machine.clone(), device.clone(), None, &options(false)).await?;
     let mut work = Work { pool, contents: Contents::new(), random: SeededRandom::new(1) };
     let mut earlier = vec![device.snapshot()];
+    earlier.extend(use_again(&mut work, device).await?);
     work.create(DISK, DISK_BLOCKS * BLOCK as u64).await?;
     work.create(LINKS, 2 * LINKS_COUNT * BLOCK as u64).await?;
     work.create(TEMPORARY, 8 * BLOCK as u64).await?;

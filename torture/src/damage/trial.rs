@@ -19,7 +19,8 @@ pub enum Form {
     Flip,
     /// So many bytes are zero.
     Zero(Unit),
-    /// They are as they were at an earlier checkpoint: a lost write.
+    /// They are as they were at an earlier checkpoint, of the same structure in an older use of the
+    /// place if there was one: a lost write.
     Stale(Unit),
     /// They have changed places with the next of the same kind.
     Swap(Unit),
@@ -189,11 +190,7 @@ impl Trial {
         match self.form {
             Form::Flip => damage.push((start, vec![now[0] ^ self.value])),
             Form::Zero(_) => damage.push((start, vec![0; len])),
-            Form::Stale(_) => {
-                let mut earlier = life.earlier.iter().rev().map(|device| device.peek(start, len));
-                let other = |bytes: &Vec<u8>| *bytes != now && bytes.iter().any(|&byte| byte != 0);
-                damage.push((start, earlier.find(other)?));
-            }
+            Form::Stale(_) => damage.push((start, life.older(start, len)?)),
             Form::Swap(_) => {
                 let other = self.neighbour(life)?;
                 damage.push((start, life.device.peek(other, len)));
