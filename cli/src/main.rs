@@ -76,6 +76,8 @@ fn start_log(arguments: &Arguments) -> Result<(), CliError> {
         Command::Serve(_) => "info",
         // Thousands of pools fail there, as they should.
         Command::Torture(_) => "off",
+        // They tell what they find by themselves.
+        Command::Stat(_) | Command::Check(_) | Command::Scrub(_) => "error",
         // That a pool is full is what the command itself will say.
         _ => "warn,siltstone_engine::volume=error",
     };

@@ -13,6 +13,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use siltstone_device::header::Kind;
 use siltstone_torture::kill::nbd_client::{ClientError, Durability, NbdClient};
 use support::{Folder, Server, has, run, siltstone};
 
@@ -82,12 +83,14 @@ fn assert_salvages_all_but(folder: &Folder, pool: &str, data: &[u8], lost: &[Ran
     let copy = folder.text("copy");
     let refused = siltstone(["export", pool, "disk", &copy]).fails(9);
     assert!(refused.contains("volume 'disk'") || refused.contains("map"), "{refused}");
+    assert!(refused.ends_with("; with --salvage, everything else is exported"), "{refused}");
     assert!(!fs::exists(&copy).unwrap(), "half an image is no image");
     let outcome = siltstone(["export", pool, "disk", &copy, "--salvage"]);
     assert_eq!(outcome.status.code(), Some(9), "{outcome:#?}");
     assert!(outcome.stdout.starts_with(&lines), "{outcome:#?} {lines}");
     assert_eq!(outcome.stdout.lines().count(), lost.len() + 1);
-    assert!(outcome.stderr.contains(&format!("in {} range(s)", lost.len())), "{outcome:#?}");
+    let ranges = if lost.len() == 1 { "range" } else { "ranges" };
+    assert!(outcome.stderr.contains(&format!("in {} {ranges},", lost.len())), "{outcome:#?}");
     assert!(fs::read(&copy).unwrap() == expected, "the rest is as it was");
     fs::remove_file(&copy).unwrap();
 }
@@ -162,7 +165,11 @@ fn a_damaged_page_of_the_map_is_a_list_of_lost_ranges() {
 fn a_rate_and_an_interval_must_make_sense() {
     let sentence = siltstone(["scrub", "pool", "--rate", "0"]);
     assert_eq!(sentence.status.code(), Some(2));
-    for arguments in [&["--scrub-every", "1d"][..], &["--scrub", "1M", "--scrub-every", "often"]] {
+    for arguments in [
+        &["--scrub-every", "1d"][..],
+        &["--scrub", "1M", "--scrub-every", "often"],
+        &["--scrub", "1M", "--scrub-every", "0s"],
+    ] {
         let outcome = siltstone([&["serve", "pool"], arguments].concat());
         assert_eq!(outcome.status.code(), Some(2), "{outcome:#?}");
     }
@@ -262,4 +269,59 @@ fn a_server_stops_at_once_in_the_middle_of_a_scrub() {
     }
     assert!(server.stop().success());
     siltstone(["check", &pool]).succeeds();
+}
+
+/// Flips a byte in the first summary of each segment: nothing is lost by that.
+fn damage_summaries(pool: &str) -> usize {
+    let bytes = fs::read(pool).unwrap();
+    let kind = (Kind::WriteUnit as u16).to_le_bytes();
+    // Of 2 MiB each; the first begins at such a multiple.
+    let starts = (0..bytes.len()).step_by(2 << 20);
+    let summaries = starts.filter(|at| {
+        bytes[*at..][..4] == siltstone_device::header::MAGIC && bytes[at + 4..][..2] == kind
+    });
+    summaries.map(|at| flip(pool, at as u64 + 50)).count()
+}
+
+#[test]
+fn a_server_warns_of_each_problem_by_which_nothing_is_lost() {
+    let folder = Folder::new();
+    let (pool, _) = pool(&folder, "128M");
+    let problems = damage_summaries(&pool);
+    assert!(problems > 1);
+    let refused = siltstone(["scrub", &pool]);
+    let text = format!("found {problems} problems; no data of volumes is lost");
+    assert!(refused.stderr.contains(&text), "{refused:#?}");
+
+    let server = Server::start(&pool, &["--scrub", "1G"]);
+    server.wait_for_log("a scrub has ended");
+    let log = server.log();
+    let lines = |level: &str, text: &str| {
+        log.lines().filter(|line| line.contains(level) && line.contains(text)).count()
+    };
+    assert_eq!(lines(" WARN ", "no whole write unit where one must be"), problems, "{log}");
+    assert_eq!(lines(" INFO ", "a scrub has ended"), 1, "{log}");
+    assert_eq!(lines("ERROR", ""), 0, "{log}");
+    assert!(server.stop().success());
+}
+
+#[test]
+fn what_redundancy_has_corrected_is_noted_and_costs_nothing() {
+    let folder = Folder::new();
+    let (pool, _) = pool(&folder, "128M");
+    let sound = siltstone(["stat", &pool]).succeeds();
+    flip(&pool, (512 << 10) + 50);
+    for command in ["check", "scrub"] {
+        let said = siltstone([command, &pool]).succeeds();
+        assert!(said.starts_with("note: superblock at "), "{said}");
+        let report = siltstone([command, &pool, "--json"]).succeeds();
+        let report: Value = serde_json::from_str(&report).unwrap();
+        assert_eq!(report["repairs"].as_array().unwrap().len(), 1, "{report:#}");
+    }
+    // The note leaves the table as it is.
+    let noted = siltstone(["stat", &pool]).succeeds();
+    let (notes, rest): (Vec<_>, Vec<_>) =
+        noted.lines().partition(|line| line.starts_with("note: "));
+    assert_eq!((notes.len(), rest), (1, sound.lines().collect()));
+    assert!(sound.contains("last scrub  not known"), "{sound}");
 }

@@ -471,3 +471,20 @@ fn a_scrub_ends_when_it_is_told_to() {
     assert!(!report.complete && report.segments <= 3);
     assert!(pool.stat().unwrap().last_scrub.is_none());
 }
+
+#[test]
+fn a_scrub_knows_how_much_there_is_to_read() {
+    let device = pools::base(MIB, 10);
+    let pool = Pool::open_on(device, None, &options(true)).unwrap();
+    let mut seen = Vec::new();
+    let mut note = |progress: siltstone_engine::ScrubProgress| {
+        seen.push((progress.bytes, progress.bytes_total));
+        ControlFlow::Continue(())
+    };
+    let report = pool.scrub(&ScrubOptions::default(), &mut note);
+    // Nothing changes, so it is known from the start. Most segments are empty.
+    let (first, last) = (seen[0], seen[seen.len() - 1]);
+    assert!(first.1.abs_diff(report.bytes) * 50 < report.bytes, "{first:?} {report:?}");
+    assert_eq!(last, (report.bytes, report.bytes));
+    assert!(seen.iter().all(|(bytes, total)| bytes <= total), "{seen:?}");
+}

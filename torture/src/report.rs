@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, fmt::Write};
 
 use siltstone_engine::Findings;
 
+use crate::content::tags_of;
+
 /// Lines of a list; the rest is counted.
 const MOST_LINES: usize = 20;
 
@@ -23,6 +25,18 @@ pub fn contents(tags: &[u32]) -> String {
     }
     let tags: Vec<_> = tags.iter().map(ToString::to_string).collect();
     format!("tags {} (0 is zeros)", tags.join(", "))
+}
+
+/// What a block holds.
+#[must_use]
+pub fn data(bytes: &[u8]) -> String {
+    match tags_of(bytes) {
+        Ok(tags) => contents(&tags),
+        Err(_) => {
+            let start: Vec<_> = bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+            format!("bytes that begin with {}", start.join(" "))
+        }
+    }
 }
 
 /// What was expected and what was found of a block.
@@ -90,6 +104,9 @@ mod tests {
         ] {
             assert_eq!(contents(tags), text);
         }
+        assert_eq!(data(&[0; 512]), "zeros");
+        let text = format!("bytes that begin with 0a{}", " 0a".repeat(15));
+        assert_eq!(data(&[10; 512]), text);
     }
 
     #[test]

@@ -82,3 +82,55 @@ impl<C: Serialize> Ending<C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_violation_is_told_in_lines() {
+        let violation = Violation {
+            reason: "block 7 holds what it may not\nfound:    zeros\nexpected: tag 3\n".into(),
+            place: "seed 5, full pool, cut at event 9".into(),
+            repeat: "siltstone torture --seed 5 --cut 9".into(),
+            seed: Some(5),
+            cut: Some(9),
+            pool: Some("/tmp/pool".into()),
+        };
+        let text = "\
+VIOLATION: block 7 holds what it may not
+    found:    zeros
+    expected: tag 3
+    where:    seed 5, full pool, cut at event 9
+    pool:     /tmp/pool (kept)
+    repeat:   siltstone torture --seed 5 --cut 9
+
+";
+        assert_eq!(violation.report(), text);
+        let json = serde_json::to_value(&violation).unwrap();
+        assert_eq!(json["where"], "seed 5, full pool, cut at event 9");
+    }
+
+    #[test]
+    fn what_is_broken_counts_for_more_than_an_interruption() {
+        let end = |interrupted, violations: u64| {
+            let violation = |_| Violation {
+                reason: "it is another".into(),
+                place: "there".into(),
+                repeat: "siltstone torture".into(),
+                seed: None,
+                cut: None,
+                pool: None,
+            };
+            let violations = (0..violations).map(violation).collect();
+            let ending = Ending { counts: (), seconds: 1.0, interrupted, violations };
+            ending.tell(false, "", "nothing").map_err(|error| error.to_string())
+        };
+        assert_eq!(end(false, 0), Ok(()));
+        assert_eq!(end(true, 0), Err("interrupted".into()));
+        for interrupted in [false, true] {
+            let text = "1 promise broken; each is described with a way to see it again";
+            assert_eq!(end(interrupted, 1), Err(text.into()));
+        }
+    }
+}

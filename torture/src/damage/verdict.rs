@@ -203,7 +203,11 @@ async fn compare(pool: &Pool, expected: &Expected<'_>) -> Result<BTreeSet<(Strin
             let found = &mut found[..bytes.len()];
             match volume.read(block * BLOCK as u64, found).await {
                 Ok(()) if found == bytes => {}
-                Ok(()) => return Err(format!("volume {name}, block {block} is another")),
+                Ok(()) => {
+                    let wrong =
+                        report::wrong_block(block, &report::data(found), &[report::data(bytes)]);
+                    return Err(format!("volume {name}: {wrong}"));
+                }
                 Err(error) => {
                     check_error(&error, name, block, expected.frames)?;
                     lost.insert((name.clone(), block));

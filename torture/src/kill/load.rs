@@ -194,11 +194,8 @@ impl Client<'_> {
             if let Some(visible) = journal.visible(block)
                 && bytes_of(&visible) != found
             {
-                let found = match content::tags_of(found) {
-                    Ok(tags) => report::contents(&tags),
-                    Err(reason) => reason,
-                };
-                let wrong = report::wrong_block(block, &found, &[report::contents(&visible)]);
+                let (found, visible) = (report::data(found), report::contents(&visible));
+                let wrong = report::wrong_block(block, &found, &[visible]);
                 return Err(Stop::Violation(Violation(format!("a read: {wrong}"))));
             }
         }
