@@ -16,11 +16,13 @@
 //! needs, costs anything, and when damage of a frame costs a block that is not in it.
 //!
 //! - `life`: the pools, and how they came to be as they are.
+//! - `aging`: what places of them held before.
 //! - [`structures`]: what each byte of a pool belongs to, by the page on the format.
 //! - [`trial`]: one place damaged in one way.
 //! - [`verdict`]: what came of it.
 //! - [`tally`]: all outcomes, counted.
 
+mod aging;
 pub mod life;
 pub mod structures;
 pub mod tally;

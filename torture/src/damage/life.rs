@@ -117,24 +117,6 @@ impl Life {
     }
 }
 
-impl Life {
-    /// What a place held at an earlier checkpoint, if that was something else: structures like
-    /// those that are there now, if it held such at any, or else what it held last.
-    pub(super) fn older(&self, start: u64, len: usize) -> Option<Vec<u8>> {
-        let now = self.device.peek(start, len);
-        let identities = self.structures.identities(start, start + len as u64);
-        let likeness = |bytes: &Vec<u8>| {
-            identities
-                .iter()
-                .filter(|range| bytes[(*range).clone()] == now[(*range).clone()])
-                .count()
-        };
-        let earlier = self.earlier.iter().map(|device| device.peek(start, len));
-        let others = earlier.filter(|bytes| *bytes != now && bytes.iter().any(|&byte| byte != 0));
-        others.max_by_key(likeness)
-    }
-}
-
 /// Options by which nothing happens by itself but marks.
 pub(super) fn options(read_only: bool) -> OpenOptions {
     let tuning = Tuning {

@@ -1,8 +1,6 @@
 //! What every byte of a pool's image belongs to, found by the page on the format alone
 //! (`docs/format.md`): so a reader of that page, not the engine, says what is damaged.
 
-use std::ops::Range;
-
 use siltstone_device::{
     BLOCK_BYTES,
     header::{HEADER_BYTES, Header, Identity, Kind as HeaderKind, verify},
@@ -152,21 +150,6 @@ impl Kind {
         }
     }
 
-    /// Where it says what it is and where it belongs: of a frame's header segment, offset and
-    /// pool, of others the magic and the kind.
-    pub(super) fn identity(self) -> Option<Range<u64>> {
-        match self {
-            Self::FrameHeaderCovered | Self::FrameHeaderUncovered => Some(24..40),
-            Self::FrameContentsCovered
-            | Self::FrameContentsUncovered
-            | Self::LogDataLive
-            | Self::LogDataStale
-            | Self::Padding
-            | Self::Unused => None,
-            _ => Some(0..6),
-        }
-    }
-
     pub(super) fn is_frame(self) -> bool {
         use Kind::{
             FrameContentsCovered, FrameContentsUncovered, FrameHeaderCovered, FrameHeaderUncovered,
@@ -248,17 +231,6 @@ impl Structures {
     pub(super) fn most_cost(&self, start: u64, end: u64) -> Cost {
         let touching = self.touching(start, end).iter();
         touching.map(|stretch| stretch.kind.most_cost()).max().unwrap_or(Cost::Nothing)
-    }
-
-    /// Where in a range its structures say what they are and where they belong, but not which use
-    /// of the place they are of.
-    pub(super) fn identities(&self, start: u64, end: u64) -> Vec<Range<usize>> {
-        let headers = self.touching(start, end).iter().filter_map(|stretch| {
-            let fields = stretch.kind.identity()?;
-            Some(stretch.start + fields.start..stretch.start + fields.end)
-        });
-        let whole = headers.filter(|fields| fields.start >= start && fields.end <= end);
-        whole.map(|fields| (fields.start - start) as usize..(fields.end - start) as usize).collect()
     }
 
     /// The frames of a range, if nothing else of meaning is in it.
