@@ -37,7 +37,7 @@ fn tables(stat: &PoolStat) -> String {
         Some(last) => format!("{} s ago", last.finished_seconds_ago),
         None => "not known".into(),
     };
-    rows.push(row("last scrub", last_scrub, "kept by no pool, only by a server's log".into()));
+    rows.push(row("last scrub", last_scrub, "no pool keeps it: see its server's log".into()));
     let mut notes = String::new();
     for repair in &stat.repairs {
         notes += &format!("note: {repair}\n");

@@ -62,11 +62,15 @@ fn summary(outcome: &Outcome) -> String {
 
 fn table(outcome: &Outcome) -> String {
     let mut text = String::new();
-    heading(&mut text, "one byte of");
+    if !outcome.tally.bytes.is_empty() {
+        heading(&mut text, "one byte of");
+    }
     for (kind, counts) in &outcome.tally.bytes {
         line(&mut text, kind.label(), counts);
     }
-    heading(&mut text, "a sector or block of");
+    if !outcome.tally.ranges.is_empty() {
+        heading(&mut text, "a sector or block of");
+    }
     for ((kind, form), counts) in &outcome.tally.ranges {
         line(&mut text, &format!("{kind}: {}", form.label()), counts);
     }
