@@ -8,13 +8,14 @@ mod support;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Folder, Outcome, command, siltstone};
+use tempfile::TempDir;
 
 #[test]
 fn what_only_looking_shows_to_be_impossible_is_refused() {
@@ -44,10 +45,14 @@ fn wait_for<T>(what: &str, mut answer: impl FnMut() -> Option<T>) -> T {
     panic!("{what} has not come");
 }
 
-/// Starts it, and waits until it would act on a SIGINT.
-fn start(arguments: &[&str]) -> Child {
+fn torture(arguments: &[&str]) -> Command {
     let mut torture = command();
     torture.arg("torture").args(arguments).stdin(Stdio::null());
+    torture
+}
+
+/// Starts it, and waits until it would act on a SIGINT.
+fn start(torture: &mut Command) -> Child {
     let child = torture.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     wait_for("the handler of signals", || {
@@ -69,21 +74,22 @@ fn interrupt(child: Child) -> Outcome {
 #[test]
 fn an_interrupted_torture_says_what_it_has_done() {
     for arguments in [&[][..], &["--threads"], &["--damage"]] {
-        let outcome = interrupt(start(arguments));
+        let outcome = interrupt(start(&mut torture(arguments)));
         assert_eq!(outcome.status.code(), Some(130), "{outcome:#?}");
         assert!(outcome.stdout.ends_with(" s, interrupted, 0 violations\n"), "{outcome:#?}");
         assert_eq!(outcome.stderr, "siltstone: interrupted\n");
     }
-    let outcome = interrupt(start(&["--json"]));
+    let outcome = interrupt(start(&mut torture(&["--json"])));
     let report: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
     assert_eq!(report["interrupted"], true, "{report:#}");
 }
 
 /// A directory in which servers are killed: the torture, and a pool that is being served.
-fn kill_servers(directory: &Path) -> (Child, PathBuf) {
+fn kill_servers(directory: &Path, sockets: &TempDir) -> (Child, PathBuf) {
     fs::create_dir(directory).unwrap();
     let place = directory.to_str().unwrap();
-    let child = start(&["--kill", "--jobs", "1", "--directory", place]);
+    let mut torture = torture(&["--kill", "--jobs", "1", "--directory", place]);
+    let child = start(torture.env("TMPDIR", sockets.path()));
     let pool = wait_for("a server", || {
         let folder = fs::read_dir(directory).unwrap().next()?.unwrap().path();
         let log = fs::read_to_string(folder.join("log")).ok()?;
@@ -95,18 +101,21 @@ fn kill_servers(directory: &Path) -> (Child, PathBuf) {
 #[test]
 fn an_interrupted_killer_of_servers_leaves_nothing_behind() {
     let folder = Folder::new();
-    let directory = folder.path("pools");
-    let (child, _) = kill_servers(&directory);
+    let (directory, sockets) = (folder.path("pools"), TempDir::new().unwrap());
+    let (child, _) = kill_servers(&directory, &sockets);
     let outcome = interrupt(child);
     assert_eq!(outcome.status.code(), Some(130), "{outcome:#?}");
     assert!(outcome.stdout.ends_with(" s, interrupted, 0 violations\n"), "{outcome:#?}");
-    assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+    for directory in [directory.as_path(), sockets.path()] {
+        assert_eq!(fs::read_dir(directory).unwrap().count(), 0);
+    }
 }
 
 #[test]
 fn servers_end_with_a_killer_that_is_killed() {
     let folder = Folder::new();
-    let (mut child, pool) = kill_servers(&folder.path("pools"));
+    let sockets = TempDir::new().unwrap();
+    let (mut child, pool) = kill_servers(&folder.path("pools"), &sockets);
     child.kill().unwrap();
     child.wait().unwrap();
     // A pool that is served would be in use.

@@ -94,7 +94,8 @@ pub(crate) struct DamageOptions {
     #[arg(long, value_name = "BITS", requires = "at", conflicts_with = "form",
         value_parser = value_parser!(u8).range(1..))]
     pub(crate) value: Option<u8>,
-    /// Damage it in this way: flip, or zero, stale or swap, each followed by -sector or -block.
+    /// Damage it in this way: flip, unreadable, or zero, stale or swap, each followed by -sector or
+    /// -block.
     #[arg(long, requires = "at", default_value = "flip")]
     pub(crate) form: Form,
 }

@@ -183,11 +183,11 @@ fn a_frame_that_was_forged_is_called_silent() {
 fn no_block_that_cannot_be_read_is_silent() {
     let mut costs = BTreeSet::new();
     for end in End::ALL {
-        let life = Life::new(end);
-        let trials = trial::all(&life).into_iter();
+        let life = life(end);
+        let trials = trial::all(life).into_iter();
         for (number, trial) in trials.filter(|trial| trial.form == Form::Unreadable).enumerate() {
-            let verdict = trial.run(&life, number % 3 == 0).expect("every block can be unreadable");
-            let kind = trial.kind(&life);
+            let verdict = trial.run(life, number % 3 == 0).expect("every block can be unreadable");
+            let kind = trial.kind(life);
             assert!(!matches!(verdict, Verdict::Silent(_)), "{kind}: {trial:?}: {verdict:?}");
             if kind.most_cost() == Cost::Nothing && kind < Kind::LogRecordLive {
                 // What stands twice is also named.
