@@ -57,6 +57,9 @@ pub enum Times {
     /// Every one, until so many further operations of any kind have been submitted to the device
     /// since the fault was injected; the last of these can still be struck.
     During(u64),
+    /// Every one, until a write touches these bytes: a disk has other sectors for those that went
+    /// bad, and takes them when they are written.
+    UntilWritten,
     /// Every one, until the faults are cleared.
     Always,
 }

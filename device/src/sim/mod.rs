@@ -299,9 +299,10 @@ impl SimDevice {
         state.faults.add(fault, submitted);
     }
 
-    /// Every read that touches these bytes fails from now on, until the faults are cleared.
+    /// Every read that touches these bytes fails from now on, until they are written.
     pub fn fail_reads(&self, range_bytes: Range<u64>) {
-        let (operation, times, cause) = (Operation::Read, Times::Always, Cause::Errno(libc::EIO));
+        let (operation, times) = (Operation::Read, Times::UntilWritten);
+        let cause = Cause::Errno(libc::EIO);
         self.inject(Fault { operation, range_bytes, times, cause });
     }
 

@@ -383,3 +383,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn bytes_that_cannot_be_read_can_be_read_once_they_are_written() {
+    let device = SimDevice::new(SIZE_BYTES);
+    device.fail_reads(BLOCK..BLOCK + 1);
+    let can_read = |block: u64| {
+        let buffer = AlignedBuffer::zeroed(BLOCK_BYTES);
+        block_on(read(&*device, ByteOffset(block * BLOCK), buffer)).is_ok()
+    };
+    assert!(can_read(0) && !can_read(1) && !can_read(1) && can_read(2));
+    put(&device, 2, 7, Durability::Flush);
+    assert!(!can_read(1), "something else was written");
+    put(&device, 1, 7, Durability::Flush);
+    assert!(can_read(1));
+}

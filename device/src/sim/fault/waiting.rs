@@ -36,7 +36,7 @@ impl Faults {
         }
         let over_after = match fault.times {
             Times::During(operations) => submitted.saturating_add(operations),
-            Times::Count(_) | Times::Always => u64::MAX,
+            Times::Count(_) | Times::UntilWritten | Times::Always => u64::MAX,
         };
         self.waiting.push(Waiting { fault, kind, over_after });
     }
@@ -62,8 +62,11 @@ impl Faults {
         submitted: u64,
         matters: impl Fn(Cause) -> bool,
     ) -> Option<Strike> {
-        self.waiting.retain(|waiting| {
-            waiting.fault.times != Times::Count(0) && submitted <= waiting.over_after
+        self.waiting.retain(|Waiting { fault, over_after, .. }| {
+            let is_written = operation == Operation::Write
+                && !intersection(&fault.range_bytes, &range_bytes).is_empty();
+            let is_healed = fault.times == Times::UntilWritten && is_written;
+            fault.times != Times::Count(0) && submitted <= *over_after && !is_healed
         });
         let waiting = self.waiting.iter_mut().find(|Waiting { fault, .. }| {
             let touched = intersection(&fault.range_bytes, &range_bytes);
