@@ -60,6 +60,13 @@ pub(crate) enum Command {
     /// pool's metadata with each other. A pool that is being served is scrubbed by its server:
     /// see serve --scrub.
     Scrub(ScrubArguments),
+    /// Say what a pool would make of existing files or block devices, without writing anything.
+    ///
+    /// Later files are compared with earlier ones. UNIQUE is what only that file has, SHARED what
+    /// others have too, REPEATED what it has more than once; UNIQUE STORED is what the unique part
+    /// would take. Ratios are thin (logical / data), dedup (data / unique), compression (unique /
+    /// stored) and total.
+    Estimate(EstimateArguments),
     /// Cut the power of simulated pools, kill real servers, or damage pools, until a promise breaks.
     ///
     /// Without --kill and --damage: each seed is a pool with clients on a simulated machine. Its power is cut
@@ -307,6 +314,27 @@ impl Listing {
     pub(crate) fn limit(self) -> usize {
         if self.all { usize::MAX } else { siltstone_engine::findings::LIST_LIMIT }
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EstimateArguments {
+    /// Raw images, other files, or block devices.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Memory for fingerprints; when they do not fit, a sample of them is kept.
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub(crate) memory: Size,
+    /// The pool's threshold [default: that of a new pool].
+    #[arg(long, value_name = "BLOCKS")]
+    pub(crate) threshold: Option<u32>,
+    #[command(flatten)]
+    pub(crate) compression: Compression,
+    /// Compress everything that is unique, rather than one frame in 16.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

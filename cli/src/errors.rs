@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 use siltstone_cursor::MapError;
 use siltstone_device::{DeviceError, header::HeaderError};
 use siltstone_engine::{
-    EngineError,
+    EngineError, EstimateError,
     error::{FrameError, MetadataError},
 };
 use siltstone_nbd::ServerError;
@@ -164,6 +164,9 @@ pub(crate) enum CliError {
         /// Why.
         source: io::Error,
     },
+    /// There is no estimate.
+    #[error(transparent)]
+    Estimate(#[from] EstimateError),
     /// The log filter makes no sense.
     #[error("'{given}' is not a log level: use off, error, warn, info, debug or trace")]
     LogLevel {
@@ -262,6 +265,11 @@ impl CliError {
             Self::File { source, .. } | Self::System { source, .. } => {
                 io_status(source, ExitStatus::Other)
             }
+            Self::Estimate(error) => match error {
+                EstimateError::File { source, .. } => io_status(source, ExitStatus::Other),
+                EstimateError::NotData { .. } | EstimateError::Thread { .. } => ExitStatus::Other,
+                EstimateError::Memory { .. } | EstimateError::Option { .. } => ExitStatus::Refused,
+            },
             Self::DamageFound { .. } | Self::Salvaged { .. } | Self::PromiseBroken { .. } => {
                 ExitStatus::Damaged
             }

@@ -8,9 +8,10 @@ use std::{
     path::Path,
 };
 
+use siltstone_device::sparse;
 use siltstone_engine::{Volume, WriteBuffer};
 
-use crate::{errors::CliError, sparse};
+use crate::errors::CliError;
 
 /// Bytes that are read and written together. Pieces end at multiples of it.
 pub(crate) const PIECE_BYTES: u64 = 1 << 20;

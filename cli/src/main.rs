@@ -10,6 +10,7 @@ mod check;
 mod client_commands;
 mod create;
 mod errors;
+mod estimate;
 mod export;
 mod export_adapter;
 mod findings;
@@ -24,7 +25,6 @@ mod progress;
 mod scrub;
 mod serve;
 mod size;
-mod sparse;
 mod stat;
 mod target;
 mod torture;
@@ -65,6 +65,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Stat(arguments) => stat::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Scrub(arguments) => scrub::run(arguments),
+        Command::Estimate(arguments) => estimate::run(arguments),
         Command::Torture(arguments) => torture::run(arguments),
     }
 }

@@ -22,6 +22,7 @@
 //!
 //! - [`runtime`]: tasks and time: threads and a clock, or a simulated machine.
 //! - [`environment`]: randomness, real and simulated.
+//! - [`sparse`]: where the data of a sparse file is.
 //! - [`sync`]: locks and atomics, real and modelled.
 
 pub mod buffer;
@@ -37,6 +38,7 @@ mod request_queue;
 pub mod runtime;
 pub mod salvage;
 pub mod sim;
+pub mod sparse;
 pub mod sync;
 mod threads;
 pub mod units;

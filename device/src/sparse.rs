@@ -9,7 +9,10 @@ use rustix::{
 
 /// The first run of data in `at..end`; `None` if only a hole follows. A file system that does not
 /// tell has data everywhere.
-pub(crate) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+///
+/// # Errors
+/// If the file cannot be asked.
+pub fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);
     }

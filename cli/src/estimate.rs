@@ -1,0 +1,115 @@
+//! `siltstone estimate`.
+
+use siltstone_engine::{EstimateOptions, EstimateProgress, EstimateReport, estimate};
+
+use crate::{
+    args::EstimateArguments,
+    errors::CliError,
+    output::{print, print_json, table},
+    progress,
+    size::human,
+};
+
+pub(crate) fn run(arguments: &EstimateArguments) -> Result<(), CliError> {
+    let default = EstimateOptions::default();
+    let options = EstimateOptions {
+        memory_bytes: arguments.memory.memory_bytes(),
+        threshold: arguments.threshold.unwrap_or(default.threshold),
+        level: arguments.compression.level.unwrap_or(default.level),
+        compress_one_in: if arguments.all { 1 } else { default.compress_one_in },
+        ..default
+    };
+    let bar = progress::bytes(Some(0));
+    let report = estimate(&arguments.files, &options, &|progress: EstimateProgress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.bytes);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if arguments.json { print_json(&report) } else { print(&tables(&report)) }
+}
+
+fn tables(report: &EstimateReport) -> String {
+    let head = ["FILE", "SIZE", "ZERO", "UNIQUE", "SHARED", "REPEATED", "UNIQUE STORED"];
+    let mut files = vec![head.map(String::from).to_vec()];
+    for file in &report.files {
+        let sizes = [
+            file.logical_bytes,
+            file.zero_bytes,
+            file.unique_bytes,
+            file.shared_bytes,
+            file.repeated_bytes,
+            file.unique_stored_bytes,
+        ];
+        let path = file.path.display().to_string();
+        files.push(std::iter::once(path).chain(sizes.map(human)).collect());
+    }
+
+    let row = |name: &str, bytes: u64, note: String| vec![name.into(), human(bytes), note];
+    let ratio = |what: &str, ratio: f64| format!("{what} {ratio:.2}:1");
+    let errors = &report.errors;
+    let within = |error: f64| match error {
+        0.0 => String::new(),
+        error => format!(", within {:.1} %", error * 100.0),
+    };
+    let sums = [
+        row("logical", report.logical_bytes, String::new()),
+        row("data", report.data_bytes, ratio("thin", report.thin_ratio)),
+        row(
+            "unique",
+            report.unique_bytes,
+            ratio("dedup", report.dedup_ratio) + &within(errors.dedup),
+        ),
+        row(
+            "stored",
+            report.stored_bytes,
+            ratio("compression", report.compression_ratio) + &within(errors.compression),
+        ),
+        row("", 0, ratio("total", report.total_ratio) + &within(errors.total)),
+    ];
+    let mut sums = sums.to_vec();
+    if let Some(total) = sums.last_mut() {
+        total[1].clear();
+    }
+
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let head = ["DUPLICATE RUNS OF", "BYTES", "SHARE", "RUNS"];
+    let mut runs = vec![head.map(String::from).to_vec()];
+    for class in &report.runs {
+        let blocks = match class.min_blocks {
+            1 => "1 block".into(),
+            256 => "256 blocks".into(),
+            least => format!("{least} to {} blocks", 2 * least - 1),
+        };
+        runs.push(vec![blocks, human(class.bytes), percent(class.share), class.runs.to_string()]);
+    }
+    let head = ["THRESHOLD", "KEEPS", "DEDUP"];
+    let mut thresholds = vec![head.map(String::from).to_vec()];
+    for line in &report.thresholds {
+        let dedup = format!("{:.2}:1", line.dedup_ratio);
+        thresholds.push(vec![line.threshold.to_string(), percent(line.kept_share), dedup]);
+    }
+    [table(&files), table(&sums), table(&runs), table(&thresholds), basis(report)].join("\n")
+}
+
+/// What the figures rest on.
+fn basis(report: &EstimateReport) -> String {
+    let sample = &report.sample;
+    let fingerprints = match sample.fingerprints_one_in {
+        1 => "every block counted".into(),
+        one_in => format!(
+            "one fingerprint in {one_in} kept for lack of memory (--memory), runs and frames from \
+             {} windows of 1 MiB at random",
+            sample.windows
+        ),
+    };
+    let seconds = report.elapsed_ms as f64 / 1e3;
+    format!(
+        "{fingerprints}; {} compressed; level {}, threshold {}; {:.1} s ({:.0} MB/s)\n",
+        human(sample.compressed_bytes),
+        report.level,
+        report.threshold,
+        seconds,
+        report.data_bytes as f64 / 1e6 / seconds.max(1e-3)
+    )
+}
