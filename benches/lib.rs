@@ -4,6 +4,8 @@
 //!   `cargo bench -p siltstone-benches --bench map`.
 //! - `throughput`: a whole pool against what the machine can do, as ratios.
 //!   `cargo bench -p siltstone-benches --bench throughput -- --help`.
+//! - `dedup_study`: what thresholds and index budgets keep and cost, as tables and plots.
+//!   `cargo bench -p siltstone-benches --bench dedup_study -- --help`.
 //!
 //! All data is real: [`data`] takes it from this system's own files.
 #![forbid(unsafe_code)]
