@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod pool;
 pub(crate) mod torture;
 
 use std::{ffi::OsString, path::PathBuf};
@@ -7,7 +8,10 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use siltstone_nbd::Listen;
 
-use self::torture::TortureArguments;
+use self::{
+    pool::{Listing, PoolArgument, PoolCommand, parse_rate},
+    torture::TortureArguments,
+};
 use crate::{errors, interval::Interval, size::Size};
 
 /// The address on which volumes are served if none is given.
@@ -35,31 +39,15 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Make a pool in a new file or on a block device.
     Create(CreateArguments),
-    /// Create, list, resize and delete volumes.
-    #[command(subcommand)]
-    Volume(VolumeCommand),
     /// Serve a pool's volumes over NBD until SIGTERM or SIGINT.
     Serve(ServeArguments),
-    /// Copy a raw image into a volume.
-    ///
-    /// The volume is created if it does not exist. One that exists holds the image afterwards,
-    /// and zeros behind it.
-    Import(ImportArguments),
-    /// Copy a volume into a raw image; what the volume does not store becomes holes.
-    Export(ExportArguments),
-    /// Say what a pool holds and what it costs.
-    Stat(ReportArguments),
+    #[command(flatten)]
+    OnPool(PoolCommand),
     /// Read everything and check it against checksums, fingerprints and the map.
     ///
     /// Lists what is wrong in the pool, and every range of a volume that is lost by it: also those
     /// of which a damaged map no longer knows anything. Everything else can be read.
     Check(CheckArguments),
-    /// Read everything back at a bounded rate, and check it against checksums and fingerprints.
-    ///
-    /// Finds what the medium has damaged, and lists it as check does; check also compares the
-    /// pool's metadata with each other. A pool that is being served is scrubbed by its server:
-    /// see serve --scrub.
-    Scrub(ScrubArguments),
     /// Say what a pool would make of existing files or block devices, without writing anything.
     ///
     /// Later files are compared with earlier ones. UNIQUE is what only that file has, SHARED what
@@ -142,52 +130,10 @@ pub(crate) enum Sync {
     Flush,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum VolumeCommand {
-    /// Create an empty volume.
-    Create {
-        /// The pool.
-        pool: PathBuf,
-        /// The volume's name.
-        name: String,
-        /// The volume's size, which may exceed the pool's.
-        #[arg(long)]
-        size: Size,
-        #[command(flatten)]
-        compression: Compression,
-    },
-    /// List a pool's volumes.
-    List(ReportArguments),
-    /// Change a volume's size; what lies past a smaller size is discarded.
-    Resize {
-        /// The pool.
-        pool: PathBuf,
-        /// The volume's name.
-        name: String,
-        /// The new size.
-        #[arg(long)]
-        size: Size,
-    },
-    /// Delete a volume and everything in it.
-    Delete {
-        /// The pool.
-        pool: PathBuf,
-        /// The volume's name.
-        name: String,
-    },
-}
-
-#[derive(Clone, Copy, Debug, Args)]
-pub(crate) struct Compression {
-    /// The volume's zstd level, from -7 (fastest) to 19 (smallest) [default: 1].
-    #[arg(long, allow_negative_numbers = true)]
-    pub(crate) level: Option<i8>,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
-    /// The pool.
-    pub(crate) pool: PathBuf,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
     /// Where to listen: HOST:PORT or unix:PATH; may be repeated.
     #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_LISTEN)]
     pub(crate) listen: Vec<Listen>,
@@ -233,14 +179,6 @@ pub(crate) struct NewVolume {
     pub(crate) size: Size,
 }
 
-fn parse_rate(given: &str) -> Result<Size, String> {
-    match given.strip_suffix("/s").unwrap_or(given).parse() {
-        Ok(Size(0)) => Err("nothing can be read at that rate".into()),
-        Ok(rate) => Ok(rate),
-        Err(error) => Err(format!("{error}")),
-    }
-}
-
 fn parse_new_volume(given: &str) -> Result<NewVolume, String> {
     // The last '=': names may hold one, sizes cannot.
     let (name, size) = given.rsplit_once('=').ok_or("write NAME=SIZE, such as disk=10G")?;
@@ -249,71 +187,11 @@ fn parse_new_volume(given: &str) -> Result<NewVolume, String> {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ImportArguments {
-    /// The pool.
-    pub(crate) pool: PathBuf,
-    /// The volume's name.
-    pub(crate) volume: String,
-    /// The image: a file, a block device, or - for standard input.
-    pub(crate) file: PathBuf,
-    /// The size of a volume to create [default: the image's, which standard input does not tell].
-    #[arg(long)]
-    pub(crate) size: Option<Size>,
-    #[command(flatten)]
-    pub(crate) compression: Compression,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ExportArguments {
-    /// The pool.
-    pub(crate) pool: PathBuf,
-    /// The volume's name.
-    pub(crate) volume: String,
-    /// The image: a file, a block device, or - for standard output.
-    pub(crate) file: PathBuf,
-    /// Overwrite a file that exists; what it held is gone even if the export fails.
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Go on where data is damaged: leave zeros there, and list what is lost.
-    #[arg(long)]
-    pub(crate) salvage: bool,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct CheckArguments {
-    /// The pool.
-    pub(crate) pool: PathBuf,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
     #[command(flatten)]
     pub(crate) listing: Listing,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ScrubArguments {
-    /// The pool.
-    pub(crate) pool: PathBuf,
-    /// Bytes to read a second, such as 200M [default: as fast as it goes].
-    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
-    pub(crate) rate: Option<Size>,
-    #[command(flatten)]
-    pub(crate) listing: Listing,
-}
-
-/// How findings are listed.
-#[derive(Clone, Copy, Debug, Args)]
-pub(crate) struct Listing {
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// List every problem and lost range, rather than the first ten thousand of each.
-    #[arg(long)]
-    pub(crate) all: bool,
-}
-
-impl Listing {
-    /// How many to list.
-    pub(crate) fn limit(self) -> usize {
-        if self.all { usize::MAX } else { siltstone_engine::findings::LIST_LIMIT }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -332,15 +210,6 @@ pub(crate) struct EstimateArguments {
     /// Compress everything that is unique, rather than one frame in 16.
     #[arg(long)]
     pub(crate) all: bool,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ReportArguments {
-    /// The pool.
-    pub(crate) pool: PathBuf,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -5,14 +5,14 @@ use siltstone_engine::{CheckOptions, CheckProgress};
 use crate::{
     args::CheckArguments,
     errors::CliError,
-    findings, open,
-    output::{print, print_json},
+    findings, on_pool,
+    output::{print, to_json},
     plural::count,
     progress,
 };
 
 pub(crate) fn run(arguments: &CheckArguments) -> Result<(), CliError> {
-    let pool = open::open_read_only(&arguments.pool)?;
+    let pool = on_pool::open_at_rest(&arguments.pool, "check")?;
     let options = CheckOptions { list_limit: arguments.listing.limit() };
     let bar = progress::bytes(Some(0));
     let mut show = |progress: CheckProgress| {
@@ -23,7 +23,7 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<(), CliError> {
     bar.finish_and_clear();
     let report = report?;
     if arguments.listing.json {
-        print_json(&report)?;
+        print(&to_json(&report)?)?;
     } else {
         let mut text = findings::lines(&report.findings) + &findings::notes(&report.repairs);
         text += &format!(
@@ -37,5 +37,5 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<(), CliError> {
         );
         print(&text)?;
     }
-    findings::verdict(&arguments.pool, "check", &report.findings)
+    findings::verdict(&arguments.pool.path, "check", &report.findings)
 }

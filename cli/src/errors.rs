@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf, process::ExitCode};
 
+use serde::{Deserialize, Serialize};
 use siltstone_cursor::MapError;
 use siltstone_device::{DeviceError, header::HeaderError};
 use siltstone_engine::{
@@ -11,7 +12,14 @@ use siltstone_engine::{
 use siltstone_nbd::ServerError;
 use siltstone_nvram::{CheckpointError, LogError, MarkError, OpenError};
 
-use crate::plural::count;
+use crate::{
+    control::{
+        message::Refusal,
+        packet::ControlError,
+        place::{ListenError, NoAnswer},
+    },
+    plural::count,
+};
 
 /// What the help says about exit statuses.
 pub(crate) const EXIT_STATUS_HELP: &str = "\
@@ -29,7 +37,8 @@ Exit statuses:
   130  interrupted by a signal";
 
 /// The classes of failure that scripts can tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub(crate) enum ExitStatus {
     /// Anything that has no class of its own.
@@ -80,6 +89,45 @@ pub(crate) enum CliError {
         /// The path.
         path: PathBuf,
     },
+    /// Another process has the pool, and does not take commands for it.
+    #[error("{path} is in use by another process, and {source}; stop that process first")]
+    InUse {
+        /// The pool.
+        path: PathBuf,
+        /// Why it cannot be asked.
+        source: NoAnswer,
+    },
+    /// The pool is being served, and the command needs it at rest.
+    #[error(
+        "{path} is being served, and {command} needs a pool at rest: stop the server first, or use \
+         'siltstone scrub', which works meanwhile"
+    )]
+    Served {
+        /// The pool.
+        path: PathBuf,
+        /// The command.
+        command: &'static str,
+    },
+    /// The command was carried out by the pool's server, and failed there.
+    #[error("{sentence}")]
+    AtServer {
+        /// The failure's class.
+        status: ExitStatus,
+        /// All there is to say.
+        sentence: String,
+    },
+    /// The control socket fails, or the other end does not keep to the protocol.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The server does not carry out the command.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The server that carries out the command is asked to stop.
+    #[error("the pool's server is stopping")]
+    Stopping,
+    /// The server cannot listen for commands.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A new file has no size of its own.
     #[error("a pool in a new file needs a size: add --size, such as --size 20G")]
     PoolSizeMissing,
@@ -250,7 +298,14 @@ impl CliError {
             Self::Engine(error)
             | Self::Pool { source: error, .. }
             | Self::NotSalvaged { source: error } => engine_status(error),
-            Self::NoPool { .. } | Self::Server(_) => ExitStatus::Other,
+            Self::NoPool { .. }
+            | Self::Server(_)
+            | Self::Control(_)
+            | Self::Refused(_)
+            | Self::Listen(_)
+            | Self::Stopping => ExitStatus::Other,
+            Self::InUse { .. } | Self::Served { .. } => ExitStatus::InUse,
+            Self::AtServer { status, .. } => *status,
             Self::Interrupted => ExitStatus::Interrupted,
             Self::Impossible { .. }
             | Self::PoolSizeMissing

@@ -9,11 +9,18 @@ use std::{
 };
 
 use siltstone_cursor::MapError;
-use siltstone_engine::{EngineError, LostRange, StatusRun, Volume};
+use siltstone_engine::{EngineError, LostRange, Pool, StatusRun, Volume};
 
 use crate::{
-    args::ExportArguments, errors::CliError, export_adapter::joined, image::PIECE_BYTES, open,
-    output::print, plural::count, progress, size::human, target::Target,
+    args::pool::{ExportArguments, PoolArgument},
+    errors::CliError,
+    export_adapter::joined,
+    image::PIECE_BYTES,
+    on_pool::{Access, PoolOperation},
+    plural::count,
+    session::{Cancellation, Session},
+    size::human,
+    target::{self, Target},
 };
 
 /// Threads that read and decompress.
@@ -25,55 +32,45 @@ const BLOCK_BYTES: usize = 4096;
 /// Runs that are asked for at a time.
 const MAX_RUNS: usize = 4096;
 
-pub(crate) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
-    let pool = open::open_read_only(&arguments.pool)?;
-    let volume = pool.volume(&arguments.volume)?;
-    let size_bytes = volume.size_bytes();
-    let mut target = Target::open(arguments, size_bytes)?;
-    let start = Instant::now();
-    let bar = progress::bytes(Some(size_bytes));
-    let copied = copy(&volume, arguments.salvage, &mut target, &|at| bar.set_position(at));
-    bar.finish_and_clear();
-    let copied = match copied.and_then(|copied| target.finish(size_bytes).map(|()| copied)) {
-        Ok(copied) => copied,
-        Err(error) => {
-            target.remove_if_new();
-            return Err(match error {
-                CliError::Engine(source) if is_damage(&source) => CliError::NotSalvaged { source },
-                error => error,
-            });
+impl PoolOperation for ExportArguments {
+    fn pool(&self) -> &PoolArgument {
+        &self.pool
+    }
+
+    fn access(&self) -> Access {
+        Access::Read
+    }
+
+    fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
+        let volume = pool.volume(&self.volume)?;
+        let size_bytes = volume.size_bytes();
+        session.begin(Some(size_bytes))?;
+        let mut target = session.open_target(size_bytes)?;
+        let start = Instant::now();
+        let copied = copy(&volume, size_bytes, self.salvage, &mut target, session);
+        session.finish();
+        let copied = copied.map_err(|error| match error {
+            CliError::Engine(source) if is_damage(&source) => CliError::NotSalvaged { source },
+            error => error,
+        })?;
+        session.keep_target()?;
+        let seconds = start.elapsed().as_secs_f64();
+        let text = copied.summary(&self.volume, target.name(), size_bytes, seconds);
+        if target::is_stdout(&self.file) {
+            session.note(&text)?;
+        } else {
+            session.print(&text)?;
         }
-    };
-    pool.close()?;
-    let seconds = start.elapsed().as_secs_f64();
-    let mut text = String::new();
-    for Range { start, end } in &copied.lost {
-        let (volume, len_bytes) = (&arguments.volume, end - start);
-        let bytes = count(len_bytes, "byte");
-        text += &format!("lost: volume '{volume}', {bytes} at byte {start}\n");
+        if copied.lost.is_empty() {
+            return Ok(());
+        }
+        Err(CliError::Salvaged {
+            volume: self.volume.clone(),
+            file: target.name().into(),
+            lost_ranges: copied.lost.len(),
+            lost_bytes: copied.lost.iter().map(|range| range.end - range.start).sum(),
+        })
     }
-    text += &format!(
-        "exported volume '{}' to {}: {} in {seconds:.1} s ({:.0} MB/s), {} of it not zero\n",
-        arguments.volume,
-        target.name(),
-        human(size_bytes),
-        copied.data_bytes as f64 / 1e6 / seconds.max(1e-3),
-        human(copied.data_bytes)
-    );
-    if target.is_stdout() {
-        eprint!("{text}");
-    } else {
-        print(&text)?;
-    }
-    if copied.lost.is_empty() {
-        return Ok(());
-    }
-    Err(CliError::Salvaged {
-        volume: arguments.volume.clone(),
-        file: target.name().into(),
-        lost_ranges: copied.lost.len(),
-        lost_bytes: copied.lost.iter().map(|range| range.end - range.start).sum(),
-    })
 }
 
 /// What was copied, and what was not.
@@ -81,6 +78,23 @@ struct Copied {
     data_bytes: u64,
     /// What could not be read, in order.
     lost: Vec<Range<u64>>,
+}
+
+impl Copied {
+    fn summary(&self, volume: &str, target: &str, size_bytes: u64, seconds: f64) -> String {
+        let mut text = String::new();
+        for Range { start, end } in &self.lost {
+            let bytes = count(end - start, "byte");
+            text += &format!("lost: volume '{volume}', {bytes} at byte {start}\n");
+        }
+        text + &format!(
+            "exported volume '{volume}' to {target}: {} in {seconds:.1} s ({:.0} MB/s), {} of it \
+             not zero\n",
+            human(size_bytes),
+            self.data_bytes as f64 / 1e6 / seconds.max(1e-3),
+            human(self.data_bytes)
+        )
+    }
 }
 
 /// A part of the volume that is read at a time.
@@ -168,14 +182,16 @@ fn salvage_blocks(volume: &Volume, piece: &mut Piece) -> Result<(), EngineError>
 /// their answers come in order too.
 fn copy(
     volume: &Volume,
+    size_bytes: u64,
     salvage: bool,
     target: &mut Target,
-    progress: &dyn Fn(u64),
+    session: &mut dyn Session,
 ) -> Result<Copied, CliError> {
+    let cancellation = session.cancellation();
     let readers = thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS);
     thread::scope(|scope| {
         let readers: Vec<_> = (0..readers).map(|_| Reader::start(scope, volume, salvage)).collect();
-        let mut allocated = Allocated::new(volume, salvage);
+        let mut allocated = Allocated::new(volume, size_bytes, salvage);
         let mut lost = allocated.hidden.clone();
         let mut spare: Vec<Vec<u8>> = Vec::new();
         let mut waiting = VecDeque::new();
@@ -194,16 +210,17 @@ fn copy(
                 waiting.push_back(turn);
             }
             let Some(turn) = waiting.pop_front() else {
+                target.finish(allocated.size_bytes, &cancellation)?;
                 return Ok(Copied { data_bytes, lost: united(lost) });
             };
             let answer = readers[turn].answers.recv();
             let piece = answer.expect("a reader answers every request before it ends")?;
-            data_bytes += write(&piece, target)?;
+            data_bytes += write(&piece, target, &cancellation)?;
             let from = piece.offset_bytes;
             let of_volume =
                 |range: &Range<u32>| from + u64::from(range.start)..from + u64::from(range.end);
             lost.extend(piece.lost.iter().map(of_volume));
-            progress(piece.offset_bytes + piece.memory.len() as u64);
+            session.advance(from + piece.memory.len() as u64, None)?;
             spare.push(piece.memory);
         }
     })
@@ -223,7 +240,7 @@ fn united(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 }
 
 /// Writes what is between the holes of a piece.
-fn write(piece: &Piece, target: &mut Target) -> Result<u64, CliError> {
+fn write(piece: &Piece, target: &mut Target, cancellation: &Cancellation) -> Result<u64, CliError> {
     let end = piece.memory.len();
     let mut at = 0;
     let mut data_bytes = 0;
@@ -231,7 +248,7 @@ fn write(piece: &Piece, target: &mut Target) -> Result<u64, CliError> {
     for hole in piece.holes.iter().chain([&past_the_end]) {
         let data = &piece.memory[at..hole.start as usize];
         if !data.is_empty() {
-            target.write_at(piece.offset_bytes + at as u64, data)?;
+            target.write_at(piece.offset_bytes + at as u64, data, cancellation)?;
             data_bytes += data.len() as u64;
         }
         at = hole.end as usize;
@@ -242,6 +259,8 @@ fn write(piece: &Piece, target: &mut Target) -> Result<u64, CliError> {
 /// Walks over the allocated parts of a volume.
 struct Allocated<'a> {
     volume: &'a Volume,
+    /// What it was at the start: it may change meanwhile.
+    size_bytes: u64,
     /// What is known of the volume from `at` on, a hole or data first.
     runs: VecDeque<StatusRun>,
     /// How far the runs reach that were asked for.
@@ -254,14 +273,15 @@ struct Allocated<'a> {
 }
 
 impl<'a> Allocated<'a> {
-    fn new(volume: &'a Volume, salvage: bool) -> Self {
+    fn new(volume: &'a Volume, size_bytes: u64, salvage: bool) -> Self {
         let hidden = match salvage {
             true => pollster::block_on(volume.hidden_ranges()),
             false => Vec::new(),
         };
         let range = |lost: &LostRange| lost.offset_bytes..lost.offset_bytes + lost.len_bytes;
         let hidden = hidden.iter().map(range).collect();
-        Self { volume, runs: VecDeque::new(), known_bytes: 0, at: 0, salvage, hidden }
+        let runs = VecDeque::new();
+        Self { volume, size_bytes, runs, known_bytes: 0, at: 0, salvage, hidden }
     }
 
     /// Asks for what follows the runs that are known.
@@ -274,7 +294,7 @@ impl<'a> Allocated<'a> {
                 return Ok(());
             }
             Some(hidden) => hidden.start,
-            None => self.volume.size_bytes(),
+            None => self.size_bytes,
         };
         match pollster::block_on(self.volume.status(from, end - from, MAX_RUNS)) {
             Ok(runs) => self.runs = runs.into(),
@@ -314,7 +334,7 @@ impl<'a> Allocated<'a> {
                 }
                 Some(run) => return Ok(Some(run.offset_bytes.max(at))),
                 None => {
-                    if self.known_bytes == self.volume.size_bytes() {
+                    if self.known_bytes == self.size_bytes {
                         return Ok(None);
                     }
                     self.ask()?;

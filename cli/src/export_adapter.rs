@@ -193,6 +193,7 @@ fn export_error(error: EngineError) -> ExportError {
         EngineError::NoSpace { .. } | EngineError::Map(MapError::NoSpace) => ExportError::NoSpace,
         EngineError::ReadOnly => ExportError::ReadOnly,
         EngineError::Closing => ExportError::ShuttingDown,
+        EngineError::VolumeDeleted { .. } => ExportError::Deleted,
         EngineError::OutOfRange { .. } => ExportError::Invalid { source: error.into() },
         _ => ExportError::io(error),
     }

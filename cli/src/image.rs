@@ -11,7 +11,11 @@ use std::{
 use siltstone_device::sparse;
 use siltstone_engine::{Volume, WriteBuffer};
 
-use crate::errors::CliError;
+use crate::{
+    errors::CliError,
+    terminal::shown,
+    waiting::{self, Direction},
+};
 
 /// Bytes that are read and written together. Pieces end at multiples of it.
 pub(crate) const PIECE_BYTES: u64 = 1 << 20;
@@ -42,15 +46,32 @@ pub(crate) enum Piece {
 impl Image {
     /// Opens an image; `-` is standard input.
     pub(crate) fn open(path: &Path) -> Result<Self, CliError> {
-        if path == Path::new("-") {
-            let name = "standard input";
-            let file = rustix::io::dup(io::stdin());
-            let file = file.map_err(|error| CliError::file("open", name, error))?;
-            return Ok(Self { name: name.into(), contents: Contents::Stream(file.into()) });
+        let name = shown(path, "standard input");
+        let opened = match path == Path::new("-") {
+            true => rustix::io::dup(io::stdin())
+                .map_err(io::Error::from)
+                .map(|file| (file.into(), None)),
+            false => open_file(path),
+        };
+        let (file, size_bytes) = opened.map_err(|error| CliError::file("open", &name, error))?;
+        Ok(Self::new(path, file, size_bytes))
+    }
+
+    /// The image that was opened as `path`; without a size it is a stream.
+    pub(crate) fn new(path: &Path, file: File, size_bytes: Option<u64>) -> Self {
+        let contents = match size_bytes {
+            Some(size_bytes) => Contents::Sized { file, size_bytes },
+            None => Contents::Stream(file),
+        };
+        Self { name: shown(path, "standard input"), contents }
+    }
+
+    /// What it is, for [`Image::new`] elsewhere.
+    pub(crate) fn into_parts(self) -> (File, Option<u64>) {
+        match self.contents {
+            Contents::Sized { file, size_bytes } => (file, Some(size_bytes)),
+            Contents::Stream(file) => (file, None),
         }
-        let name = path.display().to_string();
-        let contents = open_file(path).map_err(|error| CliError::file("open", &name, error))?;
-        Ok(Self { name, contents })
     }
 
     /// What to call it.
@@ -67,18 +88,21 @@ impl Image {
     }
 
     /// Reads it, front to back, in pieces for `volume`, until `sink` returns false. Together they
-    /// cover the whole volume; what lies behind the image is a hole.
+    /// cover the whole volume; what lies behind the image is a hole. A stream is not waited for
+    /// once it is `enough`.
     pub(crate) fn read(
         self,
         volume: &Volume,
         sink: &mut dyn FnMut(Piece) -> bool,
+        enough: &dyn Fn() -> bool,
     ) -> Result<(), CliError> {
         let read_error = |error| CliError::file("read", &self.name, error);
         match self.contents {
             Contents::Sized { file, size_bytes } => {
                 read_file(&file, size_bytes, volume, sink).map_err(read_error)
             }
-            Contents::Stream(stream) => {
+            Contents::Stream(file) => {
+                let stream = Stream { file, enough };
                 if read_stream(stream, volume, sink).map_err(read_error)? {
                     return Ok(());
                 }
@@ -89,19 +113,20 @@ impl Image {
     }
 }
 
-fn open_file(path: &Path) -> io::Result<Contents> {
+/// An open file, and its size unless it is a stream.
+fn open_file(path: &Path) -> io::Result<(File, Option<u64>)> {
     let mut file = File::open(path)?;
     let kind = file.metadata()?.file_type();
     if kind.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     if !kind.is_file() && !kind.is_block_device() {
-        return Ok(Contents::Stream(file));
+        return Ok((file, None));
     }
     // Only a hint: a refusal costs nothing but speed.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
     let size_bytes = file.seek(io::SeekFrom::End(0))?;
-    Ok(Contents::Sized { file, size_bytes })
+    Ok((file, Some(size_bytes)))
 }
 
 fn read_file(
@@ -136,7 +161,7 @@ fn read_file(
 
 /// Returns whether all of the stream fitted into the volume.
 fn read_stream(
-    mut stream: File,
+    mut stream: Stream<'_>,
     volume: &Volume,
     sink: &mut dyn FnMut(Piece) -> bool,
 ) -> io::Result<bool> {
@@ -145,7 +170,7 @@ fn read_stream(
     while at < size_bytes {
         let wanted = PIECE_BYTES.min(size_bytes - at);
         let mut buffer = volume.buffer(at, wanted as usize);
-        let len = read_full(&mut stream, buffer.as_mut_slice())?;
+        let len = stream.read_full(buffer.as_mut_slice())?;
         if len as u64 == wanted {
             if !sink(Piece::Data(buffer, wanted)) {
                 return Ok(true);
@@ -162,19 +187,30 @@ fn read_stream(
         }
         return Ok(true);
     }
-    Ok(read_full(&mut stream, &mut [0])? == 0)
+    Ok(stream.read_full(&mut [0])? == 0)
 }
 
-/// Reads until `out` is full or the stream ends.
-fn read_full(stream: &mut File, out: &mut [u8]) -> io::Result<usize> {
-    let mut len = 0;
-    while len < out.len() {
-        match stream.read(&mut out[len..]) {
-            Ok(0) => break,
-            Ok(count) => len += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+/// A stream, whose writer may never come.
+struct Stream<'a> {
+    file: File,
+    enough: &'a dyn Fn() -> bool,
+}
+
+impl Stream<'_> {
+    /// Reads until `out` is full or the stream ends.
+    fn read_full(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut len = 0;
+        while len < out.len() {
+            if !waiting::until(&self.file, Direction::Read, self.enough) {
+                return Err(io::Error::other("nobody wants the rest"));
+            }
+            match self.file.read(&mut out[len..]) {
+                Ok(0) => break,
+                Ok(count) => len += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(len)
     }
-    Ok(len)
 }

@@ -1,47 +1,86 @@
 //! `siltstone import`.
 
 use std::{
-    sync::mpsc::{Receiver, sync_channel},
-    time::Instant,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
-use indicatif::ProgressBar;
-use siltstone_engine::{EngineError, Pool, Volume};
+use siltstone_engine::{EngineError, Pool, Volume, stats::CounterValues};
 
 use crate::{
-    args::ImportArguments,
+    args::pool::{ImportArguments, PoolArgument},
     errors::CliError,
     image::{Image, Piece},
-    open,
-    output::print,
-    progress,
+    on_pool::{Access, PoolOperation},
+    session::Session,
     size::human,
     volume,
 };
 
 /// Pieces that are read ahead of the engine.
 const PIECES_AHEAD: usize = 8;
+/// How often an import that waits for its image looks whether it is to end.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// What the engine stores and counts.
+const BLOCK_BYTES: u64 = 4096;
 /// Volumes are made of sectors.
 const SECTOR_BYTES: u64 = 512;
 
-pub(crate) fn run(arguments: &ImportArguments) -> Result<(), CliError> {
-    let image = Image::open(&arguments.file)?;
-    let pool = open::open(&arguments.pool)?;
-    let (volume, is_new) = volume_for(&image, &pool, arguments)?;
-    let name = image.name().to_owned();
+impl PoolOperation for ImportArguments {
+    fn pool(&self) -> &PoolArgument {
+        &self.pool
+    }
+
+    fn access(&self) -> Access {
+        Access::Change
+    }
+
+    fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
+        let image = session.open_image()?;
+        let (volume, is_new) = volume_for(&image, pool, self)?;
+        let name = image.name().to_owned();
+        let imported = import(image, pool, &volume, is_new, session);
+        session.finish();
+        let imported = match imported {
+            Ok(imported) => imported,
+            Err(error) => {
+                let is_there =
+                    !matches!(error, CliError::Engine(EngineError::VolumeDeleted { .. }));
+                if is_new && is_there {
+                    // Half an image is of no use; why there is no more matters more than a
+                    // failure here.
+                    let _ = pool.delete_volume(volume.name());
+                }
+                return Err(error);
+            }
+        };
+        session.print(&imported.summary(&name, &volume))
+    }
+}
+
+/// Copies the image. It is durable when this returns.
+fn import(
+    image: Image,
+    pool: &Pool,
+    volume: &Volume,
+    is_new: bool,
+    session: &mut dyn Session,
+) -> Result<Imported, CliError> {
+    session.begin(image.size_bytes())?;
     // What the index does not know yet would be stored again.
     pool.wait_index_warm()?;
-    let start = Instant::now();
-    if let Err(error) = copy(image, &volume, is_new).and_then(|()| Ok(pool.checkpoint()?)) {
-        if is_new {
-            // Half an image is of no use; why there is no more matters more than a failure here.
-            let _ = pool.delete_volume(volume.name());
-        }
-        return Err(error);
-    }
-    let text = summary(&name, &pool, &volume, start.elapsed().as_secs_f64())?;
-    pool.close()?;
-    print(&text)
+    // So that what others wrote before is counted before.
+    pool.checkpoint()?;
+    let (start, before) = (Instant::now(), pool.counters());
+    let copied = copy(image, volume, is_new, session)?;
+    volume.flush()?;
+    pool.checkpoint()?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Imported { copied, seconds, before, after: pool.counters() })
 }
 
 /// The volume to import into, and whether it was made for that.
@@ -89,73 +128,113 @@ fn check_fits(image: &Image, volume: &str, size_bytes: u64) -> Result<(), CliErr
     Ok(())
 }
 
-/// Copies the image. It is durable when this returns.
-fn copy(image: Image, volume: &Volume, is_new: bool) -> Result<(), CliError> {
-    let bar = progress::bytes(image.size_bytes());
+/// What was copied.
+#[derive(Clone, Copy, Debug, Default)]
+struct Copied {
+    /// Bytes read from the image, but for its holes.
+    read_bytes: u64,
+    /// Bytes of blocks among them that are not all zeros.
+    data_bytes: u64,
+}
+
+fn copy(
+    image: Image,
+    volume: &Volume,
+    is_new: bool,
+    session: &mut dyn Session,
+) -> Result<Copied, CliError> {
     let (sender, pieces) = sync_channel(PIECES_AHEAD);
-    let target = volume.clone();
-    let reader = std::thread::Builder::new().name("image-reader".into()).spawn(move || {
-        let read = image.read(&target, &mut |piece| sender.send(Ok(piece)).is_ok());
-        if let Err(error) = read {
-            // If nobody waits for it any more, another error is being reported.
-            let _ = sender.send(Err(error));
-        }
-    });
-    // Never joined: after a failure here it may wait for a stream that nobody writes to.
-    reader.map_err(|source| CliError::System { action: "start a thread", source })?;
-    let written = write(pieces, volume, is_new, &bar);
-    bar.finish_and_clear();
-    written?;
-    Ok(volume.flush()?)
+    let enough = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let enough = &enough;
+        let reader = thread::Builder::new().name("image-reader".into());
+        let read = move || {
+            let mut sink = |piece| sender.send(Ok(piece)).is_ok();
+            let read = image.read(volume, &mut sink, &|| enough.load(Ordering::Relaxed));
+            if let Err(error) = read {
+                // If nobody waits for it any more, another error is being reported.
+                let _ = sender.send(Err(error));
+            }
+        };
+        let reader = reader.spawn_scoped(scope, read);
+        reader.map_err(|source| CliError::System { action: "start a thread", source })?;
+        let written = write(&pieces, volume, is_new, session);
+        enough.store(true, Ordering::Relaxed);
+        // The reader may be waiting for room in it.
+        drop(pieces);
+        written
+    })
 }
 
 fn write(
-    pieces: Receiver<Result<Piece, CliError>>,
+    pieces: &Receiver<Result<Piece, CliError>>,
     volume: &Volume,
     is_new: bool,
-    bar: &ProgressBar,
-) -> Result<(), CliError> {
-    for piece in pieces {
-        match piece? {
-            Piece::Data(buffer, len_bytes) => {
+    session: &mut dyn Session,
+) -> Result<Copied, CliError> {
+    let mut copied = Copied::default();
+    let mut at = 0;
+    loop {
+        session.advance(at, None)?;
+        let piece = match pieces.recv_timeout(LOOK_EVERY) {
+            Ok(piece) => piece?,
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => return Ok(copied),
+        };
+        match piece {
+            Piece::Data(mut buffer, len_bytes) => {
+                copied.read_bytes += len_bytes;
+                let blocks = buffer.as_mut_slice().chunks(BLOCK_BYTES as usize);
+                let blocks = blocks.filter(|block| block.iter().any(|byte| *byte != 0));
+                copied.data_bytes += blocks.map(|block| block.len() as u64).sum::<u64>();
                 pollster::block_on(volume.write_buffer(buffer))?;
-                bar.inc(len_bytes);
+                at += len_bytes;
             }
             Piece::Hole(range) => {
                 let len_bytes = range.end - range.start;
                 if !is_new {
                     volume.write_zeroes(range.start, len_bytes)?;
                 }
-                bar.inc(len_bytes);
+                at += len_bytes;
             }
         }
     }
-    Ok(())
 }
 
-/// What it cost. The pool was opened for this import, so its counters tell about nothing else.
-fn summary(image: &str, pool: &Pool, volume: &Volume, seconds: f64) -> Result<String, CliError> {
-    const BLOCK_BYTES: u64 = 4096;
-    let counters = pool.stat()?.counters;
-    let read_bytes = counters.written_bytes;
-    let data_bytes = read_bytes.saturating_sub(counters.zero_blocks * BLOCK_BYTES);
-    let unique_bytes = counters.stored_blocks * BLOCK_BYTES;
-    let mut text = format!(
-        "imported {image} into volume '{}': {} in {seconds:.1} s ({:.0} MB/s), {} of it not zero",
-        volume.name(),
-        human(volume.size_bytes()),
-        read_bytes as f64 / 1e6 / seconds.max(1e-3),
-        human(data_bytes)
-    );
-    if unique_bytes == 0 {
-        return Ok(text + "; nothing was new\n");
+/// What an import did, and what the pool did meanwhile.
+struct Imported {
+    copied: Copied,
+    seconds: f64,
+    before: CounterValues,
+    after: CounterValues,
+}
+
+impl Imported {
+    fn summary(&self, image: &str, volume: &Volume) -> String {
+        let Self { copied, seconds, before, after } = self;
+        let text = format!(
+            "imported {image} into volume '{}': {} in {seconds:.1} s ({:.0} MB/s), {} of it not \
+             zero",
+            volume.name(),
+            human(volume.size_bytes()),
+            copied.read_bytes as f64 / 1e6 / seconds.max(1e-3),
+            human(copied.data_bytes)
+        );
+        // Counters are the pool's, and do not know whose data was new.
+        if after.written_bytes - before.written_bytes != copied.read_bytes {
+            return text + "; others wrote to the pool, too\n";
+        }
+        let unique_bytes = (after.stored_blocks - before.stored_blocks) * BLOCK_BYTES;
+        let stored_bytes = after.unit_bytes - before.unit_bytes;
+        if unique_bytes == 0 {
+            return text + "; nothing was new\n";
+        }
+        text + &format!(
+            "; {} were new (dedup {:.2}:1), stored in {} (compression {:.2}:1)\n",
+            human(unique_bytes),
+            copied.data_bytes as f64 / unique_bytes as f64,
+            human(stored_bytes),
+            unique_bytes as f64 / stored_bytes.max(1) as f64
+        )
     }
-    text += &format!(
-        "; {} were new (dedup {:.2}:1), stored in {} (compression {:.2}:1)\n",
-        human(unique_bytes),
-        data_bytes as f64 / unique_bytes as f64,
-        human(counters.unit_bytes),
-        unique_bytes as f64 / counters.unit_bytes.max(1) as f64
-    );
-    Ok(text)
 }

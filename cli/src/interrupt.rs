@@ -19,6 +19,11 @@ pub(crate) struct Interrupt(Arc<AtomicBool>);
 impl Interrupt {
     /// Catches SIGINT, SIGTERM and SIGHUP from now on. The second one ends the process at once.
     pub(crate) fn catch() -> Result<Self, CliError> {
+        Self::catch_and(|| {})
+    }
+
+    /// The same; the first one also does something.
+    pub(crate) fn catch_and(action: impl FnOnce() + Send + 'static) -> Result<Self, CliError> {
         let failed = |action| move |source| CliError::System { action, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         let runtime = runtime.map_err(failed("start threads"))?;
@@ -35,6 +40,7 @@ impl Interrupt {
         let watch = move || {
             runtime.block_on(next(&mut signals));
             is_set.store(true, Ordering::Relaxed);
+            action();
             runtime.block_on(next(&mut signals));
             std::process::exit(ExitStatus::Interrupted as i32);
         };
@@ -46,6 +52,11 @@ impl Interrupt {
     /// Whether there was a signal.
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// An error if there was a signal.
+    pub(crate) fn check(&self) -> Result<(), CliError> {
+        if self.is_set() { Err(CliError::Interrupted) } else { Ok(()) }
     }
 }
 

@@ -1,13 +1,17 @@
 //! The `siltstone` program: pools and volumes from the command line, served over NBD.
 //!
-//! `args` is the command line; each command has a file of its name. `errors` holds the table of
-//! exit statuses, and every failure ends here, as one sentence on stderr. `export_adapter` is
-//! where the engine's volumes meet the NBD server's traits, which know nothing of each other.
+//! `args` is the command line; each command has a file of its name. Commands on an open pool are
+//! written once and work in two places (`on_pool`): on a pool that this process opens, and, sent
+//! over the `control` socket, in the server that has it open. `session` is what such a command
+//! knows of its user. `errors` holds the table of exit statuses, and every failure ends here, as
+//! one sentence on stderr. `export_adapter` is where the engine's volumes meet the NBD server's
+//! traits, which know nothing of each other.
 #![forbid(unsafe_code)]
 
 mod args;
 mod check;
 mod client_commands;
+mod control;
 mod create;
 mod errors;
 mod estimate;
@@ -18,17 +22,21 @@ mod image;
 mod import;
 mod interrupt;
 mod interval;
+mod on_pool;
 mod open;
 mod output;
 mod plural;
 mod progress;
 mod scrub;
 mod serve;
+mod session;
 mod size;
 mod stat;
 mod target;
+mod terminal;
 mod torture;
 mod volume;
+mod waiting;
 
 use std::{
     io::{IsTerminal, Write},
@@ -38,7 +46,7 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    args::{Arguments, Command},
+    args::{Arguments, Command, pool::PoolCommand},
     errors::CliError,
 };
 
@@ -58,13 +66,9 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
     start_log(arguments)?;
     match &arguments.command {
         Command::Create(arguments) => create::run(arguments),
-        Command::Volume(command) => volume::run(command),
         Command::Serve(arguments) => serve::run(arguments),
-        Command::Import(arguments) => import::run(arguments),
-        Command::Export(arguments) => export::run(arguments),
-        Command::Stat(arguments) => stat::run(arguments),
+        Command::OnPool(command) => on_pool::run(command),
         Command::Check(arguments) => check::run(arguments),
-        Command::Scrub(arguments) => scrub::run(arguments),
         Command::Estimate(arguments) => estimate::run(arguments),
         Command::Torture(arguments) => torture::run(arguments),
     }
@@ -78,7 +82,9 @@ fn start_log(arguments: &Arguments) -> Result<(), CliError> {
         // Thousands of pools fail there, as they should.
         Command::Torture(_) => "off",
         // They tell what they find by themselves.
-        Command::Stat(_) | Command::Check(_) | Command::Scrub(_) => "error",
+        Command::Check(_) | Command::OnPool(PoolCommand::Stat(_) | PoolCommand::Scrub(_)) => {
+            "error"
+        }
         // That a pool is full is what the command itself will say.
         _ => "warn,siltstone_engine::volume=error",
     };

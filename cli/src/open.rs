@@ -1,6 +1,7 @@
 //! Opening and creating pools, with errors that name them.
 
 use std::{
+    convert::Infallible,
     io,
     path::{Path, PathBuf},
     thread,
@@ -18,19 +19,45 @@ use crate::errors::CliError;
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// Opens a pool to change it.
-pub(crate) fn open(path: &Path) -> Result<Pool, CliError> {
-    open_with(path, &OpenOptions::default())
-}
-
-/// Opens a pool to look at it.
-pub(crate) fn open_read_only(path: &Path) -> Result<Pool, CliError> {
-    open_with(path, &OpenOptions { read_only: true, ..OpenOptions::default() })
+/// A pool, or another way to it.
+pub(crate) enum Opened<T> {
+    /// It is this process's now.
+    Pool(Pool),
+    /// Another process has it.
+    Elsewhere(T),
 }
 
 /// Opens a pool.
-pub(crate) fn open_with(path: &Path, options: &OpenOptions) -> Result<Pool, CliError> {
-    open_patiently(path, options).map_err(|source| match &source {
+pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Pool, CliError> {
+    match open_or(path, options, || None::<Infallible>)? {
+        Opened::Pool(pool) => Ok(pool),
+        Opened::Elsewhere(never) => match never {},
+    }
+}
+
+/// Opens a pool, unless another process has it and `elsewhere` finds another way to it.
+pub(crate) fn open_or<T>(
+    path: &Path,
+    options: &OpenOptions,
+    mut elsewhere: impl FnMut() -> Option<T>,
+) -> Result<Opened<T>, CliError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let source = loop {
+        match Pool::open(path, options) {
+            Ok(pool) => return Ok(Opened::Pool(pool)),
+            Err(locked @ EngineError::Device(DeviceError::Locked { .. })) => {
+                if let Some(found) = elsewhere() {
+                    return Ok(Opened::Elsewhere(found));
+                }
+                if Instant::now() >= deadline {
+                    break locked;
+                }
+                thread::sleep(LOCK_RETRY);
+            }
+            Err(error) => break error,
+        }
+    };
+    Err(match &source {
         EngineError::Device(DeviceError::Open { path: missing, source: cause })
             if missing == path && cause.kind() == io::ErrorKind::NotFound =>
         {
@@ -38,18 +65,6 @@ pub(crate) fn open_with(path: &Path, options: &OpenOptions) -> Result<Pool, CliE
         }
         _ => naming(path, source),
     })
-}
-
-fn open_patiently(path: &Path, options: &OpenOptions) -> siltstone_engine::Result<Pool> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match Pool::open(path, options) {
-            Err(EngineError::Device(DeviceError::Locked { .. })) if Instant::now() < deadline => {
-                thread::sleep(LOCK_RETRY);
-            }
-            opened => return opened,
-        }
-    }
 }
 
 /// Creates a pool. A file that a failure leaves half-made is removed, so that another attempt

@@ -15,11 +15,11 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
     }
 }
 
-/// Prints a value as JSON.
-pub(crate) fn print_json<T: Serialize>(value: &T) -> Result<(), CliError> {
+/// A value as JSON, to be printed.
+pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String, CliError> {
     let text = serde_json::to_string_pretty(value);
     let text = text.map_err(|error| CliError::file("write to", "standard output", error))?;
-    print(&(text + "\n"))
+    Ok(text + "\n")
 }
 
 /// Lines up the columns of a table, two spaces apart.

@@ -14,35 +14,44 @@ use siltstone_engine::{Pool, ScrubOptions, ScrubReport};
 use tokio::sync::oneshot;
 
 use crate::{
-    args::ScrubArguments,
+    args::pool::{PoolArgument, ScrubArguments},
     errors::CliError,
-    findings, open,
-    output::{print, print_json},
+    findings,
+    on_pool::{Access, PoolOperation},
     plural::count,
-    progress,
+    session::{Session, print_json},
     size::human,
 };
 
-pub(crate) fn run(arguments: &ScrubArguments) -> Result<(), CliError> {
-    let pool = open::open_read_only(&arguments.pool)?;
-    let options = ScrubOptions {
-        rate_bytes_per_second: arguments.rate.map(|rate| rate.0),
-        list_limit: arguments.listing.limit(),
-    };
-    let bar = progress::bytes(Some(0));
-    let report = pool.scrub(&options, &mut |progress| {
-        bar.set_length(progress.bytes_total);
-        bar.set_position(progress.bytes);
-        ControlFlow::Continue(())
-    });
-    bar.finish_and_clear();
-    if arguments.listing.json {
-        print_json(&report)?;
-    } else {
-        let found = findings::lines(&report.findings) + &findings::notes(&report.repairs);
-        print(&(found + &summary(&report)))?;
+impl PoolOperation for ScrubArguments {
+    fn pool(&self) -> &PoolArgument {
+        &self.pool
     }
-    findings::verdict(&arguments.pool, "scrub", &report.findings)
+
+    fn access(&self) -> Access {
+        Access::Read
+    }
+
+    fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
+        let options = ScrubOptions {
+            rate_bytes_per_second: self.rate.map(|rate| rate.0),
+            list_limit: self.listing.limit(),
+        };
+        session.begin(Some(0))?;
+        let mut end = Ok(());
+        let report = pool.scrub(&options, &mut |progress| {
+            end = session.advance(progress.bytes, Some(progress.bytes_total));
+            if end.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        session.finish();
+        if self.listing.json {
+            print_json(session, &report)?;
+        } else {
+            let found = findings::lines(&report.findings) + &findings::notes(&report.repairs);
+            session.print(&(found + &summary(&report)))?;
+        }
+        end.and_then(|()| findings::verdict(&self.pool.path, "scrub", &report.findings))
+    }
 }
 
 fn summary(report: &ScrubReport) -> String {

@@ -1,6 +1,9 @@
 //! `siltstone serve`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning};
 use siltstone_nbd::{Listen, Server, ServerConfig};
@@ -10,8 +13,9 @@ use tokio::{
 };
 
 use crate::{
-    args::{Compression, NewVolume, ServeArguments},
+    args::{NewVolume, ServeArguments, pool::Compression},
     client_commands,
+    control::server::ControlServer,
     errors::CliError,
     export_adapter::PoolCatalog,
     open,
@@ -35,21 +39,33 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<(), CliError> {
     let scrub = scrub.transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(system("start threads"))?;
-    runtime.block_on(serve(&pool, arguments))?;
+    // Commands that only look at a pool that is open for reading share it without a server.
+    let control = match arguments.read_only {
+        true => None,
+        false => ControlServer::start(&pool, &arguments.pool)?,
+    };
+    let deadline = runtime.block_on(serve(&pool, arguments, control.as_ref()))?;
     drop(runtime);
+    if let Some(control) = control {
+        control.wait(deadline);
+    }
     drop(scrub);
-    if let Some(pool) = Arc::into_inner(pool) {
-        pool.close()?;
-        tracing::info!("closed the pool");
+    match Arc::into_inner(pool) {
+        Some(pool) => {
+            pool.close()?;
+            tracing::info!("closed the pool");
+        }
+        None => tracing::warn!("the pool is left as it is, and recovers when it is opened"),
     }
     Ok(())
 }
 
 fn open_pool(arguments: &ServeArguments) -> Result<Pool, CliError> {
-    if let (Some(size), Ok(false)) = (arguments.size, arguments.pool.try_exists()) {
+    let path = &arguments.pool.path;
+    if let (Some(size), Ok(false)) = (arguments.size, path.try_exists()) {
         let options = CreateOptions { size_bytes: Some(size.0), ..CreateOptions::default() };
-        open::create(&arguments.pool, &options)?;
-        tracing::info!(pool = %arguments.pool.display(), size = human(size.0), "created the pool");
+        open::create(path, &options)?;
+        tracing::info!(pool = %path.display(), size = human(size.0), "created the pool");
     }
     let tuning = Tuning::default();
     let or = |size: Option<Size>, default| size.map_or(default, Size::memory_bytes);
@@ -59,7 +75,7 @@ fn open_pool(arguments: &ServeArguments) -> Result<Pool, CliError> {
         page_cache_bytes: or(arguments.page_cache, tuning.page_cache_bytes),
         ..tuning
     };
-    open::open_with(&arguments.pool, &OpenOptions { read_only: arguments.read_only, tuning })
+    open::open(path, &OpenOptions { read_only: arguments.read_only, tuning })
 }
 
 fn create_if_missing(pool: &Pool, new: &NewVolume) -> Result<(), CliError> {
@@ -75,8 +91,12 @@ fn create_if_missing(pool: &Pool, new: &NewVolume) -> Result<(), CliError> {
     }
 }
 
-/// Serves until a signal says to stop; then lets clients finish.
-async fn serve(pool: &Arc<Pool>, arguments: &ServeArguments) -> Result<(), CliError> {
+/// Serves until a signal says to stop; then lets clients finish. Returns until when commands may.
+async fn serve(
+    pool: &Arc<Pool>,
+    arguments: &ServeArguments,
+    control: Option<&ControlServer>,
+) -> Result<Instant, CliError> {
     // Before anybody can know of this server, so that no signal is missed.
     let catch = |kind| signal(kind).map_err(system("catch signals"));
     let mut terminate = catch(SignalKind::terminate())?;
@@ -103,11 +123,20 @@ async fn serve(pool: &Arc<Pool>, arguments: &ServeArguments) -> Result<(), CliEr
         () = input_ended => tracing::info!("standard input has ended"),
     }
     tracing::info!(connections = server.connections(), "stopping");
-    tokio::select! {
-        drained = server.shutdown(DRAIN_TIMEOUT) => tracing::info!(?drained, "stopped serving"),
-        () = next(&mut terminate, &mut interrupt) => tracing::warn!("stopped without waiting"),
+    let deadline = Instant::now() + DRAIN_TIMEOUT;
+    if let Some(control) = control {
+        control.begin_stop();
     }
-    Ok(())
+    tokio::select! {
+        drained = server.shutdown(DRAIN_TIMEOUT) => {
+            tracing::info!(?drained, "stopped serving");
+            Ok(deadline)
+        }
+        () = next(&mut terminate, &mut interrupt) => {
+            tracing::warn!("stopped without waiting");
+            Ok(Instant::now())
+        }
+    }
 }
 
 /// Resolves when standard input ends. The thread that reads it is left behind when the server

@@ -2,11 +2,13 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Suffixes, each 1024 times the one before.
 const UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
 
 /// A number of bytes given on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Size(pub(crate) u64);
 
 impl Size {

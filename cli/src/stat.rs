@@ -1,21 +1,30 @@
 //! `siltstone stat`.
 
-use siltstone_engine::PoolStat;
+use siltstone_engine::{Pool, PoolStat};
 
 use crate::{
-    args::ReportArguments,
+    args::pool::{PoolArgument, StatArguments},
     errors::CliError,
-    open,
-    output::{print, print_json, table},
+    on_pool::{Access, PoolOperation},
+    output::table,
+    session::{Session, print_json},
     size::human,
 };
 
-pub(crate) fn run(arguments: &ReportArguments) -> Result<(), CliError> {
-    let pool = open::open_read_only(&arguments.pool)?;
-    // So that its fill and sampling are those that a server would have.
-    pool.wait_index_warm()?;
-    let stat = pool.stat()?;
-    if arguments.json { print_json(&stat) } else { print(&tables(&stat)) }
+impl PoolOperation for StatArguments {
+    fn pool(&self) -> &PoolArgument {
+        &self.pool
+    }
+
+    fn access(&self) -> Access {
+        // Its fill and sampling shall be those that a server would have.
+        Access::ReadWarm
+    }
+
+    fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
+        let stat = pool.stat()?;
+        if self.json { print_json(session, &stat) } else { session.print(&tables(&stat)) }
+    }
 }
 
 fn tables(stat: &PoolStat) -> String {

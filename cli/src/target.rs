@@ -4,64 +4,109 @@ use std::{
     fs::{File, Metadata},
     io::{self, Seek, Write},
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use crate::{args::ExportArguments, errors::CliError};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    errors::CliError,
+    session::Cancellation,
+    terminal::shown,
+    waiting::{self, Direction},
+};
+
+/// What a pipe that can be written to takes without making its writer wait.
+const PIPE_PIECE_BYTES: usize = 4096;
 
 /// A raw image that is being written, front to back.
 pub(crate) struct Target {
-    path: PathBuf,
     name: String,
     file: File,
-    kind: Kind,
-    /// Whether nothing was there before.
-    is_new: bool,
+    kind: TargetKind,
+    /// Of what is filled: how far it is.
+    at: u64,
 }
 
-enum Kind {
+/// How a target is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TargetKind {
     /// A regular file: what is not written is a hole.
     Sparse,
-    /// Anything else: what is not written must be filled with zeros. Counts the bytes so far.
-    Filled { at: u64 },
+    /// A block device, or standard output in a file, which may hold something else before the
+    /// image: what is not written must be filled with zeros.
+    Filled,
+    /// A pipe or the like, which is filled too, and whose reader may let it wait.
+    Stream,
+}
+
+/// Opens the target of an export from `pool`, for an image of `size_bytes`. Also tells whether
+/// nothing was there before.
+pub(crate) fn open(
+    pool: &Path,
+    path: &Path,
+    force: bool,
+    size_bytes: u64,
+) -> Result<(Target, bool), CliError> {
+    let name = shown(path, STDOUT);
+    let open_error = |error| CliError::file("open", &name, error);
+    if is_stdout(path) {
+        let file = rustix::io::dup(io::stdout()).map_err(|error| open_error(error.into()))?;
+        let file: File = file.into();
+        let never_waits = |found: Metadata| found.is_file() || found.file_type().is_block_device();
+        let kind = match file.metadata().is_ok_and(never_waits) {
+            true => TargetKind::Filled,
+            false => TargetKind::Stream,
+        };
+        return Ok((Target::new(path, file, kind), false));
+    }
+    let found = match std::fs::metadata(path) {
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(open_error(error)),
+    };
+    let is_new = found.is_none();
+    let is_block_device = found.as_ref().is_some_and(|f| f.file_type().is_block_device());
+    let is_regular = found.as_ref().is_none_or(Metadata::is_file);
+    if let Some(found) = &found {
+        check_overwrite(found, pool, path, force)?;
+    }
+    let mut options = File::options();
+    options.write(true).create_new(is_new).truncate(!is_new && is_regular);
+    let mut file = options.open(path).map_err(open_error)?;
+    if is_block_device {
+        let available_bytes = file.seek(io::SeekFrom::End(0)).map_err(open_error)?;
+        if available_bytes < size_bytes {
+            return Err(CliError::TargetTooSmall { path: path.into(), size_bytes });
+        }
+        file.rewind().map_err(open_error)?;
+    }
+    let kind = match (is_regular, is_block_device) {
+        (true, _) => TargetKind::Sparse,
+        (false, true) => TargetKind::Filled,
+        (false, false) => TargetKind::Stream,
+    };
+    Ok((Target::new(path, file, kind), is_new))
+}
+
+/// What standard output is called.
+const STDOUT: &str = "standard output";
+
+/// Whether a path means standard output.
+pub(crate) fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 impl Target {
-    /// Opens the target for an image of `size_bytes`.
-    pub(crate) fn open(arguments: &ExportArguments, size_bytes: u64) -> Result<Self, CliError> {
-        let path = arguments.file.clone();
-        let filled = Kind::Filled { at: 0 };
-        if path == Path::new("-") {
-            let name = "standard output".to_owned();
-            let file = rustix::io::dup(io::stdout());
-            let file = file.map_err(|error| CliError::file("open", &name, error))?.into();
-            return Ok(Self { path, name, file, kind: filled, is_new: false });
-        }
-        let name = path.display().to_string();
-        let open_error = |error| CliError::file("open", &name, error);
-        let found = match std::fs::metadata(&path) {
-            Ok(found) => Some(found),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(open_error(error)),
-        };
-        let is_new = found.is_none();
-        let is_block_device = found.as_ref().is_some_and(|f| f.file_type().is_block_device());
-        let is_regular = found.as_ref().is_none_or(Metadata::is_file);
-        if let Some(found) = &found {
-            check_overwrite(found, arguments)?;
-        }
-        let mut options = File::options();
-        options.write(true).create_new(is_new).truncate(!is_new && is_regular);
-        let mut file = options.open(&path).map_err(open_error)?;
-        if is_block_device {
-            let available_bytes = file.seek(io::SeekFrom::End(0)).map_err(open_error)?;
-            if available_bytes < size_bytes {
-                return Err(CliError::TargetTooSmall { path, size_bytes });
-            }
-            file.rewind().map_err(open_error)?;
-        }
-        let kind = if is_regular { Kind::Sparse } else { filled };
-        Ok(Self { path, name, file, kind, is_new })
+    /// The target that was opened as `path`.
+    pub(crate) fn new(path: &Path, file: File, kind: TargetKind) -> Self {
+        Self { name: shown(path, STDOUT), file, kind, at: 0 }
+    }
+
+    /// What it is, for [`Target::new`] elsewhere.
+    pub(crate) fn into_parts(self) -> (File, TargetKind) {
+        (self.file, self.kind)
     }
 
     /// What to call it.
@@ -69,68 +114,86 @@ impl Target {
         &self.name
     }
 
-    /// Whether the data goes to standard output.
-    pub(crate) fn is_stdout(&self) -> bool {
-        self.path == Path::new("-")
-    }
-
     /// Writes data that lies behind all that was written before.
-    pub(crate) fn write_at(&mut self, offset_bytes: u64, data: &[u8]) -> Result<(), CliError> {
-        let written = match &mut self.kind {
-            Kind::Sparse => self.file.write_all_at(data, offset_bytes),
-            Kind::Filled { at } => fill(&mut self.file, at, offset_bytes).and_then(|()| {
-                *at += data.len() as u64;
-                self.file.write_all(data)
-            }),
-        };
-        written.map_err(|error| CliError::file("write to", &self.name, error))
+    pub(crate) fn write_at(
+        &mut self,
+        offset_bytes: u64,
+        data: &[u8],
+        cancellation: &Cancellation,
+    ) -> Result<(), CliError> {
+        if self.kind == TargetKind::Sparse {
+            let written = self.file.write_all_at(data, offset_bytes);
+            return written.map_err(|error| CliError::file("write to", &self.name, error));
+        }
+        self.fill(offset_bytes, cancellation)?;
+        self.append(data, cancellation)
     }
 
     /// Gives the image its size, and makes it durable where that is possible.
-    pub(crate) fn finish(&mut self, size_bytes: u64) -> Result<(), CliError> {
-        let finished = match &mut self.kind {
-            Kind::Sparse => self.file.set_len(size_bytes).and_then(|()| self.file.sync_all()),
-            Kind::Filled { at } => fill(&mut self.file, at, size_bytes).and_then(|()| {
-                match self.file.sync_all() {
-                    // Pipes and terminals have nothing to make durable.
-                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-                    synced => synced,
-                }
-            }),
+    pub(crate) fn finish(
+        &mut self,
+        size_bytes: u64,
+        cancellation: &Cancellation,
+    ) -> Result<(), CliError> {
+        let sized = match self.kind {
+            TargetKind::Sparse => self.file.set_len(size_bytes),
+            TargetKind::Filled | TargetKind::Stream => {
+                self.fill(size_bytes, cancellation)?;
+                Ok(())
+            }
         };
+        let finished = sized.and_then(|()| match self.file.sync_all() {
+            // Pipes and terminals have nothing to make durable.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            synced => synced,
+        });
         finished.map_err(|error| CliError::file("write to", &self.name, error))
     }
 
-    /// Removes a file that was made for an export that failed.
-    pub(crate) fn remove_if_new(&self) {
-        if self.is_new {
-            // Why the export failed matters more than a failure here.
-            let _ = std::fs::remove_file(&self.path);
+    /// Writes zeros up to `end`.
+    fn fill(&mut self, end: u64, cancellation: &Cancellation) -> Result<(), CliError> {
+        const ZEROS: &[u8] = &[0; 64 << 10];
+        while self.at < end {
+            let len = (end - self.at).min(ZEROS.len() as u64);
+            self.append(&ZEROS[..len as usize], cancellation)?;
         }
+        Ok(())
+    }
+
+    /// Writes data at the end.
+    fn append(&mut self, data: &[u8], cancellation: &Cancellation) -> Result<(), CliError> {
+        let piece_bytes = match self.kind {
+            TargetKind::Stream => PIPE_PIECE_BYTES,
+            TargetKind::Sparse | TargetKind::Filled => data.len().max(1),
+        };
+        for piece in data.chunks(piece_bytes) {
+            if self.kind == TargetKind::Stream {
+                waiting::until(&self.file, Direction::Write, || cancellation().is_err());
+            }
+            cancellation()?;
+            let written = self.file.write_all(piece);
+            written.map_err(|error| CliError::file("write to", &self.name, error))?;
+            self.at += piece.len() as u64;
+        }
+        Ok(())
     }
 }
 
 /// Files and block devices are overwritten only on demand, and the pool never.
-fn check_overwrite(found: &Metadata, arguments: &ExportArguments) -> Result<(), CliError> {
-    let path = arguments.file.clone();
-    let pool = std::fs::metadata(&arguments.pool);
+fn check_overwrite(
+    found: &Metadata,
+    pool: &Path,
+    path: &Path,
+    force: bool,
+) -> Result<(), CliError> {
+    let path = path.to_owned();
+    let pool = std::fs::metadata(pool);
     if pool.is_ok_and(|pool| (pool.dev(), pool.ino()) == (found.dev(), found.ino())) {
         return Err(CliError::FileIsPool { path });
     }
     let holds_data = found.is_file() || found.file_type().is_block_device();
-    if holds_data && !arguments.force {
+    if holds_data && !force {
         return Err(CliError::FileExists { path });
-    }
-    Ok(())
-}
-
-/// Writes zeros from `at` to `end`.
-fn fill(file: &mut File, at: &mut u64, end: u64) -> io::Result<()> {
-    const ZEROS: &[u8] = &[0; 64 << 10];
-    while *at < end {
-        let len = (end - *at).min(ZEROS.len() as u64);
-        file.write_all(&ZEROS[..len as usize])?;
-        *at += len;
     }
     Ok(())
 }

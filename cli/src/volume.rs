@@ -3,33 +3,46 @@
 use siltstone_engine::{EngineError, Pool, VolumeInfo, VolumeOptions};
 
 use crate::{
-    args::{Compression, ReportArguments, VolumeCommand},
+    args::pool::{Compression, PoolArgument, VolumeCommand},
     errors::CliError,
-    open,
-    output::{print, print_json, table},
+    on_pool::{Access, PoolOperation},
+    output::table,
+    session::{Session, print_json},
     size::human,
 };
 
-pub(crate) fn run(command: &VolumeCommand) -> Result<(), CliError> {
-    match command {
-        VolumeCommand::Create { pool, name, size, compression } => {
-            let pool = open::open(pool)?;
-            create(&pool, name, size.0, *compression)?;
-            pool.close()?;
-            print(&format!("created volume '{name}', {}\n", human(size.0)))
+impl PoolOperation for VolumeCommand {
+    fn pool(&self) -> &PoolArgument {
+        match self {
+            Self::Create { pool, .. }
+            | Self::List { pool, .. }
+            | Self::Resize { pool, .. }
+            | Self::Delete { pool, .. } => pool,
         }
-        VolumeCommand::List(arguments) => list(arguments),
-        VolumeCommand::Resize { pool, name, size } => {
-            let pool = open::open(pool)?;
-            pool.resize_volume(name, size.0)?;
-            pool.close()?;
-            print(&format!("volume '{name}' has {} now\n", human(size.0)))
+    }
+
+    fn access(&self) -> Access {
+        match self {
+            Self::List { .. } => Access::Read,
+            Self::Create { .. } | Self::Resize { .. } | Self::Delete { .. } => Access::Change,
         }
-        VolumeCommand::Delete { pool, name } => {
-            let pool = open::open(pool)?;
-            pool.delete_volume(name)?;
-            pool.close()?;
-            print(&format!("deleted volume '{name}'\n"))
+    }
+
+    fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
+        match self {
+            Self::Create { name, size, compression, .. } => {
+                create(pool, name, size.0, *compression)?;
+                session.print(&format!("created volume '{name}', {}\n", human(size.0)))
+            }
+            Self::List { json, .. } => list(&pool.volumes(), *json, session),
+            Self::Resize { name, size, .. } => {
+                pool.resize_volume(name, size.0)?;
+                session.print(&format!("volume '{name}' has {} now\n", human(size.0)))
+            }
+            Self::Delete { name, .. } => {
+                pool.delete_volume(name)?;
+                session.print(&format!("deleted volume '{name}'\n"))
+            }
         }
     }
 }
@@ -46,16 +59,16 @@ pub(crate) fn create(
     Ok(pool.create_volume(name, &options.with_level(level))?)
 }
 
-fn list(arguments: &ReportArguments) -> Result<(), CliError> {
-    let volumes = open::open_read_only(&arguments.pool)?.volumes();
-    if arguments.json {
-        return print_json(&volumes);
+fn list(volumes: &[VolumeInfo], json: bool, session: &mut dyn Session) -> Result<(), CliError> {
+    if json {
+        return print_json(session, &volumes);
     }
     let mut rows = vec![vec!["NAME".into(), "SIZE".into(), "LEVEL".into()]];
     for volume in volumes {
-        rows.push(vec![volume.name, human(volume.size_bytes), volume.level.to_string()]);
+        let level = volume.level.to_string();
+        rows.push(vec![volume.name.clone(), human(volume.size_bytes), level]);
     }
-    print(&table(&rows))
+    session.print(&table(&rows))
 }
 
 /// The error for a volume that exists and is not what was asked for.

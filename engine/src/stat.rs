@@ -106,6 +106,12 @@ pub struct VolumeStat {
 }
 
 impl Pool {
+    /// Totals since the pool was opened: what [`stat`](Self::stat) counts without walking the map.
+    #[must_use]
+    pub fn counters(&self) -> CounterValues {
+        self.core().stats.counters()
+    }
+
     /// Counts what the pool holds. Walks the map: the time grows with the number of its entries.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ pub enum ErrorCode {
     Overflow = 75,
     /// A fast zeroing would be slow.
     NotSupported = 95,
-    /// The server is being shut down.
+    /// The server is being shut down, or the export was deleted.
     Shutdown = 108,
 }
 
@@ -57,6 +57,9 @@ pub enum ExportError {
     /// The storage is being closed.
     #[error("the storage is being shut down")]
     ShuttingDown,
+    /// The export is no more. The connection ends once what is under way is answered.
+    #[error("the export was deleted")]
+    Deleted,
 }
 
 impl ExportError {
@@ -74,7 +77,7 @@ impl ExportError {
             Self::ReadOnly => ErrorCode::NotPermitted,
             Self::Invalid { .. } => ErrorCode::Invalid,
             Self::NotSupported => ErrorCode::NotSupported,
-            Self::ShuttingDown => ErrorCode::Shutdown,
+            Self::ShuttingDown | Self::Deleted => ErrorCode::Shutdown,
         }
     }
 
@@ -87,6 +90,7 @@ impl ExportError {
             Self::Invalid { .. } => "the storage refused the request",
             Self::NotSupported => "the operation is not supported",
             Self::ShuttingDown => "the storage is being shut down",
+            Self::Deleted => "the export was deleted",
         }
     }
 }

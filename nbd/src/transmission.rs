@@ -33,7 +33,7 @@ use tokio::{
 
 use crate::{
     config::ServerConfig,
-    error::TransmissionError,
+    error::{ExportError, TransmissionError},
     execute::{charge_bytes, execute},
     export::{Export, Payload},
     input::Input,
@@ -63,6 +63,8 @@ pub enum Ending {
     ClientLeft,
     /// The server is being shut down; all that was under way is done and answered.
     Shutdown,
+    /// The export was deleted; all that was under way is answered.
+    ExportDeleted,
 }
 
 /// Serves one client until it leaves, breaks the protocol, or the server shuts down. Returns only
@@ -79,7 +81,7 @@ pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
             biased;
             result = poll_fn(|context| transmission.poll(context)) => break result,
             _ = shutdown.begun(), if transmission.phase == Phase::Serving => {
-                transmission.phase = Phase::Draining;
+                transmission.phase = Phase::Draining(Ending::Shutdown);
             }
         }
     };
@@ -90,8 +92,9 @@ pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Serving,
-    /// Shutting down: new requests are refused; the end comes when the others are answered.
-    Draining,
+    /// Shutting down, or the export is no more: new requests are refused; the end comes when the
+    /// others are answered.
+    Draining(Ending),
     /// The client sends no more; the end comes when its requests are answered.
     ClientDone,
 }
@@ -170,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             if self.executing == 0 && self.output.is_empty() && !self.needs_flush {
                 match self.phase {
                     Phase::Serving => {}
-                    Phase::Draining => return Poll::Ready(Ok(Ending::Shutdown)),
+                    Phase::Draining(ending) => return Poll::Ready(Ok(ending)),
                     Phase::ClientDone => return Poll::Ready(Ok(Ending::ClientLeft)),
                 }
             }
@@ -340,6 +343,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         let style = self.rules.style;
         let encoder = Encoder { style, cookie, offset, charge, output: &mut self.output };
         let Some(failure) = encoder.encode(outcome) else { return };
+        if matches!(failure, Failure::Export(ExportError::Deleted)) && self.phase == Phase::Serving
+        {
+            self.phase = Phase::Draining(Ending::ExportDeleted);
+        }
         let export = &self.name;
         if failure.code() == crate::ErrorCode::Io {
             tracing::error!(export, offset_bytes = offset, %failure, "request failed");

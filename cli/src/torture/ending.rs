@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     errors::CliError,
-    output::{print, print_json},
+    output::{print, to_json},
     plural::count,
 };
 
@@ -64,7 +64,7 @@ impl<C: Serialize> Ending<C> {
     pub(super) fn tell(self, json: bool, table: &str, summary: &str) -> Result<(), CliError> {
         let violations = self.violations.len() as u64;
         if json {
-            print_json(&self)?;
+            print(&to_json(&self)?)?;
         } else {
             let mut text: String = self.violations.iter().map(Violation::report).collect();
             text += table;

@@ -80,6 +80,8 @@ impl Program for Siltstone {
     fn serve(&self, pool: &Path, socket: &Path) -> Command {
         let mut command = self.command("serve", pool);
         command.arg("--listen").arg(format!("unix:{}", socket.display())).arg("--stop-at-eof");
+        // A server that is killed would leave its socket behind.
+        command.args(["--control", "none"]);
         command
     }
 

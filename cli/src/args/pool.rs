@@ -1,0 +1,215 @@
+//! Commands that work on an open pool: one that this process opens, or one that is being served.
+//!
+//! What is said here travels to servers, which may be older or newer than this program. Whoever
+//! changes it raises [`crate::control::message::VERSION`]; a test there sees to it.
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::size::Size;
+
+/// A pool, and how its server is reached if it is being served.
+#[derive(Clone, Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PoolArgument {
+    /// The pool.
+    #[arg(value_name = "POOL")]
+    #[serde(serialize_with = "as_shown")]
+    pub(crate) path: PathBuf,
+    /// The socket on which a server takes commands for its pool: a path, or none
+    /// [default: POOL.control].
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip)]
+    pub(crate) control: Option<Control>,
+}
+
+/// Where a server takes commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Control {
+    /// Nowhere.
+    None,
+    /// On a socket there.
+    Path(PathBuf),
+}
+
+impl FromStr for Control {
+    type Err = &'static str;
+
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        match given {
+            "" => Err("a path, or none"),
+            "none" => Ok(Self::None),
+            path => Ok(Self::Path(path.into())),
+        }
+    }
+}
+
+/// Paths travel to be shown, never to be opened: files are opened by those who named them.
+fn as_shown<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// The commands on open pools.
+#[derive(Debug, Subcommand, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PoolCommand {
+    /// Create, list, resize and delete volumes.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Copy a raw image into a volume.
+    ///
+    /// The volume is created if it does not exist. One that exists holds the image afterwards,
+    /// and zeros behind it.
+    Import(ImportArguments),
+    /// Copy a volume into a raw image; what the volume does not store becomes holes.
+    ///
+    /// Of a volume that clients write to meanwhile, some parts are older than others.
+    Export(ExportArguments),
+    /// Say what a pool holds and what it costs.
+    Stat(StatArguments),
+    /// Read everything back at a bounded rate, and check it against checksums and fingerprints.
+    ///
+    /// Finds what the medium has damaged, and lists it as check does; check also compares the
+    /// pool's metadata with each other. A server can do this by itself: see serve --scrub.
+    Scrub(ScrubArguments),
+}
+
+#[derive(Debug, Subcommand, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum VolumeCommand {
+    /// Create an empty volume.
+    Create {
+        #[command(flatten)]
+        pool: PoolArgument,
+        /// The volume's name.
+        name: String,
+        /// The volume's size, which may exceed the pool's.
+        #[arg(long)]
+        size: Size,
+        #[command(flatten)]
+        compression: Compression,
+    },
+    /// List a pool's volumes.
+    List {
+        #[command(flatten)]
+        pool: PoolArgument,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change a volume's size; what lies past a smaller size is discarded.
+    Resize {
+        #[command(flatten)]
+        pool: PoolArgument,
+        /// The volume's name.
+        name: String,
+        /// The new size.
+        #[arg(long)]
+        size: Size,
+    },
+    /// Delete a volume and everything in it.
+    Delete {
+        #[command(flatten)]
+        pool: PoolArgument,
+        /// The volume's name.
+        name: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Compression {
+    /// The volume's zstd level, from -7 (fastest) to 19 (smallest) [default: 1].
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) level: Option<i8>,
+}
+
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImportArguments {
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
+    /// The volume's name.
+    pub(crate) volume: String,
+    /// The image: a file, a block device, or - for standard input.
+    #[serde(serialize_with = "as_shown")]
+    pub(crate) file: PathBuf,
+    /// The size of a volume to create [default: the image's, which standard input does not tell].
+    #[arg(long)]
+    pub(crate) size: Option<Size>,
+    #[command(flatten)]
+    pub(crate) compression: Compression,
+}
+
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ExportArguments {
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
+    /// The volume's name.
+    pub(crate) volume: String,
+    /// The image: a file, a block device, or - for standard output.
+    #[serde(serialize_with = "as_shown")]
+    pub(crate) file: PathBuf,
+    /// Overwrite a file that exists; what it held is gone even if the export fails.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Go on where data is damaged: leave zeros there, and list what is lost.
+    #[arg(long)]
+    pub(crate) salvage: bool,
+}
+
+/// Bytes a second.
+pub(crate) fn parse_rate(given: &str) -> Result<Size, String> {
+    match given.strip_suffix("/s").unwrap_or(given).parse() {
+        Ok(Size(0)) => Err("nothing can be read at that rate".into()),
+        Ok(rate) => Ok(rate),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ScrubArguments {
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
+    /// Bytes to read a second, such as 200M [default: as fast as it goes].
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) rate: Option<Size>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+/// How findings are listed.
+#[derive(Clone, Copy, Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Listing {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// List every problem and lost range, rather than the first ten thousand of each.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+impl Listing {
+    /// How many to list.
+    pub(crate) fn limit(self) -> usize {
+        if self.all { usize::MAX } else { siltstone_engine::findings::LIST_LIMIT }
+    }
+}
+
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StatArguments {
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,172 @@
+//! The messages between a command and a server.
+//!
+//! The command sends one [`Request`], then only what it is asked for ([`Opened`]); that it sends no
+//! more (end of stream) is the wish that the command end. The server sends [`Answer`]s, the last
+//! of which is [`Answer::Ended`].
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    packet::{ControlError, decode},
+    place::PoolIdentity,
+};
+use crate::{
+    args::pool::PoolCommand,
+    errors::{CliError, ExitStatus},
+    target::TargetKind,
+};
+
+/// The version of these messages and of the commands in them. A server refuses others, as an
+/// option that it does not know must not be ignored.
+pub(crate) const VERSION: u32 = 1;
+/// Text in one message; in JSON it may be six times as long.
+pub(crate) const MAX_TEXT_BYTES: usize = 8 << 10;
+
+/// What a command wants.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Request<C> {
+    /// Its [`VERSION`].
+    pub(crate) version: u32,
+    /// The pool, so that no other is changed by mistake.
+    pub(crate) pool: PoolIdentity,
+    /// The command.
+    pub(crate) command: C,
+}
+
+/// The one part of a request that never changes.
+#[derive(Deserialize)]
+struct AnyRequest {
+    version: u32,
+}
+
+impl Request<PoolCommand> {
+    /// The request in a packet, for the server of `pool`.
+    pub(crate) fn decode(bytes: &[u8], pool: PoolIdentity) -> Result<Self, Refusal> {
+        let AnyRequest { version } = decode(bytes)?;
+        if version != VERSION {
+            return Err(Refusal::Version { version });
+        }
+        let request: Self = decode(bytes)?;
+        if request.pool != pool {
+            return Err(Refusal::OtherPool);
+        }
+        Ok(request)
+    }
+}
+
+/// Why a server does not carry out a command.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// Not a request.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// One from another version of this program.
+    #[error(
+        "the pool's server takes commands of version {VERSION}, not {version}: use the server's \
+         siltstone, or start it anew with this one"
+    )]
+    Version {
+        /// The command's version.
+        version: u32,
+    },
+    /// One for another pool.
+    #[error("the server on that control socket serves another pool")]
+    OtherPool,
+    /// There are too many.
+    #[error("the pool's server carries out {limit} commands already; try again later")]
+    Busy {
+        /// How many at a time.
+        limit: usize,
+    },
+}
+
+/// What a server wants done on the command's terminal.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Answer<'a> {
+    /// Print this on standard output.
+    Print(Cow<'a, str>),
+    /// Print this on standard error.
+    Note(Cow<'a, str>),
+    /// Show a progress bar.
+    Begin {
+        /// The bytes that there are.
+        bytes_total: Option<u64>,
+    },
+    /// Show progress.
+    Advance {
+        /// The bytes done.
+        bytes: u64,
+        /// The bytes that there are, if that has changed.
+        bytes_total: Option<u64>,
+    },
+    /// Take the progress bar away.
+    Finish,
+    /// Open the image, and answer [`Opened`].
+    OpenImage,
+    /// Open the file to export to, and answer [`Opened`].
+    OpenTarget {
+        /// How large it will be.
+        size_bytes: u64,
+    },
+    /// The file exported to is complete.
+    KeepTarget,
+    /// The command has ended.
+    Ended {
+        /// Why it failed, if it did.
+        failure: Option<Failure>,
+    },
+}
+
+/// What became of a file that was to be opened.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Opened {
+    /// The image comes with this message.
+    Image {
+        /// Its size, if it is no stream.
+        size_bytes: Option<u64>,
+    },
+    /// The file to export to comes with this message.
+    Target(TargetKind),
+    /// It cannot be opened.
+    Failed(Failure),
+}
+
+/// A failure, as both ends know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Failure {
+    status: ExitStatus,
+    sentence: String,
+}
+
+impl From<&CliError> for Failure {
+    fn from(error: &CliError) -> Self {
+        let mut sentence = error.to_string();
+        sentence.truncate(sentence.floor_char_boundary(MAX_TEXT_BYTES));
+        Self { status: error.exit_status(), sentence }
+    }
+}
+
+impl From<Failure> for CliError {
+    fn from(Failure { status, sentence }: Failure) -> Self {
+        Self::AtServer { status, sentence }
+    }
+}
+
+/// Text in pieces that fit a message.
+pub(crate) fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(MAX_TEXT_BYTES));
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests;

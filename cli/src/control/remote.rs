@@ -1,0 +1,154 @@
+//! The session of a command that a server carries out: its terminal is at the other end of the
+//! control socket.
+
+use std::{
+    borrow::Cow,
+    fs::File,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    message::{Answer, Failure, Opened, pieces},
+    packet::{Connection, ControlError},
+};
+use crate::{
+    args::pool::PoolCommand,
+    errors::CliError,
+    image::Image,
+    session::{Cancellation, Session},
+    target::Target,
+    waiting::{self, Direction},
+};
+
+/// How often progress is sent.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A client, until its command has ended.
+pub(crate) struct Remote<'a> {
+    connection: Arc<Connection>,
+    command: &'a PoolCommand,
+    stopping: Arc<AtomicBool>,
+    next_progress: Instant,
+}
+
+impl<'a> Remote<'a> {
+    /// The session of `command`. It is cancelled if the client leaves, or the server is `stopping`.
+    pub(crate) fn new(
+        connection: Arc<Connection>,
+        command: &'a PoolCommand,
+        stopping: Arc<AtomicBool>,
+    ) -> Self {
+        Self { connection, command, stopping, next_progress: Instant::now() }
+    }
+
+    /// Tells how the command ended.
+    pub(crate) fn end(&self, ended: &Result<(), CliError>) {
+        let failure = ended.as_ref().err().map(Failure::from);
+        if let Err(error) = self.connection.send(&Answer::Ended { failure }, None) {
+            tracing::debug!(%error, "a client has left before its command ended");
+        }
+    }
+
+    /// A client that cannot be told anything has left.
+    fn tell(&self, answer: &Answer<'_>) -> Result<(), CliError> {
+        self.connection.send(answer, None).map_err(|error| {
+            tracing::debug!(%error, "a client has left");
+            CliError::Interrupted
+        })
+    }
+
+    /// Asks for an open file, and what it is.
+    fn open(&self, request: &Answer<'_>) -> Result<(Opened, Option<File>), CliError> {
+        self.tell(request)?;
+        let cancelled = self.cancellation();
+        let is_stopping = || self.stopping.load(Ordering::Relaxed);
+        // A client may wait for as long as it likes: for the writer of a pipe, say.
+        if !waiting::until(&*self.connection, Direction::Read, is_stopping) {
+            return Err(CliError::Stopping);
+        }
+        let packet = self.connection.receive()?.ok_or(CliError::Interrupted)?;
+        match packet.message()? {
+            Opened::Failed(failure) => Err(failure.into()),
+            opened => {
+                cancelled()?;
+                Ok((opened, packet.file))
+            }
+        }
+    }
+}
+
+impl Session for Remote<'_> {
+    fn print(&mut self, text: &str) -> Result<(), CliError> {
+        pieces(text).try_for_each(|piece| self.tell(&Answer::Print(Cow::Borrowed(piece))))
+    }
+
+    fn note(&mut self, text: &str) -> Result<(), CliError> {
+        pieces(text).try_for_each(|piece| self.tell(&Answer::Note(Cow::Borrowed(piece))))
+    }
+
+    fn begin(&mut self, bytes_total: Option<u64>) -> Result<(), CliError> {
+        self.tell(&Answer::Begin { bytes_total })
+    }
+
+    fn advance(&mut self, bytes: u64, bytes_total: Option<u64>) -> Result<(), CliError> {
+        self.cancellation()()?;
+        let now = Instant::now();
+        if now >= self.next_progress {
+            self.next_progress = now + PROGRESS_INTERVAL;
+            // One who does not look is not waited for; one who has left is noticed above.
+            let _ = self.connection.send_if_room(&Answer::Advance { bytes, bytes_total });
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) {
+        // One who has left sees no bar.
+        let _ = self.tell(&Answer::Finish);
+    }
+
+    fn cancellation(&self) -> Cancellation {
+        let (connection, stopping) = (Arc::clone(&self.connection), Arc::clone(&self.stopping));
+        Arc::new(move || {
+            if stopping.load(Ordering::Relaxed) {
+                return Err(CliError::Stopping);
+            }
+            if connection.is_peer_gone() { Err(CliError::Interrupted) } else { Ok(()) }
+        })
+    }
+
+    fn open_image(&mut self) -> Result<Image, CliError> {
+        match self.open(&Answer::OpenImage)? {
+            (Opened::Image { size_bytes }, Some(file)) => {
+                Ok(Image::new(self.command.file(), file, size_bytes))
+            }
+            _ => Err(ControlError::Unexpected { what: "an image was asked for" }.into()),
+        }
+    }
+
+    fn open_target(&mut self, size_bytes: u64) -> Result<Target, CliError> {
+        match self.open(&Answer::OpenTarget { size_bytes })? {
+            (Opened::Target(kind), Some(file)) => Ok(Target::new(self.command.file(), file, kind)),
+            _ => Err(ControlError::Unexpected { what: "a file to write was asked for" }.into()),
+        }
+    }
+
+    fn keep_target(&mut self) -> Result<(), CliError> {
+        self.tell(&Answer::KeepTarget)
+    }
+}
+
+impl PoolCommand {
+    /// What the file is called that the command names; empty if it names none.
+    fn file(&self) -> &Path {
+        match self {
+            Self::Import(arguments) => &arguments.file,
+            Self::Export(arguments) => &arguments.file,
+            _ => Path::new(""),
+        }
+    }
+}

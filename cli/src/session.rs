@@ -1,0 +1,55 @@
+//! What a command on a pool needs of whoever gave it: somebody to print to, to show progress to, to
+//! open files, and to say when it is enough.
+//!
+//! There are two: the [`Terminal`](crate::terminal::Terminal) of this process, and, in a server,
+//! the [`Remote`](crate::control::remote::Remote) client at the other end of the control socket,
+//! who does what it is asked on its own terminal. Commands do not know which of the two they have.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::{errors::CliError, image::Image, target::Target};
+
+/// See the module's page.
+pub(crate) trait Session: Send {
+    /// Prints on standard output.
+    fn print(&mut self, text: &str) -> Result<(), CliError>;
+
+    /// Tells people something on standard error, while standard output carries data.
+    fn note(&mut self, text: &str) -> Result<(), CliError>;
+
+    /// Shows a progress bar, over a number of bytes if that is known. From now on the command can
+    /// be interrupted, and has to ask at every step whether it is.
+    fn begin(&mut self, bytes_total: Option<u64>) -> Result<(), CliError>;
+
+    /// Shows how far the command is; an error if it is to end.
+    fn advance(&mut self, bytes: u64, bytes_total: Option<u64>) -> Result<(), CliError>;
+
+    /// Takes the progress bar away.
+    fn finish(&mut self);
+
+    /// Whether the command is to end, for those who wait elsewhere. Asked for after `begin`.
+    fn cancellation(&self) -> Cancellation;
+
+    /// Opens the image that the command names.
+    fn open_image(&mut self) -> Result<Image, CliError>;
+
+    /// Opens the file that the command exports to, for an image of so many bytes. If nothing was
+    /// there, nothing is there after the command, unless it says that the image is complete.
+    fn open_target(&mut self, size_bytes: u64) -> Result<Target, CliError>;
+
+    /// Says that the image is complete.
+    fn keep_target(&mut self) -> Result<(), CliError>;
+}
+
+/// Whether a command is to end: an error that says why. Cheap to ask, from any thread.
+pub(crate) type Cancellation = Arc<dyn Fn() -> Result<(), CliError> + Send + Sync>;
+
+/// Prints a value as JSON.
+pub(crate) fn print_json<T: Serialize>(
+    session: &mut dyn Session,
+    value: &T,
+) -> Result<(), CliError> {
+    session.print(&crate::output::to_json(value)?)
+}
