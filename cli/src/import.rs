@@ -18,7 +18,7 @@ use crate::{
     on_pool::{Access, PoolOperation},
     session::Session,
     size::human,
-    volume,
+    volume, waiting,
 };
 
 /// Pieces that are read ahead of the engine.
@@ -72,7 +72,8 @@ fn import(
 ) -> Result<Imported, CliError> {
     session.begin(image.size_bytes())?;
     // What the index does not know yet would be stored again.
-    pool.wait_index_warm()?;
+    let warm = pool.wait_index_warm_async();
+    waiting::unless_cancelled(warm, &session.cancellation(), Duration::ZERO)??;
     // So that what others wrote before is counted before.
     pool.checkpoint()?;
     let (start, before) = (Instant::now(), pool.counters());

@@ -10,7 +10,7 @@ use siltstone_device::{
     Runtime, Threads,
     runtime::{Joining, either},
 };
-use siltstone_engine::{Pool, ScrubOptions, ScrubReport};
+use siltstone_engine::{Pool, ScrubOptions, ScrubProgress, ScrubReport};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -21,7 +21,11 @@ use crate::{
     plural::count,
     session::{Session, print_json},
     size::human,
+    waiting,
 };
+
+/// How long a pass that is to end may take to its next step.
+const STEP_PATIENCE: Duration = Duration::from_secs(1);
 
 impl PoolOperation for ScrubArguments {
     fn pool(&self) -> &PoolArgument {
@@ -38,12 +42,17 @@ impl PoolOperation for ScrubArguments {
             list_limit: self.listing.limit(),
         };
         session.begin(Some(0))?;
+        let cancellation = session.cancellation();
         let mut end = Ok(());
-        let report = pool.scrub(&options, &mut |progress| {
+        let mut advance = |progress: ScrubProgress| {
             end = session.advance(progress.bytes, Some(progress.bytes_total));
             if end.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        });
+        };
+        // At its next step it ends by itself and says what it has found; that may be hours away.
+        let pass = pool.scrub_async(&options, &mut advance);
+        let report = waiting::unless_cancelled(pass, &cancellation, STEP_PATIENCE);
         session.finish();
+        let report = report?;
         if self.listing.json {
             print_json(session, &report)?;
         } else {

@@ -1,11 +1,17 @@
-//! Waiting for pipes and sockets without waiting for ever: somebody may want the end meanwhile.
+//! Waiting without waiting for ever: somebody may want the end meanwhile.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
+use siltstone_device::{Runtime, Threads, runtime::either};
+
+use crate::{errors::CliError, session::Cancellation};
 
 /// How often those who wait look whether they still have to.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -42,10 +48,46 @@ pub(crate) fn until(
     }
 }
 
+/// Waits for `work`, unless the command is cancelled; then `work` is dropped, `grace` later.
+pub(crate) fn unless_cancelled<T>(
+    work: impl Future<Output = T>,
+    cancellation: &Cancellation,
+    grace: Duration,
+) -> Result<T, CliError> {
+    let mut done = None;
+    let mut cancelled = Ok(());
+    let work = async { done = Some(work.await) };
+    let watch = async {
+        while cancelled.is_ok() {
+            Threads.sleep_until(Instant::now() + LOOK_EVERY).await;
+            cancelled = cancellation();
+        }
+        Threads.sleep_until(Instant::now() + grace).await;
+    };
+    pollster::block_on(either(work, watch));
+    match (done, cancelled) {
+        (Some(done), _) => Ok(done),
+        (None, Err(error)) => Err(error),
+        (None, Ok(())) => unreachable!("the watch ends when the command is cancelled"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::{io::Write, sync::Arc};
+
+    #[test]
+    fn work_ends_when_it_is_done_or_cancelled() {
+        let go_on: Cancellation = Arc::new(|| Ok(()));
+        assert_eq!(unless_cancelled(async { 7 }, &go_on, Duration::ZERO).unwrap(), 7);
+        let end: Cancellation = Arc::new(|| Err(CliError::Interrupted));
+        let never = unless_cancelled(std::future::pending::<()>(), &end, Duration::ZERO);
+        assert!(matches!(never, Err(CliError::Interrupted)));
+        // What ends by itself in time has done its work.
+        let soon = Threads.sleep_until(Instant::now() + 2 * LOOK_EVERY);
+        unless_cancelled(soon, &end, Duration::from_secs(60)).unwrap();
+    }
 
     #[test]
     fn a_pipe_is_waited_for_until_it_is_ready_or_it_is_enough() {

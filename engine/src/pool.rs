@@ -380,11 +380,19 @@ impl Pool {
     /// # Errors
     /// If the pool fails or is closed meanwhile.
     pub fn wait_index_warm(&self) -> Result<()> {
+        pollster::block_on(self.wait_index_warm_async())
+    }
+
+    /// As [`wait_index_warm`](Self::wait_index_warm).
+    ///
+    /// # Errors
+    /// As `wait_index_warm`.
+    pub async fn wait_index_warm_async(&self) -> Result<()> {
         let core = &self.core;
         if core.read_only && !core.index_is_warm.is_set() {
-            pollster::block_on(pipeline::warm_index(core));
+            pipeline::warm_index(core).await;
         }
-        pollster::block_on(core.index_is_warm.wait(|| core.health.check_open()))
+        core.index_is_warm.wait(|| core.health.check_open()).await
     }
 
     /// Finishes what was written, makes it durable and closes the pool. Handles that still exist

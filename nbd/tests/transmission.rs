@@ -354,3 +354,23 @@ async fn every_flush_reaches_the_export() {
     }
     assert_eq!(export.flushes.load(Ordering::SeqCst), 3);
 }
+
+#[tokio::test]
+async fn a_deleted_export_ends_its_connections_when_all_is_answered() {
+    for style in STYLES {
+        let export = Gated::closed(common::DELETED_AT + 4096);
+        let (mut client, served, _shutdown) = connect(export.clone(), style).await;
+        client.send_write(0, 1, common::DELETED_AT + 8192, &[1; 512]).await;
+        common::until("it waits", || export.waiting.load(Ordering::SeqCst) == 1).await;
+        for (cookie, offset) in [(2, common::DELETED_AT), (3, 0)] {
+            client.send_write(0, cookie, offset, &[2; 512]).await;
+            let reply = client.chunk(0).await;
+            assert_eq!((reply.cookie, reply.error), (cookie, 108), "{style:?}");
+        }
+        export.open_gate();
+        let reply = client.chunk(0).await;
+        assert_eq!((reply.cookie, reply.error), (1, 0), "{style:?}");
+        assert!(client.is_closed().await);
+        assert_eq!(served.await.unwrap().unwrap(), Ending::ExportDeleted);
+    }
+}

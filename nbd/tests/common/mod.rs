@@ -367,6 +367,9 @@ pub const FAULTS: [(u64, Fault); 9] = [
     (544 << 10, Fault::NoExtents),
 ];
 
+/// Requests there find that the export was deleted.
+pub const DELETED_AT: u64 = 548 << 10;
+
 /// A memory export whose requests wait at a gate (if it is closed) and may fail.
 pub struct Gated {
     pub inner: MemoryExport,
@@ -418,6 +421,9 @@ impl Gated {
             drop(permit);
         }
         self.completed.fetch_add(1, Ordering::SeqCst);
+        if offset == DELETED_AT {
+            return Err(ExportError::Deleted);
+        }
         let fault = FAULTS.iter().find(|(at, _)| *at == offset).map(|(_, fault)| *fault);
         match fault {
             Some(Fault::NoSpace) => Err(ExportError::NoSpace),
