@@ -51,6 +51,7 @@ impl Program for Forgetful {
         let pool = if forgets { Path::new(&self.empty) } else { pool };
         let mut serve = command();
         serve.arg("serve").arg(pool).arg("--listen").arg(format!("unix:{}", socket.display()));
+        serve.args(["--control", "none"]);
         serve
     }
 

@@ -145,15 +145,21 @@ fn a_pool_in_use_is_refused_and_keeps_running() {
     let pool = folder.pool(POOL_SIZE);
     let image = folder.text("image");
     fs::write(&image, [1; 4096]).unwrap();
-    let server = Server::start(&pool, &["--create", "disk=1G"]);
+    let server = Server::start(&pool, &["--create", "disk=1G", "--control", "none"]);
     // All at once: each waits a little before it gives up.
     std::thread::scope(|scope| {
         for arguments in openers(&pool, &image) {
             scope.spawn(|| {
                 let sentence = siltstone(arguments).fails(5);
                 assert!(sentence.contains("in use by another process"), "{sentence}");
+                let nobody = format!("no server takes commands for it on {pool}.control");
+                assert!(sentence.contains(&nobody), "{sentence}");
             });
         }
+        scope.spawn(|| {
+            let sentence = siltstone(["stat", &pool, "--control", "none"]).fails(5);
+            assert!(!sentence.contains("no server"), "nobody was to be asked: {sentence}");
+        });
     });
     assert!(server.stop().success());
     siltstone(["stat", &pool]).succeeds();

@@ -21,7 +21,7 @@ pub(crate) fn run(
     let pool = PoolIdentity::of(path).map_err(|error| CliError::file("open", &shown, error))?;
     let to_server = server.try_clone()?;
     terminal.on_interrupt(move || to_server.end_sending());
-    server.send(&Request { version: VERSION, pool, command }, None)?;
+    server.send_unless_gone(&Request { version: VERSION, pool, command }, None)?;
     loop {
         let packet = server.receive()?.ok_or(ControlError::ServerGone)?;
         match packet.message()? {
@@ -60,8 +60,8 @@ fn hand_over(
     opened: Result<(File, Opened), CliError>,
 ) -> Result<(), CliError> {
     match opened {
-        Ok((file, opened)) => server.send(&opened, Some(&file))?,
-        Err(error) => server.send(&Opened::Failed(Failure::from(&error)), None)?,
+        Ok((file, opened)) => server.send_unless_gone(&opened, Some(&file))?,
+        Err(error) => server.send_unless_gone(&Opened::Failed(Failure::from(&error)), None)?,
     }
     Ok(())
 }

@@ -127,6 +127,25 @@ impl Connection {
         self.send_with(message, file, SendFlags::empty())
     }
 
+    /// Sends a message to one who may have left: the last that it said tells why.
+    pub(crate) fn send_unless_gone<M: Serialize>(
+        &self,
+        message: &M,
+        file: Option<&File>,
+    ) -> Result<(), ControlError> {
+        match self.send(message, file) {
+            Err(ControlError::Socket { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Ok(())
+            }
+            sent => sent,
+        }
+    }
+
     /// Sends a message that need not arrive: not if it would have to wait.
     pub(crate) fn send_if_room<M: Serialize>(&self, message: &M) -> Result<(), ControlError> {
         match self.send_with(message, None, SendFlags::DONTWAIT) {
@@ -169,14 +188,17 @@ impl Connection {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let received = retry_on_intr(|| {
-            recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)
-        });
-        let received = match received {
-            // It left without having read everything.
-            Err(Errno::CONNRESET) => return Ok(None),
-            received => received.map_err(failed("read from"))?,
+        let mut receive = || {
+            retry_on_intr(|| {
+                recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)
+            })
         };
+        let received = match receive() {
+            // It left without having read everything. That is told once, and before what it said.
+            Err(Errno::CONNRESET) => receive(),
+            received => received,
+        };
+        let received = received.map_err(failed("read from"))?;
         // Whatever is not kept of these is closed here.
         let mut files = control.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(files) => Some(files),

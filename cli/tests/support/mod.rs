@@ -204,13 +204,19 @@ impl Server {
     /// Waits until the server has logged something, for at most half a minute.
     #[track_caller]
     pub fn wait_for_log(&self, text: &str) {
+        self.wait_until(|| self.log().contains(text), &format!("{text:?} is in the log"));
+    }
+
+    /// Waits until something is so, for at most half a minute.
+    #[track_caller]
+    pub fn wait_until(&self, is_so: impl Fn() -> bool, what: &str) {
         for _ in 0..3000 {
-            if self.log().contains(text) {
+            if is_so() {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("{text:?} is not in the log: {}", self.log());
+        panic!("not so after half a minute: {what}. The log: {}", self.log());
     }
 
     /// Asks the server to stop, and waits for its end.

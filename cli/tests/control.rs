@@ -1,0 +1,612 @@
+//! Commands on a pool that is being served: they do, say and fail as they do on one that is not;
+//! clients see what they change at once; and nothing that happens to a command, its terminal or
+//! its server harms the pool.
+
+#![allow(clippy::unwrap_used)] // In tests, a panic is how failure is reported.
+
+mod support;
+
+use std::{
+    fs::{self, File},
+    io::{IoSlice, Read, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, PermissionsExt},
+    },
+    path::Path,
+    process::{Child, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{
+        AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags,
+        SocketType, connect, recv, sendmsg, socket_with,
+    },
+    process::{Pid, Signal, kill_process},
+};
+use serde_json::{Value, json};
+use siltstone_torture::kill::nbd_client::{ClientError, Durability, NbdClient};
+use support::{Folder, MIB, Outcome, Server, command, has, run, siltstone};
+
+/// Runs the program in a folder, with a file as standard input if there is one.
+fn run_in(folder: &Folder, input: Option<&str>, arguments: &[&str]) -> Outcome {
+    let stdin =
+        input.map_or_else(Stdio::null, |name| File::open(folder.path(name)).unwrap().into());
+    Outcome::of(command().current_dir(folder.path("")).args(arguments).stdin(stdin))
+}
+
+/// What was said, but for how long it took, and for what depends on other users of the pool.
+fn comparable(outcome: &Outcome) -> (Option<i32>, String, String) {
+    let plain = |text: &str| {
+        let mut plain = String::new();
+        for line in text.lines() {
+            // "in 0.1 s (76 MB/s)"
+            let line = match (line.find(" s ("), line.find(" MB/s)")) {
+                (Some(from), Some(to)) => {
+                    let from = line[..from].rfind(" in ").unwrap();
+                    format!("{}{}", &line[..from], &line[to..])
+                }
+                _ => line.to_owned(),
+            };
+            let is_import = line.starts_with("imported ");
+            plain += if is_import { line.split("; ").next().unwrap() } else { &line };
+            plain.push('\n');
+        }
+        plain
+    };
+    (outcome.status.code(), plain(&outcome.stdout), plain(&outcome.stderr))
+}
+
+/// Writes to volume 'busy' over NBD until it is told to stop, and compares what it reads.
+fn keep_busy(server: &Server, stop: &AtomicBool) -> u64 {
+    let mut client = NbdClient::connect(server.socket(), "busy").unwrap();
+    let mut rounds = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let data = [rounds as u8 | 1; 8192];
+        let offset = rounds % 256 * 8192;
+        client.write(offset, &data, Durability::Later).unwrap();
+        client.flush().unwrap();
+        let mut back = [0; 8192];
+        client.read(offset, &mut back).unwrap();
+        assert_eq!(back, data);
+        rounds += 1;
+    }
+    rounds
+}
+
+/// Commands that work and commands that fail, in an order in which they make sense; with what
+/// stands on their standard input.
+const COMMANDS: &[(Option<&str>, &[&str])] = &[
+    (None, &["volume", "create", "pool.silt", "a disk", "--size", "10G", "--level", "-3"]),
+    (None, &["volume", "create", "pool.silt", "a disk", "--size", "10G"]),
+    (None, &["volume", "create", "pool.silt", "odd", "--size", "1000"]),
+    (None, &["volume", "create", "pool.silt", "a/b", "--size", "1G"]),
+    (None, &["volume", "create", "pool.silt", "v", "--size", "1G", "--level", "20"]),
+    (None, &["volume", "list", "pool.silt"]),
+    (None, &["volume", "list", "pool.silt", "--json"]),
+    (None, &["volume", "resize", "pool.silt", "a disk", "--size", "1T"]),
+    (None, &["volume", "resize", "pool.silt", "other", "--size", "1T"]),
+    (None, &["import", "pool.silt", "image", "image"]),
+    (None, &["import", "pool.silt", "image", "image", "--size", "64M"]),
+    (None, &["import", "pool.silt", "none", "missing"]),
+    (None, &["import", "pool.silt", "none", "empty"]),
+    (None, &["import", "pool.silt", "none", "."]),
+    (None, &["import", "pool.silt", "none", "image", "--size", "1M"]),
+    (None, &["import", "pool.silt", "none", "image", "--level", "99"]),
+    (Some("image"), &["import", "pool.silt", "none", "-"]),
+    (Some("image"), &["import", "pool.silt", "none", "-", "--size", "1M"]),
+    (Some("image"), &["import", "pool.silt", "streamed", "-", "--size", "16M"]),
+    (None, &["import", "pool.silt", "image", "other-image"]),
+    (None, &["volume", "list", "pool.silt"]),
+    (None, &["export", "pool.silt", "image", "exported"]),
+    (None, &["export", "pool.silt", "image", "exported"]),
+    (None, &["export", "pool.silt", "streamed", "exported", "--force"]),
+    (None, &["export", "pool.silt", "streamed", "salvaged", "--salvage"]),
+    (None, &["export", "pool.silt", "other", "never"]),
+    (None, &["export", "pool.silt", "image", "missing/never"]),
+    (None, &["export", "pool.silt", "image", "pool.silt", "--force"]),
+    (None, &["export", "pool.silt", "image", "/dev/null"]),
+    (None, &["volume", "delete", "pool.silt", "other"]),
+    (None, &["volume", "delete", "pool.silt", "a disk"]),
+    (None, &["volume", "list", "pool.silt"]),
+];
+
+#[test]
+fn commands_do_and_say_the_same_whether_the_pool_is_served_or_not() {
+    let folders = [Folder::new(), Folder::new()];
+    for folder in &folders {
+        folder.pool("256M");
+        fs::write(folder.path("empty"), "").unwrap();
+        for (name, seed, len) in [("image", 1, 9 * MIB), ("other-image", 2, 5 * MIB + 77)] {
+            let mut bytes = vec![0; len as usize];
+            let hasher = blake3::Hasher::new_keyed(&[seed; 32]);
+            hasher.finalize_xof().fill(&mut bytes[3 << 20..]);
+            fs::write(folder.path(name), bytes).unwrap();
+        }
+        let busy = ["volume", "create", "pool.silt", "busy", "--size", "2M"];
+        run_in(folder, None, &busy).succeeds();
+    }
+    let [offline, live] = &folders;
+    let server = Server::start(live.path("pool.silt"), &[]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| keep_busy(&server, &stop));
+        for (input, arguments) in COMMANDS {
+            let expected = run_in(offline, *input, arguments);
+            let found = run_in(live, *input, arguments);
+            assert_eq!(comparable(&found), comparable(&expected), "{arguments:?}");
+            for file in ["exported", "salvaged", "never"] {
+                let read = |folder: &Folder| fs::read(folder.path(file)).ok();
+                assert!(read(live) == read(offline), "{file} after {arguments:?}");
+            }
+        }
+        let export = ["export", "pool.silt", "image", "-"];
+        let [expected, found] = [offline, live].map(|folder| {
+            let output = command().current_dir(folder.path("")).args(export).output().unwrap();
+            assert!(output.status.success());
+            (output.stdout, String::from_utf8(output.stderr).unwrap())
+        });
+        assert!(found.0 == expected.0, "what is exported to a pipe");
+        assert!(found.1.starts_with("exported volume 'image' to standard output: 9 MiB in "));
+        // What only other figures can be the same of.
+        for arguments in [&["stat", "pool.silt"][..], &["scrub", "pool.silt"]] {
+            let [expected, found] = [offline, live].map(|folder| {
+                let text = run_in(folder, None, arguments).succeeds();
+                let word = |line: &str| line.split_whitespace().next().map(str::to_owned);
+                text.lines().map(word).collect::<Vec<_>>()
+            });
+            assert_eq!(found, expected, "{arguments:?}");
+        }
+        for arguments in [&["stat", "pool.silt", "--json"][..], &["scrub", "pool.silt", "--json"]] {
+            let [expected, found] = [offline, live].map(|folder| {
+                let text = run_in(folder, None, arguments).succeeds();
+                let report: Value = serde_json::from_str(&text).unwrap();
+                report.as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+            });
+            assert_eq!(found, expected, "{arguments:?}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(client.join().unwrap() > 0, "somebody wrote meanwhile");
+    });
+    assert!(server.stop().success());
+    for folder in &folders {
+        assert_eq!(
+            run_in(folder, None, &["volume", "list", "pool.silt"]).succeeds(),
+            "NAME      SIZE    LEVEL\nbusy      2 MiB   1\nimage     9 MiB   1\n\
+             streamed  16 MiB  1\n"
+        );
+        run_in(folder, None, &["check", "pool.silt"]).succeeds();
+    }
+}
+
+#[test]
+fn a_check_says_that_the_pool_is_being_served() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    let server = Server::start(&pool, &[]);
+    let sentence = siltstone(["check", &pool]).fails(5);
+    assert!(sentence.contains("is being served") && sentence.contains("scrub"), "{sentence}");
+    assert!(server.stop().success());
+    siltstone(["check", &pool]).succeeds();
+}
+
+#[test]
+fn damage_is_told_live_as_offline() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    let mut noise = vec![0; 4 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    fs::write(folder.path("image"), &noise).unwrap();
+    siltstone(["import", &pool, "disk", &folder.text("image")]).succeeds();
+    let bytes = fs::read(&pool).unwrap();
+    let victim = &noise[400 * 4096..][..64];
+    let at = bytes.windows(64).position(|window| window == victim).unwrap();
+    File::options()
+        .write(true)
+        .open(&pool)
+        .unwrap()
+        .write_all_at(&[!victim[0]], at as u64)
+        .unwrap();
+    let copy = folder.text("copy");
+    let commands: [&[&str]; 4] = [
+        &["scrub", &pool],
+        &["export", &pool, "disk", &copy],
+        &["export", &pool, "disk", &copy, "--salvage"],
+        &["export", &pool, "disk", &copy, "--salvage", "--force"],
+    ];
+    let run_all = || {
+        let _ = fs::remove_file(&copy);
+        commands.map(|arguments| {
+            let outcome = comparable(&siltstone(arguments));
+            assert_eq!(outcome.0, Some(9), "{arguments:?} {outcome:?}");
+            (outcome, fs::read(&copy).ok())
+        })
+    };
+    let offline = run_all();
+    let server = Server::start(&pool, &[]);
+    let live = run_all();
+    for ((live, offline), arguments) in live.iter().zip(&offline).zip(&commands) {
+        assert_eq!(live.0, offline.0, "{arguments:?}");
+        assert!(live.1 == offline.1, "what is there after {arguments:?}");
+    }
+    assert!(live[1].1.is_none() && live[2].1.is_some(), "what is salvaged is kept");
+    assert!(server.stop().success());
+}
+
+#[test]
+fn clients_see_volumes_come_grow_and_go_at_once() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    let server = Server::start(&pool, &["--create", "old=1M"]);
+    let open = |name: &str| NbdClient::connect(server.socket(), name);
+    let mut old = open("old").unwrap();
+    open("new").map(|_| ()).unwrap_err();
+    siltstone(["volume", "create", &pool, "new", "--size", "2M"]).succeeds();
+    let mut new = open("new").unwrap();
+    assert_eq!(new.size_bytes(), 2 * MIB);
+    new.write(0, &[7; 4096], Durability::Later).unwrap();
+    if has("nbdinfo") {
+        let uri = format!("nbd+unix:///?socket={}", server.socket().display());
+        let list: Value =
+            serde_json::from_str(&run("nbdinfo", ["--list", "--json", &uri])).unwrap();
+        let exports = list["exports"].as_array().unwrap();
+        let mut names: Vec<_> =
+            exports.iter().map(|e| e["export-name"].as_str().unwrap()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["new", "old"]);
+    }
+
+    siltstone(["volume", "resize", &pool, "new", "--size", "4M"]).succeeds();
+    assert_eq!(new.size_bytes(), 2 * MIB, "a connection keeps its size");
+    let mut grown = open("new").unwrap();
+    assert_eq!(grown.size_bytes(), 4 * MIB);
+    grown.write(3 * MIB, &[8; 4096], Durability::Later).unwrap();
+    siltstone(["volume", "resize", &pool, "new", "--size", "1M"]).succeeds();
+    let refused = grown.write(3 * MIB, &[9; 4096], Durability::Later).unwrap_err();
+    assert!(matches!(refused, ClientError::Refused { .. }), "{refused:?}");
+    let mut back = [0; 4096];
+    new.read(0, &mut back).unwrap();
+    assert_eq!(back, [7; 4096], "what is left is as it was");
+
+    siltstone(["volume", "delete", &pool, "new"]).succeeds();
+    // ESHUTDOWN, and the end.
+    let ended = new.read(0, &mut back).unwrap_err();
+    assert!(matches!(ended, ClientError::Refused { errno: 108 }), "{ended:?}");
+    let ended = new.read(0, &mut back).unwrap_err();
+    assert!(!matches!(ended, ClientError::Refused { .. }), "the connection is closed: {ended:?}");
+    open("new").map(|_| ()).unwrap_err();
+    siltstone(["volume", "create", &pool, "new", "--size", "2M"]).succeeds();
+    open("new").unwrap().read(0, &mut back).unwrap();
+    assert_eq!(back, [0; 4096], "another volume of the same name");
+    grown.read(0, &mut back).unwrap_err();
+    old.write(0, &[1; 4096], Durability::Later).unwrap();
+    old.flush().unwrap();
+    assert!(server.stop().success());
+    siltstone(["check", &pool]).succeeds();
+}
+
+#[test]
+fn the_socket_is_its_users_alone_and_goes_with_the_server() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    let socket = folder.path("pool.silt.control");
+    let server = Server::start(&pool, &[]);
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let second = ["serve", &pool, "--listen", "127.0.0.1:0", "--log-level", "off"];
+    let sentence = siltstone(second).fails(5);
+    assert!(sentence.contains("in use by another process"), "{sentence}");
+    siltstone(["volume", "create", &pool, "disk", "--size", "1M"]).succeeds();
+    assert!(server.stop().success());
+    assert!(!socket.exists());
+
+    let server = Server::start(&pool, &[]);
+    server.kill();
+    assert!(socket.exists(), "a killed server leaves it behind");
+    siltstone(["volume", "create", &pool, "other", "--size", "1M"]).succeeds();
+    let server = Server::start(&pool, &[]);
+    let list = siltstone(["volume", "list", &pool]).succeeds();
+    assert!(list.contains("disk") && list.contains("other"), "{list}");
+    assert!(server.stop().success());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn the_socket_can_be_elsewhere_or_nowhere() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    let elsewhere = folder.text("elsewhere");
+    let server = Server::start(&pool, &["--control", &elsewhere]);
+    assert!(!folder.path("pool.silt.control").exists());
+    siltstone(["stat", &pool]).fails(5);
+    siltstone(["stat", &pool, "--control", &elsewhere]).succeeds();
+    // Another pool must not be mistaken for this one.
+    let other = folder.text("other.silt");
+    siltstone(["create", &other, "--size", "128M"]).succeeds();
+    let other_server = Server::start(&other, &[]);
+    let wrong = ["volume", "create", &other, "v", "--size", "1M", "--control", &elsewhere];
+    let sentence = siltstone(wrong).fails(1);
+    assert!(sentence.contains("serves another pool"), "{sentence}");
+    assert!(other_server.stop().success());
+    assert!(server.stop().success());
+
+    fs::write(&elsewhere, "precious").unwrap();
+    let serve = ["serve", &pool, "--listen", "127.0.0.1:0", "--log-level", "off"];
+    let sentence = siltstone([&serve[..], &["--control", &elsewhere]].concat()).fails(1);
+    assert!(sentence.contains("is not a socket"), "{sentence}");
+    assert_eq!(fs::read(&elsewhere).unwrap(), b"precious");
+
+    let nowhere = Server::start(&pool, &["--control", "none"]);
+    assert!(!folder.path("pool.silt.control").exists());
+    assert!(nowhere.stop().success());
+}
+
+/// A connection to a control socket, in the hands of somebody who does not keep to the protocol.
+struct Hostile(OwnedFd);
+
+impl Hostile {
+    fn connect(folder: &Folder) -> Self {
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        // By way of the working directory: the path may be too long.
+        let directory = File::open(folder.path("")).unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&directory);
+        let path = format!("/proc/self/fd/{number}/pool.silt.control");
+        connect(&socket, &SocketAddrUnix::new(Path::new(&path)).unwrap()).unwrap();
+        Self(socket)
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        let mut none = SendAncillaryBuffer::default();
+        // A server that has closed the connection does not take it.
+        let _ = sendmsg(&self.0, &[IoSlice::new(bytes)], &mut none, SendFlags::NOSIGNAL);
+    }
+
+    /// The next message; nothing at the end.
+    fn answer(&self) -> Option<Value> {
+        let mut bytes = vec![0; 64 << 10];
+        match recv(&self.0, &mut bytes[..], RecvFlags::empty()) {
+            Ok((0, _)) | Err(_) => None,
+            Ok((len, _)) => Some(serde_json::from_slice(&bytes[..len]).unwrap()),
+        }
+    }
+
+    fn answers_within(&self, time: Duration) -> bool {
+        let time = Timespec::try_from(time).unwrap();
+        poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&time)).unwrap() > 0
+    }
+
+    #[track_caller]
+    fn is_refused(&self, reason: &str) {
+        let answer = self.answer().unwrap();
+        let sentence = answer["ended"]["failure"]["sentence"].as_str().unwrap();
+        assert!(sentence.contains(reason), "{sentence}");
+        assert_eq!(self.answer(), None);
+    }
+}
+
+#[test]
+fn nonsense_on_the_control_socket_harms_nobody() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    let server = Server::start(&pool, &["--create", "disk=1M"]);
+    let metadata = fs::metadata(&pool).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    let identity = json!({ "device": metadata.dev(), "inode": metadata.ino() });
+    let request = |command: Value| {
+        json!({ "version": 1, "pool": identity, "command": command }).to_string().into_bytes()
+    };
+    let pool_argument = json!({ "path": "anything" });
+    let import =
+        request(json!({ "import": { "pool": pool_argument, "volume": "v", "file": "/etc/passwd",
+        "size": null, "compression": { "level": null } } }));
+    for (bytes, reason) in [
+        (&b"GET / HTTP/1.1\r\n\r\n"[..], "makes no sense"),
+        (&[0xff; 5000], "makes no sense"),
+        (b"{}", "makes no sense"),
+        (b"{\"version\":99}", "version 1, not 99"),
+        (&[b'['; 60_000], "makes no sense"),
+        (&vec![b'{'; 100_000], "too large"),
+        (&import[..import.len() - 1], "makes no sense"),
+        (&request(json!({ "torture": {} })), "makes no sense"),
+    ] {
+        let hostile = Hostile::connect(&folder);
+        hostile.send(bytes);
+        hostile.is_refused(reason);
+    }
+    // One who is asked for a file, and sends something else.
+    for reply in [&b"nonsense"[..], b"{\"image\":{\"size_bytes\":5}}", b"{\"target\":\"sparse\"}"] {
+        let hostile = Hostile::connect(&folder);
+        hostile.send(&import);
+        assert_eq!(hostile.answer().unwrap(), json!("open_image"));
+        hostile.send(reply);
+        hostile.is_refused("control socket");
+    }
+    // Those who say nothing, and those who leave.
+    drop(Hostile::connect(&folder));
+    let mut idle = Vec::new();
+    loop {
+        let one = Hostile::connect(&folder);
+        if one.answers_within(Duration::from_millis(200)) {
+            one.is_refused("16 commands already");
+            break;
+        }
+        idle.push(one);
+        assert!(idle.len() <= 16, "there is a limit");
+    }
+    let sentence = siltstone(["stat", &pool]).fails(1);
+    assert!(sentence.contains("try again later"), "{sentence}");
+    let mut client = NbdClient::connect(server.socket(), "disk").unwrap();
+    client.write(0, &[1; 4096], Durability::Later).unwrap();
+    client.flush().unwrap();
+    drop(idle);
+    server.wait_until(|| siltstone(["stat", &pool]).status.success(), "there is room again");
+    assert_eq!(siltstone(["volume", "list", &pool]).succeeds().lines().count(), 2);
+    assert!(server.stop().success());
+    siltstone(["check", &pool]).succeeds();
+}
+
+/// An import from a pipe that stays open, after some of it has been read.
+fn endless_import(pool: &str) -> Child {
+    let mut import = command();
+    import.args(["import", pool, "half", "-", "--size", "64M"]);
+    import.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut import = import.spawn().unwrap();
+    import.stdin.as_mut().unwrap().write_all(&vec![5; 3 << 20]).unwrap();
+    import
+}
+
+fn wait_for_half(server: &Server, pool: &str) {
+    let is_there = || siltstone(["volume", "list", pool]).succeeds().contains("half");
+    server.wait_until(is_there, "the volume is there");
+}
+
+/// What is left of a child that is to end by itself, while its standard input stays open.
+fn end_of(mut child: Child) -> Outcome {
+    let input = child.stdin.take();
+    let mut stderr = String::new();
+    child.stderr.as_mut().unwrap().read_to_string(&mut stderr).unwrap();
+    let outcome = Outcome { status: child.wait().unwrap(), stdout: String::new(), stderr };
+    drop(input);
+    outcome
+}
+
+#[test]
+fn an_import_whose_command_is_killed_or_interrupted_leaves_no_volume() {
+    let folder = Folder::new();
+    let pool = folder.pool("256M");
+    let server = Server::start(&pool, &[]);
+    let mut killed = endless_import(&pool);
+    let input = killed.stdin.take();
+    wait_for_half(&server, &pool);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let is_gone = || !siltstone(["volume", "list", &pool]).succeeds().contains("half");
+    server.wait_until(is_gone, "the volume is gone, though the pipe is open still");
+    drop(input);
+
+    let interrupted = endless_import(&pool);
+    wait_for_half(&server, &pool);
+    kill_process(Pid::from_child(&interrupted), Signal::INT).unwrap();
+    assert_eq!(end_of(interrupted).fails(130), "interrupted");
+    assert!(is_gone(), "when the command has ended, so it has at the server");
+    assert!(server.stop().success());
+    // And without a server.
+    let interrupted = endless_import(&pool);
+    std::thread::sleep(Duration::from_millis(500));
+    kill_process(Pid::from_child(&interrupted), Signal::TERM).unwrap();
+    assert_eq!(end_of(interrupted).fails(130), "interrupted");
+    assert!(is_gone());
+    siltstone(["check", &pool]).succeeds();
+}
+
+#[test]
+fn an_export_that_nobody_reads_ends_with_its_command() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    let server = Server::start(&pool, &["--create", "disk=64M"]);
+    let mut export = command();
+    export.args(["export", &pool, "disk", "-"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut export = export.spawn().unwrap();
+    let unread = export.stdout.take().unwrap();
+    server.wait_for_log("a command begins");
+    export.kill().unwrap();
+    export.wait().unwrap();
+    server.wait_for_log("a command has failed");
+    drop(unread);
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_server_stops_in_the_middle_of_commands_and_closes_its_pool() {
+    let folder = Folder::new();
+    let pool = folder.pool("256M");
+    fs::write(folder.path("image"), vec![3; 8 << 20]).unwrap();
+    siltstone(["import", &pool, "disk", &folder.text("image")]).succeeds();
+    let server = Server::start(&pool, &[]);
+    let import = endless_import(&pool);
+    wait_for_half(&server, &pool);
+    // At this rate, one step takes ten minutes.
+    let mut scrub = command();
+    scrub.args(["scrub", &pool, "--rate", "1K"]).stdin(Stdio::null());
+    let scrub = scrub.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    server.wait_for_log("command=Scrub");
+    assert!(server.stop().success());
+    assert_eq!(end_of(import).fails(1), "the pool's server is stopping");
+    assert_eq!(end_of(scrub).fails(1), "the pool's server is stopping");
+    let list = siltstone(["volume", "list", &pool]).succeeds();
+    assert!(list.contains("disk") && !list.contains("half"), "{list}");
+    siltstone(["check", &pool]).succeeds();
+
+    let server = Server::start(&pool, &[]);
+    let import = endless_import(&pool);
+    wait_for_half(&server, &pool);
+    server.kill();
+    let sentence = end_of(import).fails(1);
+    assert!(sentence.contains("has ended before the command did"), "{sentence}");
+    siltstone(["check", &pool]).succeeds();
+}
+
+#[test]
+fn a_slow_scrub_is_interrupted_at_once() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    fs::write(folder.path("image"), vec![3; 1 << 20]).unwrap();
+    siltstone(["import", &pool, "disk", &folder.text("image")]).succeeds();
+    let server = Server::start(&pool, &[]);
+    let mut scrub = command();
+    scrub.args(["scrub", &pool, "--rate", "1K"]).stdin(Stdio::null());
+    let scrub = scrub.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    server.wait_for_log("command=Scrub");
+    // It catches signals once it has been told that it is under way.
+    std::thread::sleep(Duration::from_millis(500));
+    kill_process(Pid::from_child(&scrub), Signal::INT).unwrap();
+    assert_eq!(end_of(scrub).fails(130), "interrupted");
+    assert!(server.stop().success());
+}
+
+/// The path of a socket can be longer than an address of one.
+#[test]
+fn a_pool_deep_down_is_controlled_too() {
+    let folder = Folder::new();
+    let deep = folder.path(&"d".repeat(200));
+    fs::create_dir(&deep).unwrap();
+    let pool = deep.join("pool");
+    let pool = pool.to_str().unwrap();
+    siltstone(["create", pool, "--size", "128M"]).succeeds();
+    let server = Server::start(pool, &[]);
+    siltstone(["volume", "create", pool, "disk", "--size", "1M"]).succeeds();
+    assert!(server.stop().success());
+}
+
+#[test]
+fn the_runtime_directory_is_used_if_the_socket_cannot_be_beside_the_pool() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    // Something else is in the place.
+    fs::write(folder.path("pool.silt.control"), "precious").unwrap();
+    let runtime = tempfile::Builder::new().prefix("silt").tempdir().unwrap();
+    let socket = runtime.path().join("nbd");
+    let mut serve = command();
+    serve.args(["serve", &pool, "--stop-at-eof", "--create", "disk=1M", "--listen"]);
+    serve.arg(format!("unix:{}", socket.display())).env("XDG_RUNTIME_DIR", runtime.path());
+    let mut serve =
+        serve.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut ready = String::new();
+    let mut output = std::io::BufReader::new(serve.stdout.take().unwrap());
+    while !ready.ends_with("ready\n") {
+        assert!(std::io::BufRead::read_line(&mut output, &mut ready).unwrap() > 0, "{ready}");
+    }
+    let mut list = command();
+    list.args(["volume", "list", &pool]).env("XDG_RUNTIME_DIR", runtime.path());
+    assert!(Outcome::of(&mut list).succeeds().contains("disk"));
+    let directory = fs::metadata(runtime.path().join("siltstone")).unwrap();
+    assert_eq!(directory.permissions().mode() & 0o777, 0o700);
+    drop(serve.stdin.take());
+    assert!(serve.wait().unwrap().success());
+    let left = fs::read_dir(runtime.path().join("siltstone")).unwrap().count();
+    assert_eq!(left, 0, "the socket goes with the server");
+    assert_eq!(fs::read(folder.path("pool.silt.control")).unwrap(), b"precious");
+}
