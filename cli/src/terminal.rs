@@ -126,3 +126,34 @@ fn no_file() -> CliError {
 pub(crate) fn shown(path: &Path, stream: &str) -> String {
     if path == Path::new("-") { stream.into() } else { path.display().to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Arguments, Command};
+    use clap::Parser;
+
+    #[test]
+    fn a_new_file_stays_only_if_the_image_in_it_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("image");
+        let line = ["siltstone", "export", "pool", "v", file.to_str().unwrap(), "--force"];
+        let Command::OnPool(command) = Arguments::try_parse_from(line).unwrap().command else {
+            panic!("{line:?} is a command on a pool");
+        };
+        let export = |is_complete: bool| {
+            let mut terminal = Terminal::new(&command);
+            terminal.open_target(4096).unwrap();
+            if is_complete {
+                terminal.keep_target().unwrap();
+            }
+            drop(terminal);
+            file.exists()
+        };
+        assert!(!export(false));
+        assert!(export(true));
+        // What was there before is the user's.
+        assert!(export(false));
+        Terminal::new(&command).open_image().map(|_| ()).unwrap_err();
+    }
+}

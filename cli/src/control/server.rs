@@ -6,7 +6,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -38,6 +38,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct ControlServer {
     shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -83,11 +84,11 @@ impl ControlServer {
             running: Mutex::new(0),
             one_less: Condvar::new(),
         });
-        let (pool, acceptor) = (Arc::clone(pool), Arc::clone(&shared));
-        let accept = move || accept(&acceptor, &pool);
-        let thread = thread::Builder::new().name("control".into()).spawn(accept);
-        thread.map_err(system("start threads"))?;
-        Ok(Some(Self { shared }))
+        let (pool, for_acceptor) = (Arc::clone(pool), Arc::clone(&shared));
+        let accept = move || accept(&for_acceptor, &pool);
+        let acceptor = thread::Builder::new().name("control".into()).spawn(accept);
+        let acceptor = Some(acceptor.map_err(system("start threads"))?);
+        Ok(Some(Self { shared, acceptor }))
     }
 
     /// Takes no more commands, and asks those under way to end.
@@ -96,9 +97,10 @@ impl ControlServer {
         self.shared.listener.close();
     }
 
-    /// Waits until no command is under way any more, but not after `deadline`.
-    pub(crate) fn wait(self, deadline: Instant) {
-        self.begin_stop();
+    /// Waits until no command is under way any more, and nothing here holds on to the pool, but
+    /// not after `deadline`.
+    pub(crate) fn wait(mut self, deadline: Instant) {
+        self.end_acceptor();
         let timeout = deadline.saturating_duration_since(Instant::now());
         let running = self.shared.running();
         let under_way = |running: &mut usize| *running > 0;
@@ -108,11 +110,21 @@ impl ControlServer {
             tracing::warn!(commands = *running, "cut off: the time for shutdown is up");
         }
     }
+
+    /// From then on no command begins.
+    fn end_acceptor(&mut self) {
+        self.begin_stop();
+        if let Some(acceptor) = self.acceptor.take()
+            && acceptor.join().is_err()
+        {
+            tracing::error!("the thread that takes commands has panicked; please report this");
+        }
+    }
 }
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        self.begin_stop();
+        self.end_acceptor();
     }
 }
 
