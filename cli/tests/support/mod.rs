@@ -224,6 +224,15 @@ impl Server {
         self.end(Signal::TERM)
     }
 
+    /// Asks the server to stop, which must go well; returns all that it has logged.
+    #[track_caller]
+    pub fn stop_for_log(mut self) -> String {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{}", self.log());
+        self.log()
+    }
+
     /// Ends the server at once, as a crash would.
     pub fn kill(self) -> ExitStatus {
         self.end(Signal::KILL)
