@@ -9,7 +9,7 @@ use std::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
 use siltstone_cursor::{
-    Extent, LayerState, Manifest, Map, MapConfig, SegmentGeometry, SegmentSource, Target,
+    Extent, LayerState, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target,
 };
 use siltstone_device::{
     BlockAddress, ByteOffset, LayerId, Place, SeededRandom, SegmentId, Sequence, sim::SimDevice,
@@ -57,7 +57,9 @@ impl Bench {
             let written = self.map.write_frozen(&mut self.segments, &layers);
             block_on(written).expect("there is room");
         }
-        let mut step = || block_on(self.map.merge_step(&mut self.segments, &layers, MERGE_PAGES));
+        let mut step = || {
+            block_on(self.map.merge_step(Rewrite::new(&mut self.segments, &layers, MERGE_PAGES)))
+        };
         while step().expect("there is room").is_some() {}
         self.device.forget_history();
     }

@@ -11,7 +11,7 @@ use std::{
 
 use pollster::block_on;
 use siltstone_cursor::{
-    Extent, LayerState, Manifest, Map, MapConfig, SegmentGeometry, SegmentSource, Target,
+    Extent, LayerState, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target,
 };
 use siltstone_device::{
     BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence, sim::SimDevice,
@@ -74,7 +74,11 @@ impl Bench {
         self.most_level0 = self.most_level0.max(self.map.stats().levels[0]);
         loop {
             let step = Instant::now();
-            let edit = block_on(self.map.merge_step(&mut self.segments, &layers, MERGE_PAGES));
+            let edit = block_on(self.map.merge_step(Rewrite::new(
+                &mut self.segments,
+                &layers,
+                MERGE_PAGES,
+            )));
             if edit.expect("has room").is_none() {
                 break;
             }

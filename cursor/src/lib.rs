@@ -21,6 +21,7 @@
 //! - `merge`: many sorted inputs become one in which the newest wins.
 //! - `memtable`, `lookup`, [`cursor`]: the readers' side.
 //! - [`policy`]: which patches to merge next, pure; `maintain`: doing it.
+//! - [`sweep`]: rewriting what points into segments that are to be emptied.
 //! - [`manifest`], [`space`]: what the checkpoint stores, and who owns which segment.
 //! - [`verify`]: every page checked, for the engine's `check` and `scrub`.
 //! - [`salvage`]: a cursor that goes on behind damaged pages, and says what they hide.
@@ -52,6 +53,7 @@ pub mod salvage;
 mod search;
 pub mod space;
 pub mod stats;
+pub mod sweep;
 pub mod verify;
 
 pub use cursor::{Cursor, ExtentCursor};
@@ -62,6 +64,7 @@ pub use map::{Map, MapConfig, SequenceRun};
 pub use patch::PageExtent;
 pub use policy::{Limits, Packing};
 pub use salvage::{SalvageCursor, Salvaged};
-pub use space::{Edit, LayerState, SegmentGeometry, SegmentSource};
+pub use space::{Edit, LayerState, Relocating, Relocator, Rewrite, SegmentGeometry, SegmentSource};
 pub use stats::MapStats;
+pub use sweep::Sweep;
 pub use verify::{Verification, VerifyReport};

@@ -20,11 +20,11 @@ use crate::{
     patch_writer::{PatchWriter, Written},
     policy::{self, Decision, Job, Packing},
     prefetch::PatchReader,
-    space::{Edit, LayerState, SegmentSource},
+    space::{Edit, LayerState, Relocator, Rewrite, SegmentSource},
 };
 
 /// Leaf pages that a merge reads ahead in each input.
-const READ_AHEAD_PAGES: usize = 128;
+pub(crate) const READ_AHEAD_PAGES: usize = 128;
 
 /// Held by the one thread that changes patches.
 struct Maintenance<'a> {
@@ -48,10 +48,75 @@ impl Drop for Maintenance<'_> {
 /// Where the outcome of a merge goes, and what may be left out of it.
 struct Outcome<'a> {
     level: u8,
-    /// Stop after about so many pages read or written.
-    max_pages: u64,
     version: &'a Version,
     layers: &'a (dyn Fn(LayerId) -> LayerState + Sync),
+}
+
+/// Moved blocks that a relocator is asked for at a time.
+const MAX_MOVING_BLOCKS: u64 = 1024;
+/// Extents that wait for a relocator.
+const MAX_PENDING: usize = 4096;
+
+/// Where what a merge keeps goes: to the relocator, if there is one, then joined, counted, written.
+struct Sink<'a, 'b, 'c> {
+    writer: &'a mut PatchWriter<'b>,
+    edit: &'a mut Edit,
+    relocator: Option<&'c mut (dyn Relocator + 'c)>,
+    pending: Vec<Extent>,
+    moving_blocks: u64,
+    joined: Coalescer,
+}
+
+impl Sink<'_, '_, '_> {
+    async fn push(&mut self, extent: Extent) -> Result<(), MapError> {
+        let Some(relocator) = &mut self.relocator else { return self.write(extent).await };
+        if let Target::Stored(place) = extent.target
+            && relocator.moves(place.segment())
+        {
+            self.moving_blocks += u64::from(extent.len_blocks);
+        }
+        self.pending.push(extent);
+        if self.moving_blocks >= MAX_MOVING_BLOCKS || self.pending.len() >= MAX_PENDING {
+            self.relocate().await?;
+        }
+        Ok(())
+    }
+
+    async fn relocate(&mut self) -> Result<(), MapError> {
+        let mut extents = std::mem::take(&mut self.pending);
+        if let Some(relocator) = &mut self.relocator
+            && self.moving_blocks > 0
+        {
+            relocator.relocate(&mut extents).await?;
+            self.moving_blocks = 0;
+        }
+        for extent in extents.drain(..) {
+            self.write(extent).await?;
+        }
+        self.pending = extents;
+        Ok(())
+    }
+
+    async fn write(&mut self, extent: Extent) -> Result<(), MapError> {
+        if let Some(extent) = self.joined.push(extent) {
+            self.edit.count_blocks(&extent, 1);
+            self.writer.push(extent).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<(), MapError> {
+        self.relocate().await?;
+        if let Some(extent) = self.joined.finish() {
+            self.edit.count_blocks(&extent, 1);
+            self.writer.push(extent).await?;
+        }
+        self.writer.complete().await?;
+        match self.relocator {
+            Some(relocator) => relocator.complete().await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a merge wrote, and how far it came: everything before `cut`, or everything.
@@ -101,29 +166,24 @@ impl Map {
         let Some(frozen) = &snapshot.frozen else { return Ok(Edit::default()) };
         let mut edit = Edit::default();
         let merge = merge_of_memtable(frozen);
-        let outcome = Outcome { level: 0, max_pages: u64::MAX, version: &snapshot.version, layers };
-        let merged = self.shared.rewrite(merge, &[false], &outcome, source, &mut edit).await?;
+        let rewrite = Rewrite { source, layers, max_pages: usize::MAX, relocator: None };
+        let version = &snapshot.version;
+        let merged = self.shared.rewrite(merge, &[false], 0, version, rewrite, &mut edit).await?;
         let outputs = merged.written.patches.iter().cloned().map(Arc::new);
         let patches = snapshot.version.patches().cloned().chain(outputs);
         let version = Version::new(snapshot.version.number + 1, patches);
         Ok(self.shared.install(&snapshot.version, version, Some(merged.written), true, edit))
     }
 
-    /// Does one bounded piece of the merging that the policy wants, reading or writing about
-    /// `max_pages` pages; `None` if it wants none. Steps of some thousand pages keep patches
-    /// large; smaller ones are correct, but leave more and smaller patches.
+    /// Does one bounded piece of the merging that the policy wants; `None` if it wants none.
     ///
     /// # Errors
     /// [`MapError::NoSpace`], a device failure, or a damaged page: nothing has changed then.
-    pub async fn merge_step(
-        &self,
-        source: &mut (dyn SegmentSource + Send),
-        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
-        max_pages: usize,
-    ) -> Result<Option<Edit>, MapError> {
+    pub async fn merge_step(&self, rewrite: Rewrite<'_>) -> Result<Option<Edit>, MapError> {
+        let layers = rewrite.layers;
         let is_dead = |layer| layers(layer) == LayerState::Dead;
         let decide = |version: &Version| policy::decide(version, &self.shared.limits, &is_dead);
-        self.step(source, layers, max_pages, &decide).await
+        self.step(rewrite, &decide).await
     }
 
     /// Like [`merge_step`](Self::merge_step), but goes on until all patches are in one level,
@@ -131,19 +191,15 @@ impl Map {
     ///
     /// # Errors
     /// As `merge_step`.
-    pub async fn compact_step(
-        &self,
-        source: &mut (dyn SegmentSource + Send),
-        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
-        max_pages: usize,
-    ) -> Result<Option<Edit>, MapError> {
+    pub async fn compact_step(&self, rewrite: Rewrite<'_>) -> Result<Option<Edit>, MapError> {
+        let layers = rewrite.layers;
         let is_dead = |layer| layers(layer) == LayerState::Dead;
         let decide = |version: &Version| {
             let limits = &self.shared.limits;
             policy::decide_compaction(version, limits)
                 .or_else(|| policy::decide(version, limits, &is_dead))
         };
-        self.step(source, layers, max_pages, &decide).await
+        self.step(rewrite, &decide).await
     }
 
     /// The number that the next patch gets.
@@ -161,9 +217,7 @@ impl Map {
     /// As `merge_step`.
     pub async fn relocate_step(
         &self,
-        source: &mut (dyn SegmentSource + Send),
-        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
-        max_pages: usize,
+        rewrite: Rewrite<'_>,
         packing: Packing,
         made_before: u64,
     ) -> Result<Option<Edit>, MapError> {
@@ -172,14 +226,13 @@ impl Map {
         let decide = |version: &Version| {
             policy::decide_relocation(version, packing, open, segment_pages, made_before)
         };
-        self.step(source, layers, max_pages, &decide).await
+        self.step(rewrite, &decide).await
     }
 
-    async fn step(
+    /// Does what `decide` decides.
+    pub(crate) async fn step(
         &self,
-        source: &mut (dyn SegmentSource + Send),
-        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
-        max_pages: usize,
+        rewrite: Rewrite<'_>,
         decide: &(dyn Fn(&Version) -> Option<Decision> + Sync),
     ) -> Result<Option<Edit>, MapError> {
         let _maintenance = Maintenance::begin(&self.shared);
@@ -197,10 +250,9 @@ impl Map {
         };
         self.shared.counters.merges.fetch_add(1, Ordering::Relaxed);
         let merge = merge_of_job(&self.shared, &job);
-        let outcome =
-            Outcome { level: job.output_level, max_pages: max_pages as u64, version: old, layers };
         let counted = vec![true; job.sources.len() + 1];
-        let merged = self.shared.rewrite(merge, &counted, &outcome, source, &mut edit).await?;
+        let level = job.output_level;
+        let merged = self.shared.rewrite(merge, &counted, level, old, rewrite, &mut edit).await?;
         let version = policy::apply(old, &job, merged.cut, merged.written.patches.clone());
         Ok(Some(self.shared.install(old, version, Some(merged.written), false, edit)))
     }
@@ -229,14 +281,24 @@ impl Shared {
         &self,
         mut merge: Merge,
         counted: &[bool],
-        outcome: &Outcome<'_>,
-        source: &mut (dyn SegmentSource + Send),
+        level: u8,
+        version: &Version,
+        rewrite: Rewrite<'_>,
         edit: &mut Edit,
     ) -> Result<Merged, MapError> {
+        let Rewrite { source, layers, max_pages, relocator } = rewrite;
         let at = self.append.lock().clone();
-        let patch_pages = self.limits.patch_pages;
-        let mut writer = PatchWriter::new(&self.store, source, at, outcome.level, patch_pages);
-        match write_merged(&mut merge, counted, outcome, &mut writer, edit).await {
+        let mut writer = PatchWriter::new(&self.store, source, at, level, self.limits.patch_pages);
+        let outcome = Outcome { level, version, layers };
+        let sink = Sink {
+            writer: &mut writer,
+            edit,
+            relocator,
+            pending: Vec::new(),
+            moving_blocks: 0,
+            joined: Coalescer::default(),
+        };
+        match write_merged(&mut merge, counted, &outcome, max_pages as u64, sink).await {
             Ok(cut) => Ok(Merged { written: writer.finish(), cut }),
             Err(error) => {
                 *self.append.lock() = writer.abandon().await;
@@ -277,17 +339,18 @@ impl Shared {
     }
 }
 
-/// Writes what `merge` yields and `outcome` keeps; returns where it stopped, if before the end.
+/// Writes what `merge` yields and `outcome` keeps, until about `max_pages` are read or written;
+/// returns where it stopped, if before the end.
 async fn write_merged(
     merge: &mut Merge,
     counted: &[bool],
     outcome: &Outcome<'_>,
-    writer: &mut PatchWriter<'_>,
-    edit: &mut Edit,
+    max_pages: u64,
+    mut sink: Sink<'_, '_, '_>,
 ) -> Result<Option<Key>, MapError> {
-    let mut joined = Coalescer::default();
     let mut layer_state = None;
     let cut = loop {
+        let edit = &mut *sink.edit;
         let next = merge.next(|input, piece| {
             if counted[input] {
                 edit.count_blocks(piece, -1);
@@ -300,21 +363,14 @@ async fn write_merged(
             _ => (outcome.layers)(extent.layer),
         };
         layer_state = Some((extent.layer, state));
-        if outcome.keeps(&extent, state)
-            && let Some(extent) = joined.push(extent)
-        {
-            edit.count_blocks(&extent, 1);
-            writer.push(extent).await?;
+        if outcome.keeps(&extent, state) {
+            sink.push(extent).await?;
         }
-        if merge.pages_consumed().max(writer.pages_written()) >= outcome.max_pages.max(1) {
+        if merge.pages_consumed().max(sink.writer.pages_written()) >= max_pages.max(1) {
             break Some(end);
         }
     };
-    if let Some(extent) = joined.finish() {
-        edit.count_blocks(&extent, 1);
-        writer.push(extent).await?;
-    }
-    writer.complete().await?;
+    sink.finish().await?;
     Ok(cut)
 }
 

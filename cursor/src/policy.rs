@@ -95,11 +95,7 @@ pub(crate) fn decide(
         return Some(merge_down(version, limits, 0));
     }
     let dead = version.sorted().iter().flatten().find(has_dead)?;
-    Some(Decision::Merge(Job {
-        sources: vec![dead.clone()],
-        targets: Vec::new(),
-        output_level: dead.level,
-    }))
+    Some(Decision::Merge(in_place(dead)))
 }
 
 /// What to do next to bring all patches into one level, where nothing superseded is left: merge
@@ -111,6 +107,25 @@ pub(crate) fn decide_compaction(version: &Version, limits: &Limits) -> Option<De
     let begun = version.patches().find(|patch| patch.draining);
     let level = begun.map_or(uppermost, |patch| usize::from(patch.level));
     (level == 0 || level < deepest).then(|| merge_down(version, limits, level))
+}
+
+/// Whether a merge was begun and not finished.
+pub(crate) fn is_merge_begun(version: &Version) -> bool {
+    version.patches().any(|patch| patch.draining)
+}
+
+/// Finishes the merge that was begun, or else merges level 0 down.
+pub(crate) fn decide_emptying(version: &Version, limits: &Limits) -> Option<Decision> {
+    let begun = version.patches().find(|patch| patch.draining);
+    let level = begun.map_or(0, |patch| usize::from(patch.level));
+    let is_empty = version.levels()[level].is_empty();
+    (!is_empty).then(|| merge_down(version, limits, level))
+}
+
+/// Rewrites a patch in its own level.
+pub(crate) fn in_place(patch: &Arc<Patch>) -> Job {
+    let sources = vec![Arc::clone(patch)];
+    Job { sources, targets: Vec::new(), output_level: patch.level }
 }
 
 /// How much of the metadata segments may be dead.
@@ -164,8 +179,7 @@ pub(crate) fn decide_relocation(
     }
     let movable = segments.values().filter_map(|held| Some((held.pages, held.movable?)));
     let (_, patch) = movable.min_by_key(|&(pages, _)| pages)?;
-    let sources = vec![Arc::clone(patch)];
-    Some(Decision::Merge(Job { sources, targets: Vec::new(), output_level: patch.level }))
+    Some(Decision::Merge(in_place(patch)))
 }
 
 /// The level that exceeds its limit by the largest factor, if one does.

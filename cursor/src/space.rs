@@ -1,10 +1,11 @@
 //! Where patches lie on the device, and what changes hands with the owner of the segments.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, pin::Pin};
 
-use siltstone_device::{BLOCK_BYTES, ByteOffset, SegmentId};
+use siltstone_device::{BLOCK_BYTES, ByteOffset, LayerId, SegmentId};
 
 use crate::{
+    error::MapError,
     extent::{Extent, Target},
     patch::PageExtent,
 };
@@ -46,6 +47,54 @@ pub trait SegmentSource {
     /// A free segment, from now on the map's until an [`Edit`] gives it back; `None` if the pool
     /// has none to spare.
     fn allocate(&mut self) -> Option<SegmentId>;
+}
+
+/// The outcome of something that a [`Relocator`] does.
+pub type Relocating<'a> = Pin<Box<dyn Future<Output = Result<(), MapError>> + Send + 'a>>;
+
+/// Who gives stored blocks new places while patches are rewritten.
+pub trait Relocator: Send {
+    /// Whether blocks in this segment are to be moved.
+    fn moves(&self, segment: SegmentId) -> bool;
+
+    /// Replaces, among extents in key order, those in segments that are to be moved; may divide
+    /// them, and may leave what cannot be moved.
+    fn relocate<'a>(&'a mut self, extents: &'a mut Vec<Extent>) -> Relocating<'a>;
+
+    /// Makes sure that everything can be read at its new place: readers see it from now on.
+    fn complete(&mut self) -> Relocating<'_>;
+}
+
+/// What a rewriting of patches works with.
+pub struct Rewrite<'a> {
+    /// Where segments for patches come from.
+    pub source: &'a mut (dyn SegmentSource + Send),
+    /// What each layer is.
+    pub layers: &'a (dyn Fn(LayerId) -> LayerState + Sync),
+    /// About how many pages a step reads or writes. Steps of some thousand keep patches large;
+    /// smaller ones are correct, but leave more and smaller patches.
+    pub max_pages: usize,
+    /// Who moves blocks on the way, if anybody does.
+    pub relocator: Option<&'a mut dyn Relocator>,
+}
+
+impl<'a> Rewrite<'a> {
+    /// A rewriting that moves nothing.
+    pub fn new(
+        source: &'a mut (dyn SegmentSource + Send),
+        layers: &'a (dyn Fn(LayerId) -> LayerState + Sync),
+        max_pages: usize,
+    ) -> Self {
+        Self { source, layers, max_pages, relocator: None }
+    }
+
+    /// The same once more.
+    pub fn again(&mut self) -> Rewrite<'_> {
+        let Self { source, layers, max_pages, relocator } = self;
+        let relocator = relocator.as_mut();
+        let relocator = relocator.map(|relocator| &mut **relocator as &mut dyn Relocator);
+        Rewrite { source: &mut **source, layers: *layers, max_pages: *max_pages, relocator }
+    }
 }
 
 /// What a layer is at the moment of a merge.

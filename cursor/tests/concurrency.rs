@@ -14,7 +14,7 @@ use std::{
 };
 
 use pollster::block_on;
-use siltstone_cursor::{Manifest, Map, MapConfig, Target};
+use siltstone_cursor::{Manifest, Map, MapConfig, Rewrite, Target};
 use siltstone_device::{
     BlockAddress, Device, LayerId, Operation, Place, Request, SegmentId, Sequence, sim::SimDevice,
 };
@@ -82,7 +82,7 @@ fn a_lookup_whose_page_was_recycled_goes_on_with_the_newest_version() {
             let edit = block_on(merger.write_frozen(&mut segments, &all_roots)).unwrap();
             segments.apply(&edit);
             while let Some(edit) =
-                block_on(merger.merge_step(&mut segments, &all_roots, 1000)).unwrap()
+                block_on(merger.merge_step(Rewrite::new(&mut segments, &all_roots, 1000))).unwrap()
             {
                 segments.apply(&edit);
             }
@@ -139,7 +139,7 @@ fn readers_never_see_an_older_state_than_was_published_before_they_began() {
                 }
                 // Freed segments are used again at once, as if checkpoints were free.
                 while let Some(edit) =
-                    block_on(map.merge_step(&mut segments, &all_roots, 8)).unwrap()
+                    block_on(map.merge_step(Rewrite::new(&mut segments, &all_roots, 8))).unwrap()
                 {
                     segments.apply(&edit);
                 }

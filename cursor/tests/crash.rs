@@ -7,7 +7,7 @@
 mod support;
 
 use pollster::block_on;
-use siltstone_cursor::{Manifest, MapError, Run};
+use siltstone_cursor::{Manifest, MapError, Rewrite, Run};
 use siltstone_device::{BlockAddress, LayerId, SeededRandom, Sequence, request};
 use support::{Model, Segments, all_roots, device, extent, open, stored, tiny_limits};
 
@@ -46,7 +46,8 @@ fn a_power_cut_at_any_moment_leaves_the_last_checkpoint_whole() {
         let edit = block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
         segments.apply(&edit);
         for _ in 0..4 {
-            let step = block_on(map.merge_step(&mut segments, &all_roots, 5)).unwrap();
+            let step =
+                block_on(map.merge_step(Rewrite::new(&mut segments, &all_roots, 5))).unwrap();
             step.iter().for_each(|edit| segments.apply(edit));
         }
         block_on(request::flush(&*device)).unwrap();

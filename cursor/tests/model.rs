@@ -9,7 +9,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use pollster::block_on;
 use proptest::prelude::*;
-use siltstone_cursor::{Extent, LayerState, Manifest, Map, MapError, Packing, Run, Target};
+use siltstone_cursor::{
+    Extent, LayerState, Manifest, Map, MapError, Packing, Rewrite, Run, Target,
+};
 use siltstone_device::{BlockAddress, LayerId, SegmentId, Sequence, sim::SimDevice};
 use support::{Model, Segments, extent, open, stored, tiny_limits};
 
@@ -146,15 +148,19 @@ impl Harness {
         let layers = self.layers();
         let (map, segments) = (&self.map, &mut self.segments);
         let stepped = if compact {
-            block_on(map.compact_step(segments, &layers, max_pages))
+            block_on(map.compact_step(Rewrite::new(segments, &layers, max_pages)))
         } else {
-            block_on(map.merge_step(segments, &layers, max_pages))
+            block_on(map.merge_step(Rewrite::new(segments, &layers, max_pages)))
         };
         let packing = if compact { Packing::Tight } else { Packing::Loose };
         let stepped = match stepped {
             Ok(None) => {
                 let made_before = self.made_before;
-                block_on(map.relocate_step(segments, &layers, max_pages, packing, made_before))
+                block_on(map.relocate_step(
+                    Rewrite::new(segments, &layers, max_pages),
+                    packing,
+                    made_before,
+                ))
             }
             stepped => stepped,
         };

@@ -8,7 +8,9 @@ mod support;
 use std::io::ErrorKind;
 
 use pollster::block_on;
-use siltstone_cursor::{LayerState, Limits, Manifest, Map, MapConfig, MapError, Packing, Target};
+use siltstone_cursor::{
+    LayerState, Limits, Manifest, Map, MapConfig, MapError, Packing, Rewrite, Target,
+};
 use siltstone_device::{
     BLOCK_BYTES, BlockAddress, LayerId, Operation, Sequence,
     sim::{Cause, Fault, Times},
@@ -79,11 +81,14 @@ fn without_space_the_map_stays_as_it_is_until_there_is_some() {
     }
     segments.limit = Some(0);
     let before = map.manifest();
-    let error = block_on(map.merge_step(&mut segments, &all_roots, 1000)).unwrap_err();
+    let error =
+        block_on(map.merge_step(Rewrite::new(&mut segments, &all_roots, 1000))).unwrap_err();
     assert!(matches!(error, MapError::NoSpace));
     assert_eq!(map.manifest(), before);
     segments.limit = None;
-    while let Some(edit) = block_on(map.merge_step(&mut segments, &all_roots, 1000)).unwrap() {
+    while let Some(edit) =
+        block_on(map.merge_step(Rewrite::new(&mut segments, &all_roots, 1000))).unwrap()
+    {
         segments.apply(&edit);
     }
     assert!((0..1500).all(|address| is_mapped(&map, address, 3)));
@@ -161,7 +166,9 @@ fn a_fill_in_address_order_is_moved_down_and_not_rewritten() {
         map.freeze();
         let edit = block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
         segments.apply(&edit);
-        while let Some(edit) = block_on(map.merge_step(&mut segments, &all_roots, 4096)).unwrap() {
+        while let Some(edit) =
+            block_on(map.merge_step(Rewrite::new(&mut segments, &all_roots, 4096))).unwrap()
+        {
             segments.apply(&edit);
         }
     }
@@ -178,12 +185,15 @@ fn a_dead_layer_costs_nothing_once_merged() {
     map.freeze();
     let edit = block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
     segments.apply(&edit);
-    while let Some(edit) = block_on(map.merge_step(&mut segments, &all_roots, 100)).unwrap() {
+    while let Some(edit) =
+        block_on(map.merge_step(Rewrite::new(&mut segments, &all_roots, 100))).unwrap()
+    {
         segments.apply(&edit);
     }
     assert_eq!(segments.data_references.values().sum::<i64>(), 3000);
     let dead = |_| LayerState::Dead;
-    while let Some(edit) = block_on(map.merge_step(&mut segments, &dead, 3)).unwrap() {
+    while let Some(edit) = block_on(map.merge_step(Rewrite::new(&mut segments, &dead, 3))).unwrap()
+    {
         segments.apply(&edit);
     }
     assert!(segments.data_references.is_empty());
@@ -204,7 +214,9 @@ fn after_compaction_nothing_superseded_is_left() {
         segments.apply(&edit);
     }
     let mut steps = 0;
-    while let Some(edit) = block_on(map.compact_step(&mut segments, &all_roots, 5)).unwrap() {
+    while let Some(edit) =
+        block_on(map.compact_step(Rewrite::new(&mut segments, &all_roots, 5))).unwrap()
+    {
         segments.apply(&edit);
         steps += 1;
         assert!(steps < 1000, "compaction never settles: {:?}", map.stats());
@@ -226,7 +238,9 @@ fn merging_settles_with_steps_far_shorter_than_a_small_patch() {
         let edit = block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
         segments.apply(&edit);
         let mut steps = 0;
-        while let Some(edit) = block_on(map.merge_step(&mut segments, &all_roots, 3)).unwrap() {
+        while let Some(edit) =
+            block_on(map.merge_step(Rewrite::new(&mut segments, &all_roots, 3))).unwrap()
+        {
             segments.apply(&edit);
             steps += 1;
             assert!(steps < 200, "merging never settles: {:?}", map.stats());
@@ -300,7 +314,7 @@ fn pages_that_live_long_do_not_keep_segments_of_dead_ones() {
             let edit = block_on(map.write_frozen(&mut segments, &all_roots)).unwrap();
             segments.apply(&edit);
             while let Some(edit) =
-                block_on(map.compact_step(&mut segments, &all_roots, 40)).unwrap()
+                block_on(map.compact_step(Rewrite::new(&mut segments, &all_roots, 40))).unwrap()
             {
                 segments.apply(&edit);
             }
@@ -314,8 +328,12 @@ fn pages_that_live_long_do_not_keep_segments_of_dead_ones() {
         assert!(scattered > most, "{scattered} segments are few enough for {packing:?}");
         let made_before = map.next_patch();
         let mut steps = 0;
-        while let Some(edit) =
-            block_on(map.relocate_step(&mut segments, &all_roots, 5, packing, made_before)).unwrap()
+        while let Some(edit) = block_on(map.relocate_step(
+            Rewrite::new(&mut segments, &all_roots, 5),
+            packing,
+            made_before,
+        ))
+        .unwrap()
         {
             segments.apply(&edit);
             steps += 1;

@@ -20,12 +20,13 @@
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use event_listener::Event;
-use siltstone_cursor::{MapError, Packing, SegmentSource};
+use siltstone_cursor::{Edit, LayerState, MapError, Packing, Relocator, Rewrite, SegmentSource};
 use siltstone_device::{
-    BLOCK_BYTES, Runtime, SegmentId, Sequence, request, runtime::either, sync::Mutex,
+    BLOCK_BYTES, LayerId, Runtime, SegmentId, Sequence, request, runtime::either, sync::Mutex,
 };
 
 use crate::{
+    collector::{Collector, Step},
     core::Core,
     error::Result,
     record::CheckpointBody,
@@ -56,6 +57,8 @@ struct State {
     compact: bool,
     /// When the first change came that no checkpoint has seen.
     changed_at: Option<Instant>,
+    /// When the collector wants to go on.
+    collect_at: Option<Instant>,
     stopping: bool,
 }
 
@@ -100,6 +103,11 @@ impl Checkpointing {
         }
     }
 
+    /// Lets the collector go on after a pause.
+    fn collect_after(&self, pause: Duration) {
+        self.state.lock().collect_at = Some(self.runtime.now() + pause);
+    }
+
     /// Asks for a checkpoint that begins after this call, and waits for it. With `compact`, for
     /// one that has merged all patches before.
     pub(crate) async fn run<E>(
@@ -135,10 +143,12 @@ impl Checkpointing {
         loop {
             let (work, due) = {
                 let mut state = self.state.lock();
-                let due = state.changed_at.map(|changed_at| changed_at + interval);
+                let changed = state.changed_at.map(|changed_at| changed_at + interval);
+                let due = changed.into_iter().chain(state.collect_at).min();
                 if state.requested || due.is_some_and(|due| due <= self.runtime.now()) {
                     state.requested = false;
                     state.changed_at = None;
+                    state.collect_at = None;
                     state.begun += 1;
                     return Some(std::mem::take(&mut state.compact));
                 }
@@ -164,9 +174,11 @@ impl Checkpointing {
 
 /// The checkpointer's task.
 pub(crate) async fn run(core: &Arc<Core>) {
+    let mut collector = Collector::new();
     while let Some(compact) = core.checkpointing.next(core.tuning.checkpoint_interval).await {
+        let began = core.runtime.now();
         let outcome = match core.health.check() {
-            Ok(()) => checkpoint(core, compact).await,
+            Ok(()) => checkpoint(core, &mut collector, compact).await,
             failed => failed,
         };
         if outcome.is_err() {
@@ -175,13 +187,20 @@ pub(crate) async fn run(core: &Arc<Core>) {
             core.fail_with(outcome);
             return;
         }
+        if let Some(pause) = collector.pause(core, core.runtime.now() - began) {
+            core.checkpointing.collect_after(pause);
+        }
         core.checkpointing.finish();
         core.frontier.wake();
     }
 }
 
 /// Makes one checkpoint. See the module's page for the order and its reasons.
-pub(crate) async fn checkpoint(core: &Core, compact: bool) -> Result<()> {
+pub(crate) async fn checkpoint(
+    core: &Core,
+    collector: &mut Collector,
+    compact: bool,
+) -> Result<()> {
     let timer = core.stats.time(Stage::Checkpoint);
     let catalog = core.catalog.lock().clone();
     let published = {
@@ -195,22 +214,10 @@ pub(crate) async fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     let edit = core.map.write_frozen(&mut source, &layers).await?;
     core.table.apply(&edit)?;
     let made_before = core.map.next_patch();
-    let packing = if compact { Packing::Tight } else { Packing::Loose };
     let mut steps = 0;
     // The sealer must not wait for a merge when its frontier is nearly used up.
     while compact || (steps < MERGE_STEPS && !(steps > 0 && core.frontier.is_low())) {
-        let pages = merge_pages(core);
-        let step = if compact {
-            core.map.compact_step(&mut source, &layers, pages).await
-        } else {
-            core.map.merge_step(&mut source, &layers, pages).await
-        };
-        let step = match step {
-            Ok(None) => {
-                core.map.relocate_step(&mut source, &layers, pages, packing, made_before).await
-            }
-            step => step,
-        };
+        let step = merge_step(core, collector, &mut source, &layers, compact, made_before).await;
         // What the steps so far let go of is free once this checkpoint is stored.
         let step = if matches!(step, Err(MapError::NoSpace)) { None } else { step? };
         let Some(edit) = step else { break };
@@ -220,11 +227,17 @@ pub(crate) async fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     if steps == MERGE_STEPS {
         core.checkpointing.request();
     }
-
-    core.frontier.settle(&core.table, published.sequence);
     let count_batches = |newest: Option<u64>| newest.map_or(0, |batch| batch + 1);
     let count_started = || count_batches(core.admission.newest_started());
-    core.table.reclaim(count_batches(published.batch), count_started);
+    let covered = count_batches(published.batch);
+    let source = &mut source;
+    let count = &count_started;
+    let step =
+        Step { core, source, layers: &layers, covered, count_started: count, is_urgent: compact };
+    collector.step(step).await?;
+
+    core.frontier.settle(&core.table, published.sequence);
+    core.table.reclaim(covered, count_started, collector.open_segment());
     let reservation = core.frontier.reserve(&core.table);
 
     let number = core.checkpoints.newest() + 1;
@@ -254,9 +267,34 @@ pub(crate) async fn checkpoint(core: &Core, compact: bool) -> Result<()> {
     Ok(())
 }
 
+/// One step of merging, or, when nothing is to be merged, of packing metadata segments.
+async fn merge_step(
+    core: &Core,
+    collector: &mut Collector,
+    source: &mut (dyn SegmentSource + Send),
+    layers: &(dyn Fn(LayerId) -> LayerState + Sync),
+    compact: bool,
+    made_before: u64,
+) -> std::result::Result<Option<Edit>, MapError> {
+    let mut mover = collector.mover(core);
+    let mut rewrite = Rewrite::new(source, layers, merge_pages(core));
+    rewrite.relocator = mover.as_mut().map(|mover| mover as &mut dyn Relocator);
+    if compact {
+        if let Some(edit) = core.map.compact_step(rewrite.again()).await? {
+            return Ok(Some(edit));
+        }
+        core.map.relocate_step(rewrite, Packing::Tight, made_before).await
+    } else {
+        if let Some(edit) = core.map.merge_step(rewrite.again()).await? {
+            return Ok(Some(edit));
+        }
+        core.map.relocate_step(rewrite, Packing::Loose, made_before).await
+    }
+}
+
 /// How much one merge step may write: no more than half of what is free, for the pages that it
 /// replaces stay until the checkpoint is stored.
-fn merge_pages(core: &Core) -> usize {
+pub(crate) fn merge_pages(core: &Core) -> usize {
     let segment_pages = core.superblock.layout.segment_bytes / BLOCK_BYTES as u64;
     let free_pages = core.table.free_segments() * segment_pages;
     MERGE_PAGES.min(free_pages as usize / 2).max(1)

@@ -18,6 +18,7 @@ use crate::{
     budget::Budget,
     catalog::Catalog,
     checkpointer::Checkpointing,
+    collector::Collection,
     config::Tuning,
     error::{EngineError, Result},
     frame_cache::FrameCache,
@@ -75,6 +76,7 @@ pub(crate) struct Core {
 
     pub(crate) checkpoints: CheckpointStore,
     pub(crate) checkpointing: Checkpointing,
+    pub(crate) collection: Collection,
     pub(crate) marks: Marks,
     /// What redundancy made good when the pool was opened.
     pub(crate) repairs: Vec<Repair>,

@@ -29,6 +29,7 @@ mod budget;
 mod catalog;
 pub mod check;
 mod checkpointer;
+mod collector;
 mod commit;
 mod compress;
 pub mod config;

@@ -25,6 +25,7 @@ use crate::{
     budget::Budget,
     catalog::{Catalog, VolumeRecord},
     checkpointer::{self, Checkpointing},
+    collector::{Collection, Collector},
     config::{
         self, CreateOptions, INDEX_MEMORY_BYTES, MAX_THRESHOLD, OpenOptions, Tuning, VolumeOptions,
     },
@@ -209,7 +210,7 @@ impl Pool {
             None
         } else {
             // What recovery ignored must never count: see the recovery module.
-            checkpointer::checkpoint(&core, false).await?;
+            checkpointer::checkpoint(&core, &mut Collector::new(), false).await?;
             let started = Pipeline::start(&core);
             Some(started.map_err(|source| {
                 // Threads that did start end, and let go of the device.
@@ -371,6 +372,37 @@ impl Pool {
         self.core.check_writable()?;
         self.drain().await?;
         self.store_catalog().await
+    }
+
+    /// Collects garbage until there is none left that is worth it, however much room there is.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn collect_garbage(&self) -> Result<()> {
+        pollster::block_on(self.collect_garbage_async())
+    }
+
+    /// As [`collect_garbage`](Self::collect_garbage).
+    ///
+    /// # Errors
+    /// As `collect_garbage`.
+    pub async fn collect_garbage_async(&self) -> Result<()> {
+        self.core.check_writable()?;
+        self.drain().await?;
+        let core = &self.core;
+        core.collection.force();
+        // Merged first, so that nothing is moved that a newer patch has superseded.
+        core.checkpointing.run(true, || core.health.check()).await?;
+        while core.collection.is_forced() || core.collection.is_busy() {
+            // A round begins when every batch that is under way has been published.
+            self.drain().await?;
+            core.checkpointing.run(false, || core.health.check()).await?;
+        }
+        // What the last round has emptied is condemned by one checkpoint and freed by the next.
+        for _ in 0..2 {
+            core.checkpointing.run(false, || core.health.check()).await?;
+        }
+        Ok(())
     }
 
     /// Waits until the index knows every fingerprint on the device, as far as it has room: what is
@@ -611,7 +643,10 @@ async fn open_on(
         MetadataError::NoCheckpoint { damaged }
     })?;
     let body = CheckpointBody::decode(&body, layout.segment_count())?;
-    let (generation, versions) = (body.next_generation, body.table_versions_sum);
+    // A life that a crash ended may have used the generations that follow the record's: a segment
+    // each at most, for none comes free without a record. Nothing of them may pass for new.
+    let generation = body.next_generation + u64::from(layout.segment_count());
+    let versions = body.table_versions_sum;
     let (table, table_repairs) =
         SegmentTable::load(&*device, pool, layout, number, generation, versions).await?;
     let mut repairs: Vec<Repair> = found_superblock.spare.iter().cloned().collect();
@@ -666,6 +701,7 @@ async fn open_on(
         }),
         checkpoints,
         checkpointing: Checkpointing::new(Arc::clone(&runtime)),
+        collection: Collection::default(),
         marks: Marks::new(marks, body.unit),
         repairs,
         frame_cache: Arc::new(FrameCache::new(tuning.frame_cache_bytes)),

@@ -35,6 +35,13 @@ const MAX_RETRIES: usize = 8;
 
 type IoOutcome = std::result::Result<(), DeviceError>;
 
+/// Whether decoded frames go to the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    Frames,
+    Nothing,
+}
+
 /// A run of a frame's blocks that a read wants.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
@@ -127,7 +134,7 @@ impl Core {
         }
         let mut retries = 0;
         loop {
-            let failed = self.read_wanted(&wanted, out).await;
+            let failed = self.read_wanted(&wanted, out, Keep::Frames).await;
             if failed.is_empty() {
                 return Ok(());
             }
@@ -215,7 +222,12 @@ impl Core {
     }
 
     /// Reads what is wanted into `out`; returns what could not be read, with the reason.
-    async fn read_wanted(&self, wanted: &[Wanted], out: &mut [u8]) -> Vec<(Wanted, FrameError)> {
+    async fn read_wanted(
+        &self,
+        wanted: &[Wanted],
+        out: &mut [u8],
+        keep: Keep,
+    ) -> Vec<(Wanted, FrameError)> {
         let mut failed = Vec::new();
         let mut missing: Vec<usize> = Vec::new();
         for (at, run) in wanted.iter().enumerate() {
@@ -254,7 +266,7 @@ impl Core {
             // A bad block fails all of a read; it is to cost its own frame.
             let (start, len) = (ByteOffset(read.start), (read.end - read.start) as usize);
             match salvage::after(&*self.device, start, len, answer.await).await {
-                Ok(salvaged) => self.take_read(wanted, &read, &salvaged, out, &mut failed),
+                Ok(salvaged) => self.take_read(wanted, &read, &salvaged, out, keep, &mut failed),
                 Err(source) => {
                     for &at in &read.wanted {
                         let place = wanted[at].place;
@@ -263,6 +275,35 @@ impl Core {
                 }
             }
         }
+        failed
+    }
+
+    /// Reads blocks by their places, runs of blocks of one frame each, one after the other into
+    /// `out`. Returns which could not be read. Does not keep what it reads: who moves blocks reads
+    /// each once.
+    pub(crate) async fn read_places(
+        &self,
+        runs: &[(Place, u32)],
+        out: &mut [u8],
+    ) -> Vec<(usize, FrameError)> {
+        let mut failed = Vec::new();
+        let mut wanted = Vec::with_capacity(runs.len());
+        let mut out_bytes = 0;
+        for (run, &(place, len_blocks)) in runs.iter().enumerate() {
+            let inside =
+                u64::from(place.frame_offset_bytes()) < self.superblock.layout.segment_bytes;
+            match self.generation_of(place).filter(|_| inside) {
+                Some(generation) => {
+                    // The address tells the runs apart.
+                    let address = BlockAddress(run as u64);
+                    wanted.push(Wanted { address, place, len_blocks, generation, out_bytes });
+                }
+                None => failed.push((run, FrameError::OutOfPool { place })),
+            }
+            out_bytes += len_blocks as usize * BLOCK_BYTES;
+        }
+        let unread = self.read_wanted(&wanted, out, Keep::Nothing).await;
+        failed.extend(unread.into_iter().map(|(run, error)| (run.address.0 as usize, error)));
         failed
     }
 
@@ -305,6 +346,7 @@ impl Core {
         read: &DeviceRead,
         salvaged: &Salvaged,
         out: &mut [u8],
+        keep: Keep,
         failed: &mut Vec<(Wanted, FrameError)>,
     ) {
         let mut decoded: Option<(FrameKey, Arc<AlignedBuffer>)> = None;
@@ -318,7 +360,7 @@ impl Core {
                     let (start, end) = self.device_range(run.place);
                     match salvaged.part((start - read.start) as usize..(end - read.start) as usize)
                     {
-                        Ok(_) => self.decode(run, &salvaged.bytes()[skip..]),
+                        Ok(_) => self.decode(run, &salvaged.bytes()[skip..], keep),
                         Err(source) => Err(device_error(run.place, source)),
                     }
                 }
@@ -348,16 +390,17 @@ impl Core {
     ) -> std::result::Result<(), FrameError> {
         let plain = match cached {
             CachedFrame::Decoded(plain) => plain,
-            CachedFrame::Raw(bytes) => self.decode(run, &bytes)?,
+            CachedFrame::Raw(bytes) => self.decode(run, &bytes, Keep::Frames)?,
         };
         copy_blocks(run, &plain, out)
     }
 
-    /// Verifies and decodes the frame at the start of `bytes`, and caches it.
+    /// Verifies and decodes the frame at the start of `bytes`.
     fn decode(
         &self,
         run: &Wanted,
         bytes: &[u8],
+        keep: Keep,
     ) -> std::result::Result<Arc<AlignedBuffer>, FrameError> {
         let (place, generation) = (run.place.frame(), run.generation);
         let expected = FrameIdentity { pool: self.superblock.pool, place, generation };
@@ -365,7 +408,9 @@ impl Core {
         let mut plain = self.buffers.take(frame.block_count * BLOCK_BYTES);
         Decompressor::with(|decompressor| frame.decode_all(decompressor, &mut plain))?;
         let plain = Arc::new(plain);
-        self.frame_cache.insert(run.key(), CachedFrame::Decoded(Arc::clone(&plain)));
+        if keep == Keep::Frames {
+            self.frame_cache.insert(run.key(), CachedFrame::Decoded(Arc::clone(&plain)));
+        }
         Ok(plain)
     }
 

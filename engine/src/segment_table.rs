@@ -15,6 +15,7 @@
 //! Free -> Frontier  a checkpoint reserves it for the sealer, with a new generation
 //!      -> Data      a checkpoint finds it full and all of its units in patches
 //!      -> Freeing   nothing refers to it, and no link to it can still be under way
+//! Free -> Data      the collector moves blocks into it
 //! Free -> Metadata  the checkpointer writes patch pages into it
 //!      -> Freeing   none of its pages is in the manifest
 //! Freeing -> Free   the checkpoint that says so is durable
@@ -277,9 +278,9 @@ impl SegmentTable {
         self.next_generation.load(Ordering::SeqCst)
     }
 
-    /// Takes a free segment for the sealer or for patch pages.
+    /// Takes a free segment for the sealer, for patch pages, or, as data, for moved blocks.
     pub(crate) fn take(&self, state: SegmentState) -> Option<(SegmentId, u64)> {
-        debug_assert!(matches!(state, SegmentState::Frontier | SegmentState::Metadata));
+        debug_assert!(!matches!(state, SegmentState::Free | SegmentState::Freeing));
         let mut inner = self.inner.lock();
         if inner.free == 0 {
             return None;
@@ -299,11 +300,11 @@ impl SegmentTable {
         Some((SegmentId(at as u32), generation))
     }
 
-    /// A write unit with `blocks` blocks in its frames has been placed in a frontier segment.
+    /// A write unit with `blocks` blocks in its frames has been placed in a segment.
     pub(crate) fn note_unit(&self, id: SegmentId, blocks: u32, bytes: u32) {
         let mut inner = self.inner.lock();
         let segment = &mut inner.segments[id.0 as usize];
-        debug_assert_eq!(segment.state, SegmentState::Frontier);
+        debug_assert!(matches!(segment.state, SegmentState::Frontier | SegmentState::Data));
         segment.stored_blocks += blocks;
         segment.used_bytes += bytes;
         inner.mark_dirty(id.0 as usize);
@@ -353,10 +354,15 @@ impl SegmentTable {
         Ok(())
     }
 
-    /// Finds what can be freed. `covered` counts the batches that patches cover, `count_started`
-    /// those that any reducer has begun: it is asked after segments are condemned, for a batch that
-    /// begins before that may still link to them.
-    pub(crate) fn reclaim(&self, covered: u64, count_started: impl FnOnce() -> u64) {
+    /// Finds what can be freed, but for `keep`, which is being filled. `covered` counts the batches
+    /// that patches cover, `count_started` those that any reducer has begun: it is asked after
+    /// segments are condemned, for a batch that begins before that may still link to them.
+    pub(crate) fn reclaim(
+        &self,
+        covered: u64,
+        count_started: impl FnOnce() -> u64,
+        keep: Option<SegmentId>,
+    ) {
         let mut inner = self.inner.lock();
         let condemned = std::mem::take(&mut inner.condemned);
         for (id, started_then) in condemned {
@@ -373,6 +379,9 @@ impl SegmentTable {
         for id in std::mem::take(&mut inner.suspects) {
             let segment = inner.segments[id.0 as usize];
             match segment.state {
+                _ if keep == Some(id) => {
+                    inner.suspects.insert(id);
+                }
                 SegmentState::Data if segment.references == 0 => {
                     let already = inner.condemned.contains_key(&id);
                     if !already {
@@ -387,6 +396,25 @@ impl SegmentTable {
         drop(inner);
         let started = count_started();
         self.inner.lock().condemned.extend(newly_condemned.into_iter().map(|id| (id, started)));
+    }
+
+    /// Refuses new links into segments that are being emptied, until nothing refers to them or
+    /// [`allow_links`](Self::allow_links).
+    pub(crate) fn refuse_links(&self, ids: &BTreeSet<SegmentId>) {
+        for id in ids {
+            self.generations[id.0 as usize].fetch_or(CONDEMNED, Ordering::AcqRel);
+        }
+    }
+
+    /// Allows links again into those of `ids` that something still refers to.
+    pub(crate) fn allow_links(&self, ids: &BTreeSet<SegmentId>) {
+        let inner = self.inner.lock();
+        for id in ids {
+            let segment = inner.segments[id.0 as usize];
+            if segment.state == SegmentState::Data && segment.references > 0 {
+                self.generations[id.0 as usize].fetch_and(!CONDEMNED, Ordering::AcqRel);
+            }
+        }
     }
 
     /// Writes the changed pages as of checkpoint `number`. Not durable until the device is flushed,

@@ -5,11 +5,12 @@
 //! never fails for lack of space. Some segments are kept back for what must work in a full pool:
 //!
 //! ```text
-//! free segments   ... | 1/4 margin | 1/4 changes that free space | 1/2 patches |
-//!                     ^ writes end here                          ^ the sealer ends here
+//! free segments   ... | 1/4 margin | 1/4 changes that free space | 1/4 collector | 1/4 patches |
+//!                     ^ writes end here                          ^ the sealer    ^ the collector
 //! ```
 //! The margin is for what promises do not count: rounding to segments, and patches beyond their
-//! share.
+//! share. The collector's share lets it go on however full the pool is: what it empties is more
+//! than what it fills.
 
 use parking_lot::Mutex;
 use siltstone_device::BLOCK_BYTES;
@@ -38,9 +39,9 @@ pub(crate) enum Purpose {
 }
 
 /// Segments that a pool keeps back from writes: a thirty-second, but in a small pool 8, or a sixth
-/// of it, or at least 4.
+/// of it, or at least 6.
 pub(crate) fn reserve_segments(segment_count: u32) -> u64 {
-    u64::from((segment_count / 32).max((segment_count / 6).clamp(4, 8)))
+    u64::from((segment_count / 32).max((segment_count / 6).clamp(6, 8)))
 }
 
 /// See the module's page. Lock order: this lock, then the segment table's or the frontier's.
@@ -106,6 +107,11 @@ impl Space {
     pub(crate) fn unpromised_bytes(&self, room: Room<'_>) -> u64 {
         let promised = self.promised_bytes.lock();
         self.room_bytes(room).saturating_sub(*promised)
+    }
+
+    /// Free segments that the collector leaves for patches.
+    pub(crate) fn patch_segments(&self) -> u64 {
+        self.reserve_segments / 4
     }
 
     /// Bytes kept back from writes.

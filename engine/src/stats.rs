@@ -118,6 +118,18 @@ counters! {
     frontier_waits,
     /// Blocks found to have changed in memory between their receipt and their storing.
     staging_faults,
+    /// Rounds of garbage collection that have ended.
+    collector_rounds,
+    /// Blocks that garbage collection stored anew.
+    collector_moved_blocks,
+    /// Blocks that garbage collection found stored elsewhere.
+    collector_linked_blocks,
+    /// Bytes of write units that garbage collection wrote.
+    collector_unit_bytes,
+    /// Bytes of the map's pages written.
+    map_page_bytes,
+    /// Segments freed, of all kinds.
+    freed_segments,
     /// Bytes read by scrubs.
     scrubbed_bytes,
     /// Problems that scrubs have found, again in each pass.

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use pollster::block_on;
-use siltstone_cursor::{
-    Extent, LayerState, Limits, Manifest, Map, MapConfig, SegmentGeometry, SegmentSource, Target,
-};
+use siltstone_cursor::{Extent, LayerState, Limits, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target};
 use siltstone_device::{
     BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence,
     header::{self, HEADER_BYTES, Header, Identity, Kind},
@@ -174,7 +172,7 @@ fn use_map(map: &Map, input: &mut Unstructured<'_>) -> Result<()> {
     map.freeze();
     let mut steps = 0;
     if block_on(map.write_frozen(&mut segments, &layer_state)).is_ok() {
-        while let Ok(Some(_)) = block_on(map.merge_step(&mut segments, &layer_state, 4)) {
+        while let Ok(Some(_)) = block_on(map.merge_step(Rewrite::new(&mut segments, &layer_state, 4))) {
             steps += 1;
             assert!(steps < 200, "merging does not end");
         }

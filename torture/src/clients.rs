@@ -97,8 +97,13 @@ impl Client {
                     self.read(volume, index, first, len).await?;
                 }
                 _ if self.random.chance(1, 4) => {
-                    let outcome = self.world.pool.checkpoint_async().await;
-                    self.allow(outcome, "a checkpoint")?;
+                    if self.random.chance(1, 3) {
+                        let outcome = self.world.pool.collect_garbage_async().await;
+                        self.allow(outcome, "a garbage collection")?;
+                    } else {
+                        let outcome = self.world.pool.checkpoint_async().await;
+                        self.allow(outcome, "a checkpoint")?;
+                    }
                 }
                 _ => self.sleep(1500).await,
             }

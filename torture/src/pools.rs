@@ -61,12 +61,13 @@ impl Bases {
     #[must_use]
     pub fn new() -> Self {
         let bases = vec![
-            base("empty, small segments", 256 * KIB, MIB, None),
-            base("empty, large segments", MIB, 128 * KIB, None),
-            base("nearly full, small segments", 256 * KIB, 128 * KIB, Some(3 * MIB)),
-            base("nearly full, large segments", MIB / 2, MIB, Some(4 * MIB)),
-            base("full, small segments", 256 * KIB, 128 * KIB, Some(768 * KIB)),
-            base("full, smaller room", 256 * KIB, 256 * KIB, Some(256 * KIB)),
+            base("empty, small segments", 256 * KIB, MIB, Fill::Nothing),
+            base("empty, large segments", MIB, 128 * KIB, Fill::Nothing),
+            base("nearly full, small segments", 256 * KIB, 128 * KIB, Fill::AllBut(3 * MIB)),
+            base("nearly full, large segments", MIB / 2, MIB, Fill::AllBut(4 * MIB)),
+            base("full, small segments", 256 * KIB, 128 * KIB, Fill::AllBut(768 * KIB)),
+            base("full, smaller room", 256 * KIB, 256 * KIB, Fill::AllBut(256 * KIB)),
+            base("full of garbage", 256 * KIB, 128 * KIB, Fill::HalfDead),
         ];
         Self { bases }
     }
@@ -84,9 +85,18 @@ impl Default for Bases {
     }
 }
 
-/// A pool with a disk; with `room_bytes`, filled until no more goes in, and then that much of it
-/// given back.
-fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, room_bytes: Option<u64>) -> Base {
+/// What is in a pool before a history begins.
+#[derive(Clone, Copy)]
+enum Fill {
+    Nothing,
+    /// Everything that goes in, and then so many bytes given back.
+    AllBut(u64),
+    /// Everything that goes in, every other block of it deleted: no segment is free by that.
+    HalfDead,
+}
+
+/// A pool with a disk.
+fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, fill: Fill) -> Base {
     let device = SimDevice::new(POOL_BYTES);
     let options = CreateOptions {
         segment_bytes: Some(segment_bytes),
@@ -102,9 +112,10 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, room_bytes: Op
         let pool = Pool::open_in(machine.clone(), device.clone(), None, &open).await?;
         let disk = VolumeOptions::new(DISK_BLOCKS * BLOCK as u64);
         pool.create_volume_async(DISK, &disk).await?;
-        let blocks = match room_bytes {
-            Some(room_bytes) => fill(&pool, room_bytes).await?,
-            None => 0,
+        let blocks = match fill {
+            Fill::Nothing => 0,
+            Fill::AllBut(room_bytes) => fill_all_but(&pool, room_bytes).await?,
+            Fill::HalfDead => fill_with_garbage(&pool).await?,
         };
         let model = Model::of(&pool, &[BALLAST]).await;
         pool.close_async().await?;
@@ -117,8 +128,30 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, room_bytes: Op
     Base { name, device, ballast_blocks, model }
 }
 
+/// Fills a pool with ballast and as much that is then deleted; returns the blocks that are left.
+async fn fill_with_garbage(pool: &Pool) -> Result<u64, EngineError> {
+    let options = VolumeOptions::new(POOL_BYTES);
+    let ballast_volume = pool.create_volume_async(BALLAST, &options).await?;
+    let garbage = pool.create_volume_async("garbage", &options).await?;
+    let mut blocks = 0;
+    loop {
+        let at = blocks * BLOCK as u64;
+        // Contents that no block of ballast has.
+        let other = ballast(blocks | 1 << 32);
+        let written = garbage.write(at, &other).await;
+        match written.and(ballast_volume.write(at, &ballast(blocks)).await) {
+            Ok(()) => blocks += 1,
+            Err(EngineError::NoSpace { .. }) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    ballast_volume.trim(blocks * BLOCK as u64, POOL_BYTES - blocks * BLOCK as u64).await?;
+    pool.delete_volume_async("garbage").await?;
+    Ok(blocks)
+}
+
 /// Fills a pool with ballast and gives some of it back; returns the blocks that are left.
-async fn fill(pool: &Pool, room_bytes: u64) -> Result<u64, EngineError> {
+async fn fill_all_but(pool: &Pool, room_bytes: u64) -> Result<u64, EngineError> {
     let volume = pool.create_volume_async(BALLAST, &VolumeOptions::new(POOL_BYTES)).await?;
     let mut blocks = 0;
     // Single blocks in the end, so that no room is left over.

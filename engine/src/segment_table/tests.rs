@@ -171,12 +171,19 @@ fn a_segment_is_freed_only_after_the_batches_that_could_still_link_to_it() {
     table.note_unit(id, 1, 4096);
     table.settle(id);
     // Two batches had started by the time that the segment was condemned, one is in patches.
-    table.reclaim(1, || {
-        assert!(!table.is_linkable(id, generation, 4096), "condemned before batches are counted");
-        2
-    });
-    table.reclaim(1, || 2);
+    table.reclaim(
+        1,
+        || {
+            assert!(
+                !table.is_linkable(id, generation, 4096),
+                "condemned before batches are counted"
+            );
+            2
+        },
+        None,
+    );
+    table.reclaim(1, || 2, None);
     assert_eq!(table.segment(id).unwrap().state, SegmentState::Data);
-    table.reclaim(2, || 2);
+    table.reclaim(2, || 2, None);
     assert_eq!(table.segment(id).unwrap().state, SegmentState::Freeing);
 }

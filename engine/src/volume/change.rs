@@ -23,6 +23,9 @@ const ZERO_STAGED_BYTES: usize = 512;
 /// is condemned by one checkpoint and freed by the next (see the segment table).
 const FRUITLESS_ROUNDS: usize = 2;
 
+/// Rounds of garbage collection that a write waits for before those count as fruitless, too.
+const COLLECTED_ROUNDS: usize = 64;
+
 impl Volume {
     /// Zeros from `offset_bytes` to `end_bytes`, to the end of the last block if `is_to_end`;
     /// refused if the volume ends before `limit_bytes` by then.
@@ -192,7 +195,7 @@ impl Volume {
     /// needs and a checkpoint free what it can.
     async fn promise_space(&self, bytes: u64, purpose: Purpose) -> Result<Promise<'_>> {
         let core = &self.core;
-        let mut fruitless = 0;
+        let (mut fruitless, mut collected) = (0, 0);
         loop {
             let promised = core.space.promise(core.room(), bytes, purpose);
             let full = matches!(promised, Err(EngineError::NoSpace { .. }));
@@ -203,9 +206,19 @@ impl Volume {
                 return promised;
             }
             let before = core.space.unpromised_bytes(core.room());
+            let rounds = core.collection.rounds();
             core.reclaim().await?;
             let freed = core.space.unpromised_bytes(core.room()) > before;
-            fruitless = if freed { 0 } else { fruitless + 1 };
+            if core.collection.is_busy() {
+                // It frees something in the end, or ends.
+            } else if freed {
+                fruitless = 0;
+            } else if core.collection.rounds() > rounds && collected < COLLECTED_ROUNDS {
+                // What it emptied has gone to fill other segments; the next one may be freed.
+                collected += 1;
+            } else {
+                fruitless += 1;
+            }
         }
     }
 }
@@ -233,12 +246,14 @@ impl Core {
         taken.or_else(|_| self.health.check_open().and(Err(EngineError::Closing)))
     }
 
-    /// Sends everything through the pipeline and checkpoints, so that promises are settled and
-    /// dead segments are freed.
+    /// Sends everything through the pipeline and checkpoints, so that promises are settled, dead
+    /// segments are freed, and the collector works.
     async fn reclaim(&self) -> Result<()> {
         let target = self.admission.admitted();
         self.admission.drain_to(target);
         self.admission.wait_published(target, || self.health.check()).await?;
-        self.checkpointing.run(true, || self.health.check()).await
+        // Merging everything is for once, before a collection, and not for each of its steps.
+        let compact = !self.collection.is_busy();
+        self.checkpointing.run(compact, || self.health.check()).await
     }
 }

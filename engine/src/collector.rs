@@ -1,0 +1,315 @@
+//! Garbage collection: emptying segments that are mostly dead, so that they can be freed whole.
+//!
+//! # A round
+//! ```text
+//! Idle      -> Surveying  nothing seems worth it, and room is short: the map is walked (`survey`)
+//! Idle      -> Settling   victims are chosen (`victims`); reducers refuse new links into them
+//! Settling  -> Sweeping   every batch that began before that is in patches: none can still link
+//! Sweeping  -> Idle       every patch that was there has been swept; what could not be moved stays
+//! ```
+//! The map itself says what lives: a sweep reads all patches and rewrites those with entries that
+//! point into victims, in their own level, with new places (`mover`, `output`). An entry that was
+//! superseded is moved like any other, so patches are merged first when space is short. Nothing
+//! is published through the memtable, so a client's later write can never be undone by a move, and
+//! versions that only snapshots see are moved like all others.
+//!
+//! A victim is freed like every segment: when no patch refers to it, by the checkpoint after the one
+//! that covers every batch which might have linked to it. Of a round that a crash or a close ends,
+//! nothing is remembered and nothing needs to be: what it had moved stays moved or becomes garbage.
+//!
+//! # Pace
+//! Part of each checkpoint, since one task at a time may change patches: a step of a round moves a
+//! bounded number of bytes, so that the sealer never waits long for a checkpoint. While a round is
+//! under way checkpoints follow each other, with pauses that grow with the room that is left.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use siltstone_cursor::{LayerState, MapError, Relocator, Rewrite, SegmentSource, Sweep};
+use siltstone_device::{LayerId, Place, SegmentId};
+
+use crate::{checkpointer, core::Core, error::Result, segment_table::Segment, stats::add};
+
+mod mover;
+mod output;
+mod survey;
+mod victims;
+
+use mover::Mover;
+use output::Output;
+use survey::{Survey, Surveying};
+
+/// Map pages that one step of a sweep reads or writes.
+const STEP_PAGES: usize = 1024;
+/// Most blocks that a checkpoint moves: a fraction of a second of work.
+const MAX_BLOCKS_A_CHECKPOINT: usize = 8192;
+/// A round moves at most one part in so many of the pool, so that victims come free soon.
+const MAX_SHARE_OF_POOL: u64 = 16;
+/// The shortest pause between two steps that nobody waits for.
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+/// A round that finds no space in so many checkpoints ends as it is.
+const MAX_TIMES_STUCK: u32 = 3;
+
+/// What the rest of the pool sees of the collector.
+#[derive(Default)]
+pub(crate) struct Collection {
+    /// A round is under way.
+    busy: AtomicBool,
+    /// Rounds are wanted until one finds nothing to do, however much room there is.
+    forced: AtomicBool,
+    /// Rounds that have ended.
+    rounds: AtomicU64,
+}
+
+impl Collection {
+    /// Whether a round is under way: space may come free by it.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+
+    /// Rounds that have ended: each has emptied something, if only to fill something else.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Acquire)
+    }
+
+    /// Asks for rounds until one finds nothing to collect.
+    pub(crate) fn force(&self) {
+        self.forced.store(true, Ordering::Release);
+    }
+
+    /// Whether that is still to be done.
+    pub(crate) fn is_forced(&self) -> bool {
+        self.forced.load(Ordering::Acquire)
+    }
+}
+
+/// The checkpointer's collector.
+pub(crate) struct Collector {
+    state: State,
+    output: Output,
+    /// What the last survey found.
+    survey: Survey,
+    /// Changes that had been admitted, and rounds that had ended, when it began.
+    surveyed_at: Option<u64>,
+    /// Segments, and their generations, in which a whole sweep left something: damaged blocks stay
+    /// where they are, and trying again would find them there.
+    immovable: BTreeMap<SegmentId, u64>,
+}
+
+enum State {
+    Idle,
+    Surveying(Surveying),
+    Settling {
+        victims: BTreeSet<SegmentId>,
+        /// Batches that had begun when links into victims were first refused.
+        started: u64,
+    },
+    Sweeping(Round),
+}
+
+struct Round {
+    victims: BTreeSet<SegmentId>,
+    sweep: Sweep,
+    /// Where the blocks are that were moved.
+    moved: HashMap<Place, Place>,
+    /// There was no room for some blocks, which stay where they are.
+    is_full: bool,
+    times_stuck: u32,
+}
+
+/// What a checkpoint lends the collector.
+pub(crate) struct Step<'a> {
+    pub(crate) core: &'a Core,
+    pub(crate) source: &'a mut (dyn SegmentSource + Send),
+    pub(crate) layers: &'a (dyn Fn(LayerId) -> LayerState + Sync),
+    /// Batches that patches cover.
+    pub(crate) covered: u64,
+    /// Asks how many batches have begun.
+    pub(crate) count_started: &'a (dyn Fn() -> u64 + Sync),
+    /// Space is wanted back now.
+    pub(crate) is_urgent: bool,
+}
+
+impl Collector {
+    pub(crate) fn new() -> Self {
+        let (output, survey) = (Output::new(), Survey::default());
+        let immovable = BTreeMap::new();
+        Self { state: State::Idle, output, survey, surveyed_at: None, immovable }
+    }
+
+    /// The segment that moved blocks go to: not to be freed, even if nothing refers to it yet.
+    pub(crate) fn open_segment(&self) -> Option<SegmentId> {
+        self.output.open_segment()
+    }
+
+    /// Who moves blocks while patches are merged, if a round is under way: what is merged need not be
+    /// swept.
+    pub(crate) fn mover<'a>(&'a mut self, core: &'a Core) -> Option<impl Relocator + 'a> {
+        let State::Sweeping(round) = &mut self.state else { return None };
+        let Round { victims, moved, is_full, .. } = round;
+        Some(Mover { core, victims, moved, is_full, output: &mut self.output })
+    }
+
+    /// Does a bounded piece of work, or none if there is enough room.
+    ///
+    /// # Errors
+    /// If the device fails, a page of the map is damaged, or metadata contradict each other.
+    pub(crate) async fn step(&mut self, step: Step<'_>) -> Result<()> {
+        match &mut self.state {
+            State::Idle => self.begin_round(&step),
+            State::Surveying(surveying) => match surveying.step().await {
+                Ok(Some(survey)) => {
+                    self.survey = survey;
+                    self.state = State::Idle;
+                    self.begin_round(&step);
+                }
+                Ok(None) => {}
+                Err(error) => self.end_early(step.core, &error),
+            },
+            State::Settling { victims, started } if *started <= step.covered => {
+                let victims = std::mem::take(victims);
+                let sweep = step.core.map.sweep();
+                let moved = HashMap::new();
+                let (is_full, times_stuck) = (false, 0);
+                self.state = State::Sweeping(Round { victims, sweep, moved, is_full, times_stuck });
+                self.sweep(step).await?;
+            }
+            State::Settling { .. } => {}
+            State::Sweeping(_) => self.sweep(step).await?,
+        }
+        Ok(())
+    }
+
+    fn begin_round(&mut self, step: &Step<'_>) {
+        let core = step.core;
+        let is_forced = step.is_urgent || core.collection.is_forced();
+        let segment_bytes = core.superblock.layout.segment_bytes;
+        let pool_bytes = u64::from(core.table.len()) * segment_bytes;
+        let free_bytes = core.space.free_bytes(core.room());
+        let limit = victims::live_limit(free_bytes, pool_bytes, is_forced);
+        let victims = limit.map_or_else(BTreeSet::new, |limit| self.choose(core, limit));
+        if !victims.is_empty() {
+            tracing::debug!(segments = victims.len(), "a garbage collection begins");
+            core.table.refuse_links(&victims);
+            let started = (step.count_started)();
+            self.state = State::Settling { victims, started };
+        } else if limit.is_some() && self.is_survey_due(core) {
+            self.state = State::Surveying(Surveying::begin(core));
+        } else {
+            core.collection.forced.store(false, Ordering::Release);
+            self.output.close_if_dead(core);
+        }
+        let is_busy = !matches!(self.state, State::Idle);
+        core.collection.busy.store(is_busy, Ordering::Release);
+    }
+
+    fn choose(&self, core: &Core, live_limit: u64) -> BTreeSet<SegmentId> {
+        let segment_bytes = core.superblock.layout.segment_bytes;
+        let pool_bytes = u64::from(core.table.len()) * segment_bytes;
+        let open = self.output.open_segment();
+        let segments = (0..core.table.len()).map(SegmentId).filter(|id| Some(*id) != open);
+        let is_movable = |id: &SegmentId, segment: &Segment| {
+            self.immovable.get(id).is_none_or(|&generation| generation != segment.generation)
+        };
+        let segments = segments.filter_map(|id| Some((id, core.table.segment(id)?)));
+        let segments = segments.filter(|(id, segment)| is_movable(id, segment));
+        let segments = segments.map(|(id, segment)| (id, self.survey.corrected(id, segment)));
+        // One segment whatever the pool's size, if there is room.
+        let share = (pool_bytes / MAX_SHARE_OF_POOL).max(segment_bytes);
+        let move_bytes = self.output.room_bytes(core).min(share);
+        victims::choose(segments, segment_bytes, live_limit, move_bytes).into_iter().collect()
+    }
+
+    /// Whether enough has changed since the last survey that another one may find something: a
+    /// sixteenth of what the pool holds was written, trimmed or moved.
+    fn is_survey_due(&mut self, core: &Core) -> bool {
+        let now = core.admission.admitted().0 + core.collection.rounds();
+        let changes = core.table.totals().stored_blocks / 16;
+        let due = self.surveyed_at.is_none_or(|then| now >= then + changes.max(1));
+        if due {
+            self.surveyed_at = Some(now);
+        }
+        due
+    }
+
+    /// Sweeps until enough has been moved for one checkpoint, or all is swept.
+    async fn sweep(&mut self, step: Step<'_>) -> Result<()> {
+        let Step { core, source, layers, .. } = step;
+        let State::Sweeping(round) = &mut self.state else { return Ok(()) };
+        let Round { victims, sweep, moved, is_full, times_stuck } = round;
+        let moved_before = moved.len();
+        let is_over = loop {
+            let output = &mut self.output;
+            let mut mover = Mover { core, victims, moved, is_full, output };
+            let mut rewrite = Rewrite::new(source, layers, step_pages(core));
+            rewrite.relocator = Some(&mut mover);
+            match core.map.sweep_step(rewrite, sweep).await {
+                Ok(Some(edit)) => core.table.apply(&edit)?,
+                Ok(None) if *is_full => break true,
+                Ok(None) => {
+                    let left = victims.iter().filter_map(|&id| Some((id, core.table.segment(id)?)));
+                    let left = left.filter(|(_, segment)| segment.references > 0);
+                    self.immovable.extend(left.map(|(id, segment)| (id, segment.generation)));
+                    break true;
+                }
+                Err(MapError::NoSpace) => {
+                    self.output.complete(core).await?;
+                    // The checkpoint may free what the steps so far let go of.
+                    *times_stuck += 1;
+                    break *times_stuck > MAX_TIMES_STUCK;
+                }
+                Err(error @ (MapError::Page { .. } | MapError::Read { .. })) => {
+                    self.end_early(core, &error);
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if moved.len() - moved_before >= MAX_BLOCKS_A_CHECKPOINT || core.frontier.is_low() {
+                break false;
+            }
+        };
+        if is_over {
+            self.end_round(core);
+        }
+        Ok(())
+    }
+
+    fn end_round(&mut self, core: &Core) {
+        let ended = std::mem::replace(&mut self.state, State::Idle);
+        if let State::Sweeping(round) = ended {
+            core.table.allow_links(&round.victims);
+        }
+        add(&core.stats.counters.collector_rounds, 1);
+        core.collection.rounds.fetch_add(1, Ordering::AcqRel);
+        core.collection.busy.store(false, Ordering::Release);
+    }
+
+    /// A damaged page of the map is for those who need it to report: collecting must not be what
+    /// makes a pool fail.
+    fn end_early(&mut self, core: &Core, error: &MapError) {
+        tracing::warn!(%error, "a garbage collection ends early");
+        core.collection.forced.store(false, Ordering::Release);
+        self.end_round(core);
+    }
+
+    /// How long to leave the device and the cores to others before the next step, after one that
+    /// took `took`; `None` if there is none to do.
+    pub(crate) fn pause(&self, core: &Core, took: Duration) -> Option<Duration> {
+        let is_forced = core.collection.is_forced();
+        if matches!(self.state, State::Idle) && !is_forced {
+            return None;
+        }
+        let pool_bytes = u64::from(core.table.len()) * core.superblock.layout.segment_bytes;
+        let free_bytes = core.space.free_bytes(core.room());
+        let times = if is_forced { 0 } else { victims::pause_times(free_bytes, pool_bytes) };
+        // While batches are on their way, there is nothing to do but to let them come.
+        Some((took * times).max(MIN_PAUSE))
+    }
+}
+
+fn step_pages(core: &Core) -> usize {
+    STEP_PAGES.min(checkpointer::merge_pages(core))
+}

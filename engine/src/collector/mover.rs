@@ -1,0 +1,236 @@
+//! Moving blocks out of victims: given map entries in key order, reads what they refer to, looks for
+//! the same block elsewhere, stores the rest anew, and says where everything is now.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    pin::Pin,
+};
+
+use siltstone_cursor::{Extent, MapError, Relocator, Target};
+use siltstone_dedup::{Candidate, Fingerprint, ShortFingerprint, fingerprint_blocks};
+use siltstone_device::{BLOCK_BYTES, Place, SegmentId};
+
+use super::output::Output;
+use crate::{core::Core, segment_table::SegmentState, stats::add};
+
+/// The least zstd level of what is stored anew: it is likely to stay, and nobody waits for it.
+const LEVEL: i8 = 3;
+
+/// See the module's page. One for each step of a round.
+pub(super) struct Mover<'a> {
+    pub(super) core: &'a Core,
+    pub(super) victims: &'a BTreeSet<SegmentId>,
+    /// Where blocks that this round has moved are now.
+    pub(super) moved: &'a mut HashMap<Place, Place>,
+    /// Set once there is no room for a block. Those that follow stay where they are; what has been
+    /// moved is not in vain.
+    pub(super) is_full: &'a mut bool,
+    pub(super) output: &'a mut Output,
+}
+
+impl Relocator for Mover<'_> {
+    fn moves(&self, segment: SegmentId) -> bool {
+        self.victims.contains(&segment)
+    }
+
+    fn relocate<'b>(
+        &'b mut self,
+        extents: &'b mut Vec<Extent>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), MapError>> + Send + 'b>> {
+        Box::pin(async move {
+            let moving = self.unmoved(extents);
+            let mut moving = moving.into();
+            while !*self.is_full
+                && let Some(runs) = take_unit(&mut moving, self.output.unit_blocks(self.core))
+            {
+                self.move_runs(&runs).await?;
+            }
+            let old = std::mem::take(extents);
+            for extent in old {
+                self.replace(extent, extents);
+            }
+            Ok(())
+        })
+    }
+
+    fn complete<'b>(
+        &'b mut self,
+    ) -> Pin<Box<dyn Future<Output = Result<(), MapError>> + Send + 'b>> {
+        Box::pin(self.output.complete(self.core))
+    }
+}
+
+/// Blocks that follow each other in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FrameRun {
+    first: Place,
+    len_blocks: u32,
+}
+
+impl Mover<'_> {
+    /// The blocks of victims that `extents` refer to and that have not been moved, each once, in
+    /// the order of the extents.
+    fn unmoved(&self, extents: &[Extent]) -> Vec<FrameRun> {
+        let mut seen = BTreeSet::new();
+        let mut runs: Vec<FrameRun> = Vec::new();
+        for extent in extents {
+            let Target::Stored(first) = extent.target else { continue };
+            if !self.moves(first.segment()) {
+                continue;
+            }
+            for index in 0..extent.len_blocks {
+                let place = block_of(first, index);
+                if self.moved.contains_key(&place) || !seen.insert(place) {
+                    continue;
+                }
+                match runs.last_mut() {
+                    Some(run) if run.first.advanced(run.len_blocks.into()) == Some(place) => {
+                        run.len_blocks += 1;
+                    }
+                    _ => runs.push(FrameRun { first: place, len_blocks: 1 }),
+                }
+            }
+        }
+        runs
+    }
+
+    /// Finds new places for at most a unit of blocks. One that cannot be read stays where it is:
+    /// its loss is for who reads it, or for a scrub, to report.
+    async fn move_runs(&mut self, runs: &[FrameRun]) -> Result<(), MapError> {
+        let core = self.core;
+        let places: Vec<Place> = runs.iter().flat_map(blocks_of).collect();
+        let mut plain = core.buffers.take(places.len() * BLOCK_BYTES);
+        let wanted: Vec<(Place, u32)> =
+            runs.iter().map(|run| (run.first, run.len_blocks)).collect();
+        let failed = core.read_places(&wanted, &mut plain).await;
+        let mut is_whole = vec![true; places.len()];
+        for (run, error) in failed {
+            let first: u32 = runs[..run].iter().map(|run| run.len_blocks).sum();
+            for at in first..first + runs[run].len_blocks {
+                is_whole[at as usize] = false;
+            }
+            tracing::warn!(%error, "a damaged block cannot be moved");
+        }
+        let blocks: Vec<&[u8; BLOCK_BYTES]> =
+            plain.chunks_exact(BLOCK_BYTES).filter_map(|block| block.try_into().ok()).collect();
+        let mut fingerprints = vec![Fingerprint::from_bytes([0; 32]); blocks.len()];
+        fingerprint_blocks(&blocks, &mut fingerprints);
+        let shorts: Vec<ShortFingerprint> = fingerprints.iter().map(Fingerprint::short).collect();
+        let elsewhere = self.find_elsewhere(&shorts).await;
+
+        let (mut stored, mut stored_shorts, mut stored_from) = (Vec::new(), Vec::new(), Vec::new());
+        for at in 0..places.len() {
+            match elsewhere[at] {
+                _ if !is_whole[at] => {}
+                Some(place) => {
+                    add(&core.stats.counters.collector_linked_blocks, 1);
+                    self.moved.insert(places[at], place);
+                }
+                None => {
+                    stored.extend_from_slice(blocks[at]);
+                    stored_shorts.push(shorts[at]);
+                    stored_from.push(places[at]);
+                }
+            }
+        }
+        if stored.is_empty() {
+            return Ok(());
+        }
+        let new = match self.output.store(core, &stored, &stored_shorts, LEVEL) {
+            Err(MapError::NoSpace) => {
+                *self.is_full = true;
+                return Ok(());
+            }
+            stored => stored?,
+        };
+        add(&core.stats.counters.collector_moved_blocks, new.len() as u64);
+        self.moved.extend(stored_from.into_iter().zip(new));
+        Ok(())
+    }
+
+    /// Where the same blocks are stored outside of victims, as far as the index knows: in settled
+    /// segments that new links may point into.
+    async fn find_elsewhere(&self, shorts: &[ShortFingerprint]) -> Vec<Option<Place>> {
+        let core = self.core;
+        let mut hints = Vec::new();
+        core.index.lookup_batch(shorts, &mut hints);
+        let mut units: Vec<_> = hints.into_iter().flatten().collect();
+        units.sort_unstable();
+        units.dedup();
+        core.summaries.load(&units).await;
+        let mut candidates = Vec::new();
+        core.summaries.lookup(shorts, &mut candidates);
+        let place_of = |(candidate, short): (Option<Candidate>, &ShortFingerprint)| {
+            let Candidate { unit, ordinal } = candidate?;
+            let frames = core.summaries.linkable(unit, &core.table)?;
+            let place = frames.place(ordinal).filter(|_| frames.holds(ordinal, short))?;
+            let segment = core.table.segment(place.segment())?;
+            (segment.state == SegmentState::Data).then_some(place)
+        };
+        candidates.into_iter().zip(shorts).map(place_of).collect()
+    }
+
+    /// Appends to `out` what an entry becomes, block by block: the map joins what continues.
+    fn replace(&self, extent: Extent, out: &mut Vec<Extent>) {
+        let first = match extent.target {
+            Target::Stored(first) if self.moves(first.segment()) => first,
+            _ => return out.push(extent),
+        };
+        out.extend((0..extent.len_blocks).map(|index| {
+            let old = block_of(first, index);
+            let target = Target::Stored(self.moved.get(&old).copied().unwrap_or(old));
+            Extent { address: extent.address.plus(index.into()), len_blocks: 1, target, ..extent }
+        }));
+    }
+}
+
+fn block_of(first: Place, index: u32) -> Place {
+    first.advanced(index.into()).expect("an extent stays within its frame")
+}
+
+fn blocks_of(run: &FrameRun) -> impl Iterator<Item = Place> {
+    let first = run.first;
+    (0..run.len_blocks).map(move |index| block_of(first, index))
+}
+
+/// Takes runs of at most `room` blocks; divides the last if it must.
+fn take_unit(runs: &mut VecDeque<FrameRun>, mut room: usize) -> Option<Vec<FrameRun>> {
+    let mut unit = Vec::new();
+    while room > 0
+        && let Some(run) = runs.front_mut()
+    {
+        let len_blocks = run.len_blocks.min(room as u32);
+        unit.push(FrameRun { len_blocks, ..*run });
+        room -= len_blocks as usize;
+        if len_blocks < run.len_blocks {
+            run.first = block_of(run.first, len_blocks);
+            run.len_blocks -= len_blocks;
+        } else {
+            runs.pop_front();
+        }
+    }
+    (!unit.is_empty()).then_some(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_take_all_runs_in_order_and_no_more_than_they_hold() {
+        let run = |frame: u32, len_blocks| FrameRun {
+            first: Place::new(SegmentId(1), frame * 4096, 1),
+            len_blocks,
+        };
+        let all = [run(0, 5), run(1, 1), run(2, 7)];
+        let mut runs = VecDeque::from(all);
+        let mut blocks = Vec::new();
+        while let Some(unit) = take_unit(&mut runs, 4) {
+            let taken: Vec<_> = unit.iter().flat_map(blocks_of).collect();
+            assert!(taken.len() == 4 || runs.is_empty());
+            blocks.extend(taken);
+        }
+        assert_eq!(blocks, all.iter().flat_map(blocks_of).collect::<Vec<_>>());
+        assert_eq!(take_unit(&mut runs, 4), None);
+    }
+}

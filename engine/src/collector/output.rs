@@ -1,0 +1,230 @@
+//! Where moved blocks go: segments of the collector's own, filled unit by unit.
+//!
+//! They are no part of the frontier: only patches of a later checkpoint refer to what is written
+//! here, and that checkpoint flushes the device first, so recovery need not look. A unit of the
+//! collector has number 0 and no entries; its summary serves the index and verification. A segment
+//! that was being filled when the pool was closed stays as full as it is.
+
+use siltstone_cursor::MapError;
+use siltstone_dedup::ShortFingerprint;
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, Durability, Place, SegmentId, Sequence,
+    request::{self, Pending},
+    units::PLACE_GRAIN_BYTES,
+};
+
+use crate::{
+    compress::Compressor,
+    config::FRAME_BLOCKS,
+    core::Core,
+    frame::{self, Codec, FRAME_HEADER_BYTES, FrameBody},
+    segment_table::SegmentState,
+    stats::add,
+    summaries::SummaryCache,
+    write_unit::{Summary, UnitFrame, frames_start, summary_bytes},
+};
+
+/// Most blocks in one unit.
+const UNIT_BLOCKS: usize = 256;
+
+/// The number that units of the collector have: those of the sealer count from 1.
+const UNIT_NUMBER: u64 = 0;
+
+/// See the module's page.
+pub(super) struct Output {
+    compressor: Compressor,
+    open: Option<OpenSegment>,
+    in_flight: Vec<Written>,
+}
+
+struct OpenSegment {
+    id: SegmentId,
+    generation: u64,
+    used_bytes: u64,
+}
+
+/// A unit on its way to the device.
+struct Written {
+    address: ByteOffset,
+    summary: Summary,
+    write: Pending<AlignedBuffer>,
+}
+
+/// A frame in a unit's buffer whose header is missing.
+struct Planned {
+    offset_bytes: usize,
+    body: FrameBody,
+}
+
+/// Bytes of a unit of blocks that do not compress.
+fn worst_bytes(blocks: usize) -> usize {
+    let frames = blocks.div_ceil(FRAME_BLOCKS);
+    let headers = frames * (FRAME_HEADER_BYTES + PLACE_GRAIN_BYTES as usize);
+    let summary = frames_start(summary_bytes(0, frames, blocks));
+    (summary + headers + blocks * BLOCK_BYTES).next_multiple_of(BLOCK_BYTES)
+}
+
+impl Output {
+    pub(super) fn new() -> Self {
+        Self { compressor: Compressor::new(), open: None, in_flight: Vec::new() }
+    }
+
+    /// The segment that is being filled.
+    pub(super) fn open_segment(&self) -> Option<SegmentId> {
+        self.open.as_ref().map(|open| open.id)
+    }
+
+    /// Bytes that can be stored before only what is kept back for patches is left.
+    pub(super) fn room_bytes(&self, core: &Core) -> u64 {
+        let segment_bytes = core.superblock.layout.segment_bytes;
+        let spare = core.table.free_segments().saturating_sub(core.space.patch_segments());
+        let left = self.open.as_ref().map_or(0, |open| segment_bytes - open.used_bytes);
+        left + spare * segment_bytes
+    }
+
+    /// Gives up a segment in which nothing lives any more.
+    pub(super) fn close_if_dead(&mut self, core: &Core) {
+        let segment = self.open_segment().and_then(|id| core.table.segment(id));
+        if segment.is_some_and(|segment| segment.references == 0) {
+            self.open = None;
+        }
+    }
+
+    /// How many blocks to store next, so that they fit what is left of the open segment even if
+    /// they do not compress; if less than a frame would, as many as a new segment takes at once.
+    pub(super) fn unit_blocks(&self, core: &Core) -> usize {
+        let most = (core.tuning.batch_bytes / BLOCK_BYTES).min(UNIT_BLOCKS);
+        let segment_bytes = core.superblock.layout.segment_bytes;
+        let left = self.open.as_ref().map_or(0, |open| segment_bytes - open.used_bytes) as usize;
+        let fits = |blocks: &usize| worst_bytes(*blocks) <= left;
+        let fitting = (0..=most).rev().find(fits).unwrap_or(0);
+        if fitting >= FRAME_BLOCKS { fitting } else { most }
+    }
+
+    /// Stores whole blocks, at most [`unit_blocks`](Self::unit_blocks), as one unit; returns a place for each. They
+    /// can be read after [`complete`](Self::complete).
+    ///
+    /// # Errors
+    /// [`MapError::NoSpace`] if only what is kept back for patches is left.
+    pub(super) fn store(
+        &mut self,
+        core: &Core,
+        plain: &[u8],
+        fingerprints: &[ShortFingerprint],
+        level: i8,
+    ) -> Result<Vec<Place>, MapError> {
+        let block_count = fingerprints.len();
+        assert_eq!(plain.len(), block_count * BLOCK_BYTES, "a fingerprint for each block");
+        assert!((1..=UNIT_BLOCKS).contains(&block_count), "a unit has blocks");
+        let grain = PLACE_GRAIN_BYTES as usize;
+        let frame_count = block_count.div_ceil(FRAME_BLOCKS);
+        let summary_len = summary_bytes(0, frame_count, block_count);
+        let mut buffer = core.buffers.take(worst_bytes(block_count));
+        let mut end = frames_start(summary_len);
+        buffer[summary_len..end].fill(0);
+        let mut frames = Vec::with_capacity(frame_count);
+        for blocks in plain.chunks(FRAME_BLOCKS * BLOCK_BYTES) {
+            let out = &mut buffer[end + FRAME_HEADER_BYTES..];
+            let (codec, stored_bytes) = match self.compressor.compress(blocks, level, out) {
+                Some(bytes) => (Codec::Zstd, bytes),
+                None => {
+                    out[..blocks.len()].copy_from_slice(blocks);
+                    (Codec::Plain, blocks.len())
+                }
+            };
+            let body = FrameBody {
+                codec,
+                level,
+                block_count: (blocks.len() / BLOCK_BYTES) as u8,
+                stored_bytes: stored_bytes as u32,
+                payload_checksum: crc32fast::hash(&out[..stored_bytes]),
+            };
+            frames.push(Planned { offset_bytes: end, body });
+            let stored_end = end + body.total_bytes();
+            end = stored_end.next_multiple_of(grain);
+            buffer[stored_end..end].fill(0);
+        }
+        let unit_bytes = end.next_multiple_of(BLOCK_BYTES);
+        buffer.set_len(unit_bytes);
+        buffer[end..].fill(0);
+        self.make_room(core, unit_bytes as u64)?;
+        Ok(self.place(core, buffer, &frames, fingerprints))
+    }
+
+    /// Makes sure that the open segment has room.
+    fn make_room(&mut self, core: &Core, unit_bytes: u64) -> Result<(), MapError> {
+        let segment_bytes = core.superblock.layout.segment_bytes;
+        let fits = |open: &OpenSegment| open.used_bytes + unit_bytes <= segment_bytes;
+        if self.open.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        if core.table.free_segments() <= core.space.patch_segments() {
+            return Err(MapError::NoSpace);
+        }
+        let taken = core.table.take(SegmentState::Data).ok_or(MapError::NoSpace)?;
+        let (id, generation) = taken;
+        self.open = Some(OpenSegment { id, generation, used_bytes: 0 });
+        Ok(())
+    }
+
+    /// Places the unit in `buffer` in the open segment and submits it.
+    fn place(
+        &mut self,
+        core: &Core,
+        mut buffer: AlignedBuffer,
+        frames: &[Planned],
+        fingerprints: &[ShortFingerprint],
+    ) -> Vec<Place> {
+        let open = self.open.as_mut().expect("room was made");
+        let segment_start = core.superblock.layout.geometry().segment_start(open.id);
+        let address = segment_start.plus(open.used_bytes);
+        let pool = core.superblock.pool;
+        let mut places = Vec::with_capacity(fingerprints.len());
+        let mut unit_frames = Vec::with_capacity(frames.len());
+        for Planned { offset_bytes, body } in frames {
+            let in_segment = open.used_bytes as usize + offset_bytes;
+            let first = frame::place_of(open.id, in_segment, body.total_bytes());
+            body.write_header(pool, open.generation, first, &mut buffer[*offset_bytes..]);
+            let place = |index: u8| first.advanced(index.into()).expect("frames hold few blocks");
+            places.extend((0..body.block_count).map(place));
+            unit_frames.push(UnitFrame {
+                offset_bytes: *offset_bytes as u32,
+                stored_bytes: (body.total_bytes() as u32).next_multiple_of(64),
+                block_count: body.block_count,
+            });
+        }
+        let unit_bytes = buffer.len();
+        let summary = Summary {
+            number: UNIT_NUMBER,
+            segment: open.id,
+            generation: open.generation,
+            first_sequence: Sequence(0),
+            last_sequence: Sequence(0),
+            unit_bytes: unit_bytes as u32,
+            entries: Vec::new(),
+            frames: unit_frames,
+            fingerprints: fingerprints.to_vec(),
+        };
+        summary.encode(pool, address, &mut buffer);
+        open.used_bytes += unit_bytes as u64;
+        add(&core.stats.counters.collector_unit_bytes, unit_bytes as u64);
+        let write = request::write(&*core.device, address, buffer, Durability::Flush);
+        self.in_flight.push(Written { address, summary, write });
+        places
+    }
+
+    /// Waits until all units are on the device; then tells the segment table and the index of them.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(super) async fn complete(&mut self, core: &Core) -> Result<(), MapError> {
+        for Written { address, summary, write } in self.in_flight.drain(..) {
+            write.await.map_err(|source| MapError::Write { source })?;
+            let blocks = summary.fingerprints.len() as u32;
+            core.table.note_unit(summary.segment, blocks, summary.unit_bytes);
+            core.summaries.insert(address, &summary);
+            core.index.insert_batch(&summary.fingerprints, SummaryCache::unit_at(address));
+        }
+        Ok(())
+    }
+}
