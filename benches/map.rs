@@ -9,7 +9,8 @@ use std::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
 use siltstone_cursor::{
-    Extent, LayerState, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target,
+    Epoch, Extent, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target, View,
+    Visibility,
 };
 use siltstone_device::{
     BlockAddress, ByteOffset, LayerId, Place, SeededRandom, SegmentId, Sequence, sim::SimDevice,
@@ -52,7 +53,7 @@ impl Bench {
     }
 
     fn checkpoint(&mut self) {
-        let layers = |_| LayerState::Root;
+        let layers = |_| Visibility::live_root();
         if self.map.freeze() {
             let written = self.map.write_frozen(&mut self.segments, &layers);
             block_on(written).expect("there is room");
@@ -69,7 +70,8 @@ fn extent(address: u64, salt: u64) -> Extent {
     let offset = salt.wrapping_mul(0x9e37_79b9) % 1024 * 4096;
     let place = Place::new(SegmentId((salt % 1000) as u32), offset as u32, 0);
     let target = Target::Stored(place);
-    Extent { layer: LAYER, address: BlockAddress(address), len_blocks: 1, target }
+    let (epoch, address) = (Epoch::FIRST, BlockAddress(address));
+    Extent { layer: LAYER, epoch, address, len_blocks: 1, target }
 }
 
 fn map(criterion: &mut Criterion) {
@@ -93,7 +95,8 @@ fn map(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let address = BlockAddress(bench.random.below(VOLUME_BLOCKS - len_blocks));
-                let lookup = bench.map.lookup(&[LAYER], address, len_blocks as u32, &mut out);
+                let (chain, len_blocks) = ([View::live(LAYER)], len_blocks as u32);
+                let lookup = bench.map.lookup(&chain, address, len_blocks, &mut out);
                 block_on(lookup).expect("the map is whole");
                 out.len()
             });
@@ -103,7 +106,7 @@ fn map(criterion: &mut Criterion) {
     group.bench_function("cursor over all", |bencher| {
         bencher.iter(|| {
             let (start, end) = (BlockAddress(0), BlockAddress(VOLUME_BLOCKS));
-            let mut cursor = bench.map.cursor(&[LAYER], start, end, CURSOR_BYTES);
+            let mut cursor = bench.map.cursor(&[View::live(LAYER)], start, end, CURSOR_BYTES);
             while let Some(run) = block_on(cursor.next()).expect("the map is whole") {
                 black_box(run);
             }

@@ -11,7 +11,8 @@ use std::{
 
 use pollster::block_on;
 use siltstone_cursor::{
-    Extent, LayerState, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target,
+    Epoch, Extent, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target, View,
+    Visibility,
 };
 use siltstone_device::{
     BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence, sim::SimDevice,
@@ -61,13 +62,14 @@ impl Bench {
         self.sequence = self.sequence.next();
         let place = Place::new(SegmentId((salt % 10_000) as u32), (salt % 1000 * 4096) as u32, 0);
         let target = Target::Stored(place);
-        let extent = Extent { layer: LAYER, address: BlockAddress(address), len_blocks: 1, target };
+        let (epoch, address) = (Epoch::FIRST, BlockAddress(address));
+        let extent = Extent { layer: LAYER, epoch, address, len_blocks: 1, target };
         self.map.publish(&[(extent, self.sequence)]);
     }
 
     fn checkpoint(&mut self) {
         let start = Instant::now();
-        let layers = |_| LayerState::Root;
+        let layers = |_| Visibility::live_root();
         if self.map.freeze() {
             block_on(self.map.write_frozen(&mut self.segments, &layers)).expect("has room");
         }
@@ -95,7 +97,8 @@ impl Bench {
         let start = Instant::now();
         for _ in 0..count {
             let address = BlockAddress(random.below(VOLUME_BLOCKS - u64::from(len_blocks)));
-            block_on(self.map.lookup(&[LAYER], address, len_blocks, &mut out)).expect("is whole");
+            block_on(self.map.lookup(&[View::live(LAYER)], address, len_blocks, &mut out))
+                .expect("is whole");
             black_box(&out);
         }
         let each = start.elapsed().as_nanos() as f64 / count as f64;
@@ -158,8 +161,12 @@ fn main() {
     println!("{stats:?}; manifest {} bytes", bench.map.manifest().encode().len());
 
     let start = Instant::now();
-    let mut cursor =
-        bench.map.cursor(&[LAYER], BlockAddress(0), BlockAddress(VOLUME_BLOCKS), 4 << 20);
+    let mut cursor = bench.map.cursor(
+        &[View::live(LAYER)],
+        BlockAddress(0),
+        BlockAddress(VOLUME_BLOCKS),
+        4 << 20,
+    );
     let mut runs = 0u64;
     while block_on(cursor.next()).expect("is whole").is_some() {
         runs += 1;
@@ -181,7 +188,7 @@ fn main() {
     let start = Instant::now();
     for i in 0..1_000_000u64 {
         let address = BlockAddress(i * 7919 % MEMTABLE_ENTRIES);
-        block_on(bench.map.lookup(&[LAYER], address, 1, &mut out)).expect("is whole");
+        block_on(bench.map.lookup(&[View::live(LAYER)], address, 1, &mut out)).expect("is whole");
         black_box(&out);
     }
     println!(

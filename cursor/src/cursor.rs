@@ -5,11 +5,12 @@
 //! behind its back. If a page it needs has been recycled since, it goes on from its position with
 //! the newest version.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use siltstone_device::{BlockAddress, LayerId};
 
 use crate::{
+    epoch::View,
     error::MapError,
     extent::{Coalescer, Extent, Key, Run, Target},
     lookup::Snapshot,
@@ -26,9 +27,9 @@ const PATH_PAGES: usize = 2;
 /// The machinery of both cursors.
 struct Scan {
     shared: Arc<Shared>,
-    /// A layer and its ancestors, as one space of addresses (keys then have layer 0); or all
-    /// layers.
-    chain: Option<Vec<LayerId>>,
+    /// What is seen of a layer and its ancestors, as one space of addresses (keys then have layer
+    /// 0); or all versions of all layers.
+    chain: Option<Vec<View>>,
     /// Everything before this was returned, or is in `joined`.
     position: Key,
     to: Key,
@@ -36,23 +37,37 @@ struct Scan {
     snapshot: Arc<Snapshot>,
     merge: Option<Merge>,
     joined: Coalescer,
+    /// What is to be returned next.
+    ready: VecDeque<Extent>,
 }
 
 impl Scan {
     fn new(
         shared: Arc<Shared>,
-        chain: Option<Vec<LayerId>>,
+        chain: Option<Vec<View>>,
         from: Key,
         to: Key,
         budget_bytes: usize,
     ) -> Self {
         let snapshot = shared.snapshot();
-        let (merge, joined) = (None, Coalescer::default());
-        Self { shared, chain, position: from, to, budget_bytes, snapshot, merge, joined }
+        Self {
+            shared,
+            chain,
+            position: from,
+            to,
+            budget_bytes,
+            snapshot,
+            merge: None,
+            joined: Coalescer::default(),
+            ready: VecDeque::new(),
+        }
     }
 
     async fn next(&mut self) -> Result<Option<Extent>, MapError> {
         loop {
+            if let Some(extent) = self.ready.pop_front() {
+                return Ok(Some(extent));
+            }
             let merge = match &mut self.merge {
                 Some(merge) => merge,
                 none => none.insert(start_merge(
@@ -64,13 +79,18 @@ impl Scan {
                 )),
             };
             match merge.next(|_, _| ()).await {
-                Ok(Some(extent)) => {
-                    self.position = extent.end();
-                    if let Some(extent) = self.joined.push(extent) {
-                        return Ok(Some(extent));
+                Ok(true) => {
+                    let stack = merge.stack();
+                    self.position = stack[0].end();
+                    self.joined.push(stack);
+                    self.ready.extend(stack.drain(..));
+                }
+                Ok(false) => {
+                    self.ready.extend(self.joined.finish());
+                    if self.ready.is_empty() {
+                        return Ok(None);
                     }
                 }
-                Ok(None) => return Ok(self.joined.finish()),
                 Err(error) => {
                     self.merge = None;
                     let newest = self.shared.snapshot();
@@ -88,38 +108,53 @@ impl Scan {
     }
 }
 
-/// A merge of everything in a range of keys, newest first; or, of a chain of layers, of what each
-/// has in a range of addresses.
+/// A merge of everything in a range of keys, newest first; or, of a chain, of what is seen of each
+/// layer in a range of addresses.
 pub(crate) fn start_merge(
     shared: &Shared,
     snapshot: &Snapshot,
-    chain: Option<&[LayerId]>,
+    chain: Option<&[View]>,
     (from, to): (Key, Key),
     budget_bytes: usize,
 ) -> Merge {
+    let of_layer = |view: &View| {
+        let layer = view.layer;
+        (Key { layer, ..from }, Key { layer, ..to })
+    };
     let ranges: Vec<(Key, Key)> = match chain {
         None => vec![(from, to)],
-        Some(chain) => {
-            chain.iter().map(|&layer| (Key { layer, ..from }, Key { layer, ..to })).collect()
-        }
+        Some(chain) => chain.iter().map(of_layer).collect(),
     };
     // First what there is to read, then a share of the budget for each.
     let runs: Vec<Vec<Vec<Arc<Patch>>>> =
         ranges.iter().map(|&(from, to)| sorted_runs(&snapshot.version, from, to)).collect();
     let readers = runs.iter().flatten().count().max(1);
     let window_pages = (budget_bytes / PAGE_BYTES / readers).saturating_sub(PATH_PAGES);
-    let mut inputs = Vec::new();
-    for (&(from, to), runs) in ranges.iter().zip(runs) {
-        for table in [Some(&snapshot.active), snapshot.frozen.as_ref()].into_iter().flatten() {
-            inputs.push(Input::Memtable(MemtableReader::new(table.clone(), from, to)));
-        }
+    let inputs = ranges.iter().zip(runs).map(|(&(from, to), runs)| {
+        let mut inputs = memtable_inputs(snapshot, from, to);
         inputs.extend(runs.into_iter().map(|run| {
             let store = shared.store.clone();
             let reader = PatchReader::new(store, run.into_iter(), from, to, window_pages);
             Input::Patches(Box::new(reader))
         }));
+        inputs
+    });
+    match chain {
+        None => Merge::new(inputs.flatten()),
+        Some(chain) => {
+            let seen = inputs
+                .zip(chain)
+                .flat_map(|(inputs, view)| inputs.into_iter().map(|input| (input, view.as_of)));
+            Merge::flattened(seen)
+        }
     }
-    Merge::new(inputs, chain.is_some())
+}
+
+/// The memtables' part of a range, newest first.
+pub(crate) fn memtable_inputs(snapshot: &Snapshot, from: Key, to: Key) -> Vec<Input> {
+    let memtables = [Some(&snapshot.active), snapshot.frozen.as_ref()].into_iter().flatten();
+    let readers = memtables.flat_map(|memtable| MemtableReader::of(memtable, from, to));
+    readers.map(Input::Memtable).collect()
 }
 
 /// The patches that overlap a range, as sequences without overlap, newest first.
@@ -131,7 +166,7 @@ pub(crate) fn sorted_runs(version: &Version, from: Key, to: Key) -> Vec<Vec<Arc<
     newest.chain(sorted).filter(|run| !run.is_empty()).collect()
 }
 
-/// A cursor over what is stored in a range of a chain of layers, in address order.
+/// A cursor over what is stored in a range as a chain of views sees it, in address order.
 pub struct Cursor {
     scan: Scan,
 }
@@ -139,7 +174,7 @@ pub struct Cursor {
 impl Cursor {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        chain: &[LayerId],
+        chain: &[View],
         from: BlockAddress,
         to: BlockAddress,
         budget_bytes: usize,
@@ -170,7 +205,8 @@ impl Cursor {
     }
 }
 
-/// A cursor over the extents of all layers, in order of layer and address, holes included.
+/// A cursor over the extents of all layers and epochs, holes included, in order of layer and
+/// address. Versions of the same blocks follow one another, newest first; others do not overlap.
 pub struct ExtentCursor {
     scan: Scan,
 }

@@ -1,6 +1,10 @@
 //! Extents: what the map says about runs of a layer's blocks.
 
+use std::cmp::Reverse;
+
 use siltstone_device::{BlockAddress, LayerId, Place, units::MAX_FRAME_BLOCKS};
+
+use crate::epoch::Epoch;
 
 /// One past the largest block address that the map can hold: 2^48 blocks, an exbibyte.
 pub const MAX_BLOCKS: u64 = 1 << 48;
@@ -64,11 +68,37 @@ impl std::fmt::Display for Key {
     }
 }
 
+/// A position among versions: by key, and of one key from the newest epoch to the oldest. In a
+/// sorted run, extents that overlap at all cover the same blocks: they are versions of them, a
+/// *stack*, and follow one another in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct VersionKey {
+    pub(crate) key: Key,
+    epoch: Reverse<Epoch>,
+}
+
+impl VersionKey {
+    pub(crate) fn new(key: Key, epoch: Epoch) -> Self {
+        Self { key, epoch: Reverse(epoch) }
+    }
+
+    /// Before every version of a key.
+    pub(crate) fn first(key: Key) -> Self {
+        Self::new(key, Epoch::MAX)
+    }
+
+    pub(crate) fn epoch(self) -> Epoch {
+        self.epoch.0
+    }
+}
+
 /// A run of one layer's blocks, and what it holds. Never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// The layer.
     pub layer: LayerId,
+    /// When it began to hold this.
+    pub epoch: Epoch,
     /// Its first block.
     pub address: BlockAddress,
     /// Its length: for stored blocks at most what is left of the frame's
@@ -95,6 +125,16 @@ impl Extent {
     /// The first block's key.
     pub(crate) fn start(&self) -> Key {
         Key { layer: self.layer, address: self.address }
+    }
+
+    /// The position of this version of the first block.
+    pub(crate) fn version(&self) -> VersionKey {
+        VersionKey::new(self.start(), self.epoch)
+    }
+
+    /// Whether the other extent is of the same blocks.
+    pub(crate) fn is_same_run(&self, other: &Self) -> bool {
+        self.start() == other.start() && self.len_blocks == other.len_blocks
     }
 
     /// The key just past the last block, in the same layer.
@@ -133,6 +173,7 @@ impl Extent {
     /// Whether `next` continues this extent so that one extent can stand for both.
     pub(crate) fn joins(&self, next: &Self) -> bool {
         self.end() == next.start()
+            && self.epoch == next.epoch
             && self.len_blocks.checked_add(next.len_blocks).is_some()
             && match (self.target, next.target) {
                 (Target::Hole, Target::Hole) => true,
@@ -155,26 +196,30 @@ pub struct Run {
     pub target: Target,
 }
 
-/// Joins extents that arrive in order, as far as one entry can stand for several.
+/// Joins stacks (versions of the same blocks, newest first) that arrive in order, as far as one can
+/// stand for several: where every version of one is continued by the other's.
 #[derive(Default)]
 pub(crate) struct Coalescer {
-    pending: Option<Extent>,
+    pending: Vec<Extent>,
 }
 
 impl Coalescer {
-    /// Takes the next extent; returns the previous one once nothing more can join it.
-    pub(crate) fn push(&mut self, extent: Extent) -> Option<Extent> {
-        match &mut self.pending {
-            Some(pending) if pending.joins(&extent) => {
-                pending.len_blocks += extent.len_blocks;
-                None
+    /// Takes the next stack, and leaves in its place the one before it, once nothing more can join
+    /// that; or nothing.
+    pub(crate) fn push(&mut self, stack: &mut Vec<Extent>) {
+        let joins = self.pending.len() == stack.len()
+            && self.pending.iter().zip(&*stack).all(|(pending, next)| pending.joins(next));
+        if joins {
+            for (pending, next) in self.pending.iter_mut().zip(stack.drain(..)) {
+                pending.len_blocks += next.len_blocks;
             }
-            pending => pending.replace(extent),
+        } else {
+            std::mem::swap(&mut self.pending, stack);
         }
     }
 
-    /// The last extent.
-    pub(crate) fn finish(&mut self) -> Option<Extent> {
-        self.pending.take()
+    /// The last stack.
+    pub(crate) fn finish(&mut self) -> Vec<Extent> {
+        std::mem::take(&mut self.pending)
     }
 }

@@ -34,6 +34,8 @@
 
 pub mod cursor;
 mod entry;
+pub mod epoch;
+mod epoch_table;
 pub mod error;
 pub mod extent;
 mod lookup;
@@ -51,12 +53,14 @@ pub mod policy;
 mod prefetch;
 pub mod salvage;
 mod search;
+mod sink;
 pub mod space;
 pub mod stats;
 pub mod sweep;
 pub mod verify;
 
 pub use cursor::{Cursor, ExtentCursor};
+pub use epoch::{Epoch, MAX_LABELS, View, Visibility};
 pub use error::{MapError, PageError};
 pub use extent::{Extent, Key, MAX_BLOCKS, Run, Target};
 pub use manifest::{Manifest, ManifestError};
@@ -64,7 +68,7 @@ pub use map::{Map, MapConfig, SequenceRun};
 pub use patch::PageExtent;
 pub use policy::{Limits, Packing};
 pub use salvage::{SalvageCursor, Salvaged};
-pub use space::{Edit, LayerState, Relocating, Relocator, Rewrite, SegmentGeometry, SegmentSource};
+pub use space::{Edit, Relocating, Relocator, Rewrite, SegmentGeometry, SegmentSource};
 pub use stats::MapStats;
 pub use sweep::Sweep;
 pub use verify::{Verification, VerifyReport};

@@ -1,7 +1,7 @@
 //! Point and range lookups: the hot path of every read.
 //!
-//! An attempt walks layers, and in each layer memtables and patches from newest to oldest, with
-//! what is in memory. Ranges that nothing newer covers go on to the next place. Where a page is
+//! An attempt walks the views of a chain, and in each layer memtables and patches from newest to
+//! oldest, with what is in memory: the first that has a version which the view sees has the newest. Ranges that nothing newer covers go on to the next place. Where a page is
 //! missing, the attempt notes it and leaves that range open; the caller reads all missing pages
 //! together and tries again. When everything is in memory, the first attempt is the last, and it
 //! allocates nothing beyond the result.
@@ -12,14 +12,16 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use siltstone_device::{BlockAddress, LayerId};
 
 use crate::{
+    epoch::{Epoch, View},
+    epoch_table::EpochTable,
     error::MapError,
-    extent::{Extent, Key, Run, Target},
+    extent::{Extent, Key, Run, Target, VersionKey},
     map::Shared,
     memtable::Memtable,
     page::{Page, PageRef},
     page_store::PageStore,
     patch::{Patch, Version},
-    search,
+    search::{self, InLeaf},
 };
 
 /// A range is looked up in pieces of this many blocks, which bounds the pages that are held.
@@ -38,7 +40,7 @@ pub(crate) struct Snapshot {
 /// One attempt at a lookup.
 struct Attempt<'a> {
     store: &'a PageStore,
-    chain: &'a [LayerId],
+    chain: &'a [View],
     version: &'a Version,
     active: RwLockReadGuard<'a, Memtable>,
     frozen: Option<RwLockReadGuard<'a, Memtable>>,
@@ -49,17 +51,18 @@ struct Attempt<'a> {
     out: &'a mut Vec<Run>,
 }
 
-/// A leaf, and the range of keys for which it is the right one.
+/// A leaf, and the range of positions for which it is the right one.
 struct RememberedLeaf {
     page: Arc<Page>,
-    from: Key,
-    to: Key,
+    from: VersionKey,
+    to: VersionKey,
 }
 
-/// Where in the chain a search is: which layer, and which memtable or patch level of it.
+/// Where in the chain a search is: which view, and which epoch of a memtable, patch of level 0, or
+/// other level.
 #[derive(Clone, Copy)]
 struct Position {
-    layer: usize,
+    view: usize,
     source: usize,
 }
 
@@ -77,7 +80,7 @@ impl Shared {
     /// Fills `out` with what `[address, address + len_blocks)` holds.
     pub(crate) async fn lookup(
         &self,
-        chain: &[LayerId],
+        chain: &[View],
         address: BlockAddress,
         len_blocks: u32,
         out: &mut Vec<Run>,
@@ -104,7 +107,7 @@ impl Shared {
     async fn lookup_cold(
         &self,
         mut snapshot: Arc<Snapshot>,
-        chain: &[LayerId],
+        chain: &[View],
         range: (u64, u64),
         len_before: usize,
         mut missing: Vec<PageRef>,
@@ -131,7 +134,7 @@ impl Shared {
     fn attempt(
         &self,
         snapshot: &Snapshot,
-        chain: &[LayerId],
+        chain: &[View],
         (from, to): (u64, u64),
         held: &[Arc<Page>],
         missing: &mut Vec<PageRef>,
@@ -148,7 +151,7 @@ impl Shared {
             leaves: [const { None }; REMEMBERED_LEAVES],
             out,
         };
-        attempt.resolve(Position { layer: 0, source: 0 }, from, to);
+        attempt.resolve(Position { view: 0, source: 0 }, from, to);
     }
 }
 
@@ -165,11 +168,11 @@ impl Attempt<'_> {
     /// gaps before an extent that was found, so the depth is bounded by the range's length.
     fn resolve(&mut self, mut at: Position, mut from: u64, to: u64) {
         while from < to {
-            let Some(&layer) = self.chain.get(at.layer) else {
+            let Some(&view) = self.chain.get(at.view) else {
                 self.emit(from, to, Target::Hole);
                 return;
             };
-            match self.first_in(at, layer, from, to) {
+            match self.first_in(at.source, view, from, to) {
                 Found::Nothing => at = self.next_position(at),
                 Found::Missing { until } => from = until,
                 Found::Extent(extent) => {
@@ -184,112 +187,189 @@ impl Attempt<'_> {
     }
 
     fn emit(&mut self, from: u64, to: u64, target: Target) {
-        let piece = Extent {
+        let run = Run { address: BlockAddress(from), len_blocks: (to - from) as u32, target };
+        let extent = |Run { address, len_blocks, target }: Run| Extent {
             layer: LayerId(0),
-            address: BlockAddress(from),
-            len_blocks: (to - from) as u32,
+            epoch: Epoch::FIRST,
+            address,
+            len_blocks,
             target,
         };
-        if let Some(last) = self.out.last_mut() {
-            let Run { address, len_blocks, target } = *last;
-            if (Extent { layer: LayerId(0), address, len_blocks, target }).joins(&piece) {
-                last.len_blocks += piece.len_blocks;
-                return;
-            }
+        match self.out.last_mut() {
+            Some(last) if extent(*last).joins(&extent(run)) => last.len_blocks += run.len_blocks,
+            _ => self.out.push(run),
         }
-        self.out.push(Run { address: piece.address, len_blocks: piece.len_blocks, target });
     }
 
-    /// The next older place: the active memtable, the frozen one, the patches of level 0, the
-    /// other levels; then the same in the next layer.
+    /// The next older place: the active memtable's epochs, those of the frozen one, the patches of
+    /// level 0, the other levels; then the same for the next view.
     #[inline]
     fn next_position(&self, at: Position) -> Position {
-        let sources = 2 + self.version.newest().len() + self.version.sorted().len();
+        let frozen = self.frozen.as_ref().map_or(0, |frozen| frozen.tables().len());
+        let sources = self.active.tables().len()
+            + frozen
+            + self.version.newest().len()
+            + self.version.sorted().len();
         if at.source + 1 < sources {
             Position { source: at.source + 1, ..at }
         } else {
-            Position { layer: at.layer + 1, source: 0 }
+            Position { view: at.view + 1, source: 0 }
         }
     }
 
+    /// The first extent of a source in blocks `[from, to)` of what a view sees.
     #[inline]
-    fn first_in(&mut self, at: Position, layer: LayerId, from: u64, to: u64) -> Found {
-        let in_memory = |table: &Memtable| match table.first_in(layer, from, to) {
-            Some((extent, _)) => Found::Extent(extent),
-            None => Found::Nothing,
+    fn first_in(&mut self, mut source: usize, view: View, from: u64, to: u64) -> Found {
+        let View { layer, as_of } = view;
+        let in_memory = |table: &EpochTable| {
+            if table.epoch() > as_of {
+                return Found::Nothing;
+            }
+            table
+                .first_in(layer, from, to)
+                .map_or(Found::Nothing, |(extent, _)| Found::Extent(extent))
         };
+        for memtable in [Some(&*self.active), self.frozen.as_deref()].into_iter().flatten() {
+            let tables = memtable.tables();
+            if let Some(table) = tables.get(source) {
+                return in_memory(table);
+            }
+            source -= tables.len();
+        }
         let version = self.version;
-        match at.source {
-            0 => in_memory(&self.active),
-            1 => self.frozen.as_deref().map_or(Found::Nothing, in_memory),
-            source => {
-                let (start, end) = (Key::new(layer, from), Key::new(layer, to));
-                let newest = version.newest();
-                if let Some(patch) = newest.get(source - 2) {
-                    return self.first_in_patch(patch, start, end);
-                }
-                let level = &version.sorted()[source - 2 - newest.len()];
-                for patch in &level[level.partition_point(|patch| patch.last < start)..] {
-                    if patch.first >= end {
-                        break;
-                    }
-                    match self.first_in_patch(patch, start, end) {
-                        Found::Nothing => {}
-                        found => return found,
-                    }
-                }
-                Found::Nothing
-            }
+        let (start, end) = (Key::new(layer, from), Key::new(layer, to));
+        let newest = version.newest();
+        if let Some(patch) = newest.get(source) {
+            return self.first_in_patch(patch, start, end, as_of);
         }
-    }
-
-    /// The first extent of a patch in `[start, end)`, two keys of one layer.
-    fn first_in_patch(&mut self, patch: &Patch, start: Key, end: Key) -> Found {
-        if !patch.overlaps(start, end) {
+        let Some(level) = version.sorted().get(source - newest.len()) else {
             return Found::Nothing;
-        }
-        let clip_from = start.max(patch.first);
-        let clip_to = end.min(patch.end());
-        // Nothing is known up to this key; it moves on from leaf to leaf.
-        let mut key = clip_from;
-        while key < clip_to {
-            let slot = patch.id as usize % REMEMBERED_LEAVES;
-            let remembered = self.leaves[slot].as_ref().is_some_and(|leaf| {
-                leaf.page.reference().patch == patch.id && leaf.from <= key && key < leaf.to
-            });
-            if !remembered {
-                match self.find_leaf(patch, key) {
-                    Ok(leaf) => self.leaves[slot] = Some(leaf),
-                    Err(to) if to.layer == start.layer => {
-                        // Nothing was found before `key`, but it was not resolved either.
-                        return Found::Missing { until: to.address.0.min(end.address.0) };
-                    }
-                    Err(_) => return Found::Missing { until: end.address.0 },
-                }
-            }
-            let leaf = self.leaves[slot].as_ref().expect("filled above");
-            let entries = leaf.page.leaf();
-            let after = search::count_up_to(entries, key, leaf.from, leaf.to);
-            let candidates = &entries[after.saturating_sub(1)..entries.len().min(after + 1)];
-            let found = candidates.iter().find_map(|entry| entry.extent().clip(key, clip_to));
-            if let Some(extent) = found {
-                return Found::Extent(extent);
-            }
-            if after < entries.len() {
+        };
+        for patch in &level[level.partition_point(|patch| patch.last < start)..] {
+            if patch.first >= end {
                 break;
             }
-            key = leaf.to;
+            match self.first_in_patch(patch, start, end, as_of) {
+                Found::Nothing => {}
+                found => return found,
+            }
         }
         Found::Nothing
     }
 
-    /// The leaf that covers `key`; if a page is missing, notes it and returns where what it
+    /// The first extent of a patch in `[start, end)`, two keys of one layer, that is seen as of an
+    /// epoch.
+    fn first_in_patch(&mut self, patch: &Patch, start: Key, end: Key, as_of: Epoch) -> Found {
+        if !patch.overlaps(start, end) {
+            return Found::Nothing;
+        }
+        let clip_to = end.min(patch.end());
+        // Nothing is seen before this position; it moves on from leaf to leaf.
+        let mut at = VersionKey::new(start.max(patch.first), as_of);
+        while at.key < clip_to {
+            let extent = match self.next_seen(patch, at, as_of) {
+                Ok(InLeaf::Found(extent)) => extent,
+                Ok(InLeaf::Among(oldest)) => match self.newest_seen(patch, &oldest, as_of) {
+                    Ok(Some(newest)) => newest,
+                    Ok(None) => {
+                        at = VersionKey::new(oldest.end(), as_of);
+                        continue;
+                    }
+                    Err(_) => {
+                        let until = oldest.end_address().min(end.address.0);
+                        return Found::Missing { until };
+                    }
+                },
+                Ok(InLeaf::NotBefore(next)) => {
+                    debug_assert!(next > at, "a search that does not move on");
+                    at = next;
+                    continue;
+                }
+                // Nothing was found before `at`, but it was not resolved either.
+                Err(to) => {
+                    let is_later = to.key.layer != start.layer;
+                    let until = if is_later { u64::MAX } else { to.key.address.0 };
+                    let until = until.max(at.key.address.0 + 1).min(end.address.0);
+                    return Found::Missing { until };
+                }
+            };
+            return extent.clip(at.key, clip_to).map_or(Found::Nothing, Found::Extent);
+        }
+        Found::Nothing
+    }
+
+    /// What is seen first at or after a position; if a page is missing, where what that covers
+    /// ends.
+    fn next_seen(
+        &mut self,
+        patch: &Patch,
+        at: VersionKey,
+        as_of: Epoch,
+    ) -> Result<InLeaf, VersionKey> {
+        let (leaf, sought) = self.leaf(patch, at, true)?;
+        let found = leaf.look(sought, as_of);
+        if sought == at {
+            return Ok(found);
+        }
+        // Blocks before the position have versions in several leaves. If they cover it, this one
+        // has what is seen.
+        match found {
+            InLeaf::Found(extent) if extent.end() > at.key => Ok(found),
+            _ => Ok(self.leaf(patch, at, false)?.0.look(at, as_of)),
+        }
+    }
+
+    /// The newest version of a run of blocks that is seen as of an epoch.
+    fn newest_seen(
+        &mut self,
+        patch: &Patch,
+        run: &Extent,
+        as_of: Epoch,
+    ) -> Result<Option<Extent>, VersionKey> {
+        let mut at = VersionKey::new(run.start(), as_of);
+        loop {
+            match self.leaf(patch, at, false)?.0.look(at, as_of) {
+                InLeaf::Found(extent) if extent.is_same_run(run) => return Ok(Some(extent)),
+                // The next leaf begins with it.
+                InLeaf::NotBefore(next) if next.key == run.start() && next > at => at = next,
+                _ => return Ok(None),
+            }
+        }
+    }
+
+    /// The leaf in which a search for a position ends, and the position that it is to be asked for.
+    /// That is another one if `among_versions` and blocks before the position, which may cover it,
+    /// have versions in several leaves: then it is that of the version that is seen.
+    fn leaf(
+        &mut self,
+        patch: &Patch,
+        at: VersionKey,
+        among_versions: bool,
+    ) -> Result<(&RememberedLeaf, VersionKey), VersionKey> {
+        let slot = patch.id as usize % REMEMBERED_LEAVES;
+        let remembered = self.leaves[slot].as_ref().is_some_and(|leaf| {
+            leaf.page.reference().patch == patch.id && leaf.from <= at && at < leaf.to
+        });
+        let mut sought = at;
+        if !remembered {
+            let leaf = self.find_leaf(patch, &mut sought, among_versions)?;
+            self.leaves[slot] = Some(leaf);
+        }
+        Ok((self.leaves[slot].as_ref().expect("filled above"), sought))
+    }
+
+    /// Goes down from the root to a leaf; if a page is missing, notes it and returns where what it
     /// covers ends.
-    fn find_leaf(&mut self, patch: &Patch, key: Key) -> Result<RememberedLeaf, Key> {
+    fn find_leaf(
+        &mut self,
+        patch: &Patch,
+        at: &mut VersionKey,
+        among_versions: bool,
+    ) -> Result<RememberedLeaf, VersionKey> {
         let mut page_ref = patch.root();
         // The range of the page at hand; no entry that counts lies outside it.
-        let mut from = patch.first;
-        let mut to = patch.end();
+        let mut from = VersionKey::first(patch.first);
+        let mut to = VersionKey::first(patch.end());
         loop {
             let Some(page) = self.page(&page_ref) else {
                 if !self.missing.contains(&page_ref) {
@@ -301,10 +381,19 @@ impl Attempt<'_> {
                 return Ok(RememberedLeaf { page, from, to });
             }
             let fences = page.fence();
-            let index = search::count_up_to(fences, key, from, to).saturating_sub(1);
-            from = from.max(fences[index].key().min(key));
+            let mut index = search::child(fences, *at, from, to);
+            let first = fences[index].key();
+            if among_versions
+                && fences[index].continues()
+                && first < at.key
+                && first.layer == at.key.layer
+            {
+                *at = VersionKey::new(first, at.epoch());
+                index = search::child(fences, *at, from, to);
+            }
+            from = from.max(fences[index].version().min(*at));
             if let Some(next) = fences.get(index + 1) {
-                to = to.min(next.key());
+                to = to.min(next.version());
             }
             page_ref = page.child(index);
         }
@@ -316,5 +405,12 @@ impl Attempt<'_> {
             return Some(held.clone());
         }
         self.store.cache.get(page)
+    }
+}
+
+impl RememberedLeaf {
+    #[inline]
+    fn look(&self, at: VersionKey, as_of: Epoch) -> InLeaf {
+        search::look(self.page.leaf(), at, as_of, self.from, self.to)
     }
 }

@@ -3,6 +3,11 @@
 //! Both are one kind of work: merge sorted inputs, leave out what nothing can read any more,
 //! write the rest as patches, and exchange the version. Until that exchange nothing has changed;
 //! an operation that fails is abandoned and can be tried again.
+//!
+//! What can be read is what [`Visibility`] says of each layer. Whoever answers that may know of
+//! labels that are gone by now, and then more is kept than need be. But it must know every label
+//! of an earlier epoch than that of the newest change that was published before the memtable was
+//! frozen, or what the label sees is lost.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -10,17 +15,19 @@ use parking_lot::RwLock;
 use siltstone_device::LayerId;
 
 use crate::{
+    epoch::Visibility,
     error::MapError,
-    extent::{Coalescer, Extent, Key, Target},
+    extent::{Extent, Key, Target},
     lookup::Snapshot,
     map::{Map, Shared},
     memtable::Memtable,
     merge::{Input, MemtableReader, Merge},
-    patch::{Patch, Version},
+    patch::{HeldLayer, Patch, Version},
     patch_writer::{PatchWriter, Written},
     policy::{self, Decision, Job, Packing},
     prefetch::PatchReader,
-    space::{Edit, LayerState, Relocator, Rewrite, SegmentSource},
+    sink::Sink,
+    space::{Edit, Rewrite, SegmentSource},
 };
 
 /// Leaf pages that a merge reads ahead in each input.
@@ -49,74 +56,7 @@ impl Drop for Maintenance<'_> {
 struct Outcome<'a> {
     level: u8,
     version: &'a Version,
-    layers: &'a (dyn Fn(LayerId) -> LayerState + Sync),
-}
-
-/// Moved blocks that a relocator is asked for at a time.
-const MAX_MOVING_BLOCKS: u64 = 1024;
-/// Extents that wait for a relocator.
-const MAX_PENDING: usize = 4096;
-
-/// Where what a merge keeps goes: to the relocator, if there is one, then joined, counted, written.
-struct Sink<'a, 'b, 'c> {
-    writer: &'a mut PatchWriter<'b>,
-    edit: &'a mut Edit,
-    relocator: Option<&'c mut (dyn Relocator + 'c)>,
-    pending: Vec<Extent>,
-    moving_blocks: u64,
-    joined: Coalescer,
-}
-
-impl Sink<'_, '_, '_> {
-    async fn push(&mut self, extent: Extent) -> Result<(), MapError> {
-        let Some(relocator) = &mut self.relocator else { return self.write(extent).await };
-        if let Target::Stored(place) = extent.target
-            && relocator.moves(place.segment())
-        {
-            self.moving_blocks += u64::from(extent.len_blocks);
-        }
-        self.pending.push(extent);
-        if self.moving_blocks >= MAX_MOVING_BLOCKS || self.pending.len() >= MAX_PENDING {
-            self.relocate().await?;
-        }
-        Ok(())
-    }
-
-    async fn relocate(&mut self) -> Result<(), MapError> {
-        let mut extents = std::mem::take(&mut self.pending);
-        if let Some(relocator) = &mut self.relocator
-            && self.moving_blocks > 0
-        {
-            relocator.relocate(&mut extents).await?;
-            self.moving_blocks = 0;
-        }
-        for extent in extents.drain(..) {
-            self.write(extent).await?;
-        }
-        self.pending = extents;
-        Ok(())
-    }
-
-    async fn write(&mut self, extent: Extent) -> Result<(), MapError> {
-        if let Some(extent) = self.joined.push(extent) {
-            self.edit.count_blocks(&extent, 1);
-            self.writer.push(extent).await?;
-        }
-        Ok(())
-    }
-
-    async fn finish(mut self) -> Result<(), MapError> {
-        self.relocate().await?;
-        if let Some(extent) = self.joined.finish() {
-            self.edit.count_blocks(&extent, 1);
-            self.writer.push(extent).await?;
-        }
-        self.writer.complete().await?;
-        match self.relocator {
-            Some(relocator) => relocator.complete().await,
-            None => Ok(()),
-        }
-    }
+    layers: &'a (dyn Fn(LayerId) -> Visibility + Sync),
 }
 
 /// What a merge wrote, and how far it came: everything before `cut`, or everything.
@@ -159,7 +99,7 @@ impl Map {
     pub async fn write_frozen(
         &self,
         source: &mut (dyn SegmentSource + Send),
-        layers: &(dyn Fn(LayerId) -> LayerState + Sync),
+        layers: &(dyn Fn(LayerId) -> Visibility + Sync),
     ) -> Result<Edit, MapError> {
         let _maintenance = Maintenance::begin(&self.shared);
         let snapshot = self.shared.snapshot();
@@ -168,7 +108,7 @@ impl Map {
         let merge = merge_of_memtable(frozen);
         let rewrite = Rewrite { source, layers, max_pages: usize::MAX, relocator: None };
         let version = &snapshot.version;
-        let merged = self.shared.rewrite(merge, &[false], 0, version, rewrite, &mut edit).await?;
+        let merged = self.shared.rewrite(merge, false, 0, version, rewrite, &mut edit).await?;
         let outputs = merged.written.patches.iter().cloned().map(Arc::new);
         let patches = snapshot.version.patches().cloned().chain(outputs);
         let version = Version::new(snapshot.version.number + 1, patches);
@@ -181,8 +121,8 @@ impl Map {
     /// [`MapError::NoSpace`], a device failure, or a damaged page: nothing has changed then.
     pub async fn merge_step(&self, rewrite: Rewrite<'_>) -> Result<Option<Edit>, MapError> {
         let layers = rewrite.layers;
-        let is_dead = |layer| layers(layer) == LayerState::Dead;
-        let decide = |version: &Version| policy::decide(version, &self.shared.limits, &is_dead);
+        let has_garbage = |held: &HeldLayer| held.has_garbage(&layers(held.layer));
+        let decide = |version: &Version| policy::decide(version, &self.shared.limits, &has_garbage);
         self.step(rewrite, &decide).await
     }
 
@@ -193,11 +133,11 @@ impl Map {
     /// As `merge_step`.
     pub async fn compact_step(&self, rewrite: Rewrite<'_>) -> Result<Option<Edit>, MapError> {
         let layers = rewrite.layers;
-        let is_dead = |layer| layers(layer) == LayerState::Dead;
+        let has_garbage = |held: &HeldLayer| held.has_garbage(&layers(held.layer));
         let decide = |version: &Version| {
             let limits = &self.shared.limits;
             policy::decide_compaction(version, limits)
-                .or_else(|| policy::decide(version, limits, &is_dead))
+                .or_else(|| policy::decide(version, limits, &has_garbage))
         };
         self.step(rewrite, &decide).await
     }
@@ -250,17 +190,16 @@ impl Map {
         };
         self.shared.counters.merges.fetch_add(1, Ordering::Relaxed);
         let merge = merge_of_job(&self.shared, &job);
-        let counted = vec![true; job.sources.len() + 1];
         let level = job.output_level;
-        let merged = self.shared.rewrite(merge, &counted, level, old, rewrite, &mut edit).await?;
+        let merged = self.shared.rewrite(merge, true, level, old, rewrite, &mut edit).await?;
         let version = policy::apply(old, &job, merged.cut, merged.written.patches.clone());
         Ok(Some(self.shared.install(old, version, Some(merged.written), false, edit)))
     }
 }
 
 fn merge_of_memtable(frozen: &Arc<RwLock<Memtable>>) -> Merge {
-    let reader = MemtableReader::new(frozen.clone(), Key::MIN, Key::MAX);
-    Merge::new(vec![Input::Memtable(reader)], false)
+    let readers = MemtableReader::of(frozen, Key::MIN, Key::MAX);
+    Merge::new(readers.into_iter().map(Input::Memtable))
 }
 
 /// Each source is an input of its own, since they may overlap; the targets together are the last.
@@ -271,16 +210,16 @@ fn merge_of_job(shared: &Shared, job: &Job) -> Merge {
         Input::Patches(Box::new(reader))
     };
     let sources = job.sources.iter().map(|patch| reader(std::slice::from_ref(patch)));
-    Merge::new(sources.chain([reader(&job.targets)]).collect(), false)
+    Merge::new(sources.chain([reader(&job.targets)]))
 }
 
 impl Shared {
-    /// Merges, filters and writes. `counted` says which inputs are patches, whose entries count
-    /// as references until they are consumed.
+    /// Merges, filters and writes. `counted` says whether the inputs are patches, whose entries
+    /// count as references until they are consumed.
     async fn rewrite(
         &self,
         mut merge: Merge,
-        counted: &[bool],
+        counted: bool,
         level: u8,
         version: &Version,
         rewrite: Rewrite<'_>,
@@ -290,16 +229,16 @@ impl Shared {
         let at = self.append.lock().clone();
         let mut writer = PatchWriter::new(&self.store, source, at, level, self.limits.patch_pages);
         let outcome = Outcome { level, version, layers };
-        let sink = Sink {
-            writer: &mut writer,
-            edit,
-            relocator,
-            pending: Vec::new(),
-            moving_blocks: 0,
-            joined: Coalescer::default(),
-        };
+        let sink = Sink::new(&mut writer, edit, relocator);
         match write_merged(&mut merge, counted, &outcome, max_pages as u64, sink).await {
-            Ok(cut) => Ok(Merged { written: writer.finish(), cut }),
+            Ok(cut) => {
+                let mut written = writer.finish();
+                for held in written.patches.iter_mut().flat_map(|patch| &mut patch.layers) {
+                    let visibility = layers(held.layer);
+                    held.labels = visibility.labels_in(held.older_from, held.older_to) as u32;
+                }
+                Ok(Merged { written, cut })
+            }
             Err(error) => {
                 *self.append.lock() = writer.abandon().await;
                 Err(error)
@@ -343,29 +282,31 @@ impl Shared {
 /// returns where it stopped, if before the end.
 async fn write_merged(
     merge: &mut Merge,
-    counted: &[bool],
+    counted: bool,
     outcome: &Outcome<'_>,
     max_pages: u64,
     mut sink: Sink<'_, '_, '_>,
 ) -> Result<Option<Key>, MapError> {
-    let mut layer_state = None;
+    let mut of_layer: Option<(LayerId, Visibility)> = None;
     let cut = loop {
         let edit = &mut *sink.edit;
-        let next = merge.next(|input, piece| {
-            if counted[input] {
+        let consumed = |_, piece: &Extent| {
+            if counted {
                 edit.count_blocks(piece, -1);
             }
-        });
-        let Some(extent) = next.await? else { break None };
-        let end = extent.end();
-        let state = match layer_state {
-            Some((layer, state)) if layer == extent.layer => state,
-            _ => (outcome.layers)(extent.layer),
         };
-        layer_state = Some((extent.layer, state));
-        if outcome.keeps(&extent, state) {
-            sink.push(extent).await?;
+        if !merge.next(consumed).await? {
+            break None;
         }
+        let stack = merge.stack();
+        let Extent { layer, .. } = stack[0];
+        let end = stack[0].end();
+        let visibility = match &of_layer {
+            Some((known, visibility)) if *known == layer => visibility,
+            _ => &of_layer.insert((layer, (outcome.layers)(layer))).1,
+        };
+        outcome.retain_needed(stack, visibility);
+        sink.push(stack).await?;
         if merge.pages_consumed().max(sink.writer.pages_written()) >= max_pages.max(1) {
             break Some(end);
         }
@@ -375,20 +316,24 @@ async fn write_merged(
 }
 
 impl Outcome<'_> {
-    /// Whether anybody can miss the extent.
-    fn keeps(&self, extent: &Extent, state: LayerState) -> bool {
-        match (state, extent.target) {
-            (LayerState::Dead, _) => false,
-            (LayerState::Child, _) | (LayerState::Root, Target::Stored(_)) => true,
+    /// Leaves of a stack what somebody can miss.
+    fn retain_needed(&self, stack: &mut Vec<Extent>, visibility: &Visibility) {
+        visibility.retain_visible(stack);
+        if let Some(oldest) = stack.last()
+            && oldest.target == Target::Hole
+            && !visibility.has_parent()
+            && !self.lies_over_older(oldest)
+        {
             // A hole over nothing says nothing.
-            (LayerState::Root, Target::Hole) => {
-                let (start, end) = (extent.start(), extent.end());
-                let from_memtable = self.level == 0;
-                let version = self.version;
-                version.overlaps_below(usize::from(self.level), start, end)
-                    || from_memtable
-                        && version.newest().iter().any(|patch| patch.overlaps(start, end))
-            }
+            stack.pop();
         }
+    }
+
+    /// Whether patches that are not part of the merge may have older versions of an extent.
+    fn lies_over_older(&self, extent: &Extent) -> bool {
+        let (start, end) = (extent.start(), extent.end());
+        let from_memtable = self.level == 0;
+        self.version.overlaps_below(usize::from(self.level), start, end)
+            || from_memtable && self.version.newest().iter().any(|patch| patch.overlaps(start, end))
     }
 }

@@ -5,7 +5,7 @@
 //! | head | 40 |
 //! | for each patch: record | 96 |
 //! | its page extents | 12 each |
-//! | its layers | 4 each |
+//! | its layers | 20 each |
 //!
 //! The checkpoint around it has magic, version and checksum; here every count is bounded by the
 //! bytes that are there, and what no writer writes is refused.
@@ -19,12 +19,13 @@ use zerocopy::{
 };
 
 use crate::{
+    epoch::Epoch,
     extent::{Key, MAX_BLOCKS},
     page::ENTRIES_PER_PAGE,
-    patch::{MAX_LEVELS, PageExtent, Patch},
+    patch::{HeldLayer, MAX_LEVELS, PageExtent, Patch},
 };
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// More patches than can be written; leaves room to count on.
 const MAX_PATCHES: u64 = u64::MAX >> 1;
@@ -73,6 +74,22 @@ struct ExtentRecord {
     count: U32,
 }
 const _: () = assert!(size_of::<ExtentRecord>() == 12);
+
+/// What a patch holds of a layer.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct LayerRecord {
+    layer: U32,
+    /// The latest epoch of an entry.
+    newest: U32,
+    /// Versions that have a newer one in the patch are there for labels from this epoch on,
+    older_from: U32,
+    /// and before this one.
+    older_to: U32,
+    /// So many labels lay there when the patch was written.
+    labels: U32,
+}
+const _: () = assert!(size_of::<LayerRecord>() == 20);
 
 /// Why bytes are not a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -205,8 +222,8 @@ impl Manifest {
             let (extents, after) = <[ExtentRecord]>::ref_from_prefix_with_elems(after, extents)
                 .map_err(|_| short("page extents"))?;
             let layers = record.layer_count.get() as usize;
-            let (layers, after) =
-                <[U32]>::ref_from_prefix_with_elems(after, layers).map_err(|_| short("layers"))?;
+            let (layers, after) = <[LayerRecord]>::ref_from_prefix_with_elems(after, layers)
+                .map_err(|_| short("layers"))?;
             patches.push(Arc::new(decode_patch(&record, extents, layers, next_patch)?));
             rest = after;
         }
@@ -248,15 +265,22 @@ fn encode_patch(patch: &Patch, bytes: &mut Vec<u8>) {
         };
         bytes.extend_from_slice(record.as_bytes());
     }
-    for layer in &patch.layers {
-        bytes.extend_from_slice(U32::new(layer.0).as_bytes());
+    for held in &patch.layers {
+        let record = LayerRecord {
+            layer: U32::new(held.layer.0),
+            newest: U32::new(held.newest.0),
+            older_from: U32::new(held.older_from.0),
+            older_to: U32::new(held.older_to.0),
+            labels: U32::new(held.labels),
+        };
+        bytes.extend_from_slice(record.as_bytes());
     }
 }
 
 fn decode_patch(
     record: &PatchRecord,
     extents: &[ExtentRecord],
-    layers: &[U32],
+    layers: &[LayerRecord],
     next_patch: u64,
 ) -> Result<Patch, ManifestError> {
     let id = record.id.get();
@@ -271,7 +295,16 @@ fn decode_patch(
         last: Key::new(LayerId(record.last_layer.get()), record.last_address.get()),
         entries: record.entries.get(),
         holes: record.holes.get(),
-        layers: layers.iter().map(|layer| LayerId(layer.get())).collect(),
+        layers: layers
+            .iter()
+            .map(|record| HeldLayer {
+                layer: LayerId(record.layer.get()),
+                newest: Epoch(record.newest.get()),
+                older_from: Epoch(record.older_from.get()),
+                older_to: Epoch(record.older_to.get()),
+                labels: record.labels.get(),
+            })
+            .collect(),
         pages: extents
             .iter()
             .map(|extent| PageExtent {
@@ -307,7 +340,8 @@ fn decode_patch(
     if patch.entries > room || patch.holes > patch.entries {
         return impossible("number of entries");
     }
-    if !patch.layers.is_sorted() {
+    let ascending = patch.layers.is_sorted_by(|one, next| one.layer < next.layer);
+    if !ascending || patch.layers.iter().any(|held| held.older_from > held.older_to) {
         return impossible("layers");
     }
     Ok(patch)

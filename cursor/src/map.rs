@@ -20,11 +20,13 @@ use siltstone_device::{BlockAddress, Device, LayerId, SegmentId, Sequence};
 
 use crate::{
     cursor::{Cursor, ExtentCursor},
+    epoch::View,
+    epoch_table::{self, EpochTable},
     error::MapError,
     extent::{Extent, Run},
     lookup::Snapshot,
     manifest::Manifest,
-    memtable::{self, Memtable},
+    memtable::Memtable,
     page_store::PageStore,
     patch::Version,
     patch_writer::AppendPoint,
@@ -113,9 +115,10 @@ impl Map {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Maps extents, each as of its sequence number: for every block the latest change wins,
-    /// in whatever order changes of one memtable arrive. Later memtables hide earlier ones, so
-    /// changes that are published out of order (by recovery) must not have a freeze in between.
+    /// Maps extents, each as of its epoch and sequence number: for every block and epoch the
+    /// latest change wins, in whatever order changes of one memtable arrive. Epochs must not
+    /// decrease as sequence numbers grow. Later memtables hide earlier ones, so changes that are
+    /// published out of order (by recovery) must not have a freeze in between.
     pub fn publish(&self, entries: &[(Extent, Sequence)]) {
         let current = self.shared.current.read();
         let mut active = current.active.write();
@@ -133,22 +136,24 @@ impl Map {
         len_blocks: u32,
     ) -> Vec<SequenceRun> {
         let snapshot = self.shared.snapshot();
-        let mut tables = vec![&*snapshot.active];
-        tables.extend(snapshot.frozen.as_deref());
+        let active = snapshot.active.read();
+        let frozen = snapshot.frozen.as_ref().map(|frozen| frozen.read());
+        let memtables = [Some(&*active), frozen.as_deref()].into_iter().flatten();
+        let tables: Vec<_> = memtables.flat_map(Memtable::tables).collect();
         let mut runs = Vec::new();
         let end = address.0 + u64::from(len_blocks);
         sequences(&tables, layer, address.0, end, &mut runs);
         runs
     }
 
-    /// Fills `out` with what a range of blocks holds, in order and without gaps. `chain` is a
-    /// layer followed by its ancestors; a block that none of them has is a hole.
+    /// Fills `out` with what a range of blocks holds, in order and without gaps. `chain` is a view
+    /// of a layer followed by those of its ancestors; a block that none of them has is a hole.
     ///
     /// # Errors
     /// If a page that is needed cannot be read or is damaged.
     pub async fn lookup(
         &self,
-        chain: &[LayerId],
+        chain: &[View],
         address: BlockAddress,
         len_blocks: u32,
         out: &mut Vec<Run>,
@@ -156,13 +161,13 @@ impl Map {
         self.shared.lookup(chain, address, len_blocks, out).await
     }
 
-    /// A cursor over what is stored in `[from, to)` of a chain of layers. It holds at most
+    /// A cursor over what is stored in `[from, to)` as a chain of views sees it. It holds at most
     /// `memory_budget_bytes` of pages, but at least one leaf and its fence pages for each level
     /// of each layer.
     #[must_use]
     pub fn cursor(
         &self,
-        chain: &[LayerId],
+        chain: &[View],
         from: BlockAddress,
         to: BlockAddress,
         memory_budget_bytes: usize,
@@ -170,7 +175,7 @@ impl Map {
         Cursor::new(self.shared.clone(), chain, from, to, memory_budget_bytes)
     }
 
-    /// A cursor over the extents of all layers, holes included.
+    /// A cursor over the extents of all layers and epochs, holes included.
     #[must_use]
     pub fn cursor_all(&self, memory_budget_bytes: usize) -> ExtentCursor {
         ExtentCursor::new(self.shared.clone(), memory_budget_bytes)
@@ -182,12 +187,19 @@ impl Map {
         self.shared.current.read().active.read().len()
     }
 
+    /// Epochs that the active memtable has changes of. A lookup asks each of them, so it should be
+    /// [frozen](Self::freeze) when there are many.
+    #[must_use]
+    pub fn memtable_epochs(&self) -> usize {
+        self.shared.current.read().active.read().tables().len()
+    }
+
     /// About what the memtables take in memory.
     #[must_use]
     pub fn memtable_bytes(&self) -> usize {
         let snapshot = self.shared.snapshot();
         let frozen = snapshot.frozen.as_ref().map_or(0, |frozen| frozen.read().len());
-        (snapshot.active.read().len() + frozen) * memtable::ENTRY_BYTES
+        (snapshot.active.read().len() + frozen) * epoch_table::ENTRY_BYTES
     }
 
     /// What a checkpoint has to store to find the patches of this moment again.
@@ -237,7 +249,7 @@ impl std::fmt::Debug for Map {
 
 /// Appends what `tables`, newest first, know of `[from, to)`.
 fn sequences(
-    tables: &[&RwLock<Memtable>],
+    tables: &[&EpochTable],
     layer: LayerId,
     mut from: u64,
     to: u64,
@@ -253,7 +265,7 @@ fn sequences(
             runs.push(run(from, to, None));
             return;
         };
-        let found = table.read().first_in(layer, from, to);
+        let found = table.first_in(layer, from, to);
         let start = found.as_ref().map_or(to, |(extent, _)| extent.address.0);
         sequences(older, layer, from, start, runs);
         let Some((extent, sequence)) = found else { return };

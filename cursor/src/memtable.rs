@@ -1,168 +1,70 @@
-//! The newest part of the map, in memory.
+//! The newest part of the map, in memory: a table for each epoch.
 //!
-//! Invariants: extents do not overlap; of two that were inserted for the same block, the one with
-//! the later sequence number is kept (of equals, the one inserted later); two neighbours that one
-//! extent of one sequence number could stand for are one. Sequence numbers are kept exact for
-//! each block, because recovery asks for them; patches do without, and join across them.
+//! Epochs only grow while a pool is used, so nearly always there is one table; each snapshot that is
+//! followed by changes before the next checkpoint adds one. Recovery may publish into several.
 
-use std::{collections::BTreeMap, ops::Bound};
+use siltstone_device::Sequence;
 
-use siltstone_device::{LayerId, Sequence};
+use crate::{epoch::Epoch, epoch_table::EpochTable, extent::Extent};
 
-use crate::extent::{Extent, Key, Target};
-
-/// What an entry takes in memory, the tree's own nodes included (they are about 3/4 full).
-pub(crate) const ENTRY_BYTES: usize = (size_of::<Key>() + size_of::<Value>()) * 4 / 3 + 8;
-
-#[derive(Clone, Copy)]
-struct Value {
-    len_blocks: u32,
-    target: Target,
-    sequence: Sequence,
-}
-
-/// A sorted table of extents.
+/// Tables of different epochs.
 #[derive(Default)]
 pub(crate) struct Memtable {
-    entries: BTreeMap<Key, Value>,
-}
-
-fn extent_of(key: &Key, value: &Value) -> Extent {
-    Extent {
-        layer: key.layer,
-        address: key.address,
-        len_blocks: value.len_blocks,
-        target: value.target,
-    }
+    /// Newest first; none is empty.
+    tables: Vec<EpochTable>,
 }
 
 impl Memtable {
+    /// Entries in all tables.
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.tables.iter().map(EpochTable::len).sum()
     }
 
-    /// Inserts an extent, except where a later change is there already.
-    pub(crate) fn insert(&mut self, extent: Extent, sequence: Sequence) {
-        assert!(extent.is_valid(), "{extent:?} cannot be mapped");
-        let (start, end) = (extent.start(), extent.end());
-        // The commonest case, an overwrite of exactly the same run, moves nothing in the tree.
-        let alone = self.split_at(start) & self.split_at(end);
-        let value = Value { len_blocks: extent.len_blocks, target: extent.target, sequence };
-        if alone && let Some(existing) = self.entries.get_mut(&start) {
-            if existing.len_blocks == extent.len_blocks {
-                if existing.sequence <= sequence {
-                    *existing = value;
-                    self.join_at(start);
-                    self.join_at(end);
-                }
-                return;
-            }
-        } else if alone && self.entries.range(start..end).next().is_none() {
-            self.entries.insert(start, value);
-            self.join_at(start);
-            self.join_at(end);
-            return;
-        }
-        self.insert_over(extent, sequence);
-    }
-
-    /// Inserts an extent that others overlap, none of which straddles its ends.
-    fn insert_over(&mut self, extent: Extent, sequence: Sequence) {
-        let (start, end) = (extent.start(), extent.end());
-        let existing: Vec<(Key, u32, Sequence)> = self
-            .entries
-            .range(start..end)
-            .map(|(key, value)| (*key, value.len_blocks, value.sequence))
-            .collect();
-        let mut position = start.address.0;
-        let insert = |entries: &mut BTreeMap<Key, Value>, from: u64, to: u64| {
-            if from < to {
-                let piece = extent.slice(from, to);
-                let Extent { len_blocks, target, .. } = piece;
-                entries.insert(piece.start(), Value { len_blocks, target, sequence });
-            }
-        };
-        let mut joints = vec![start, end];
-        for (key, len_blocks, existing_sequence) in existing {
-            if existing_sequence <= sequence {
-                self.entries.remove(&key);
-            } else {
-                insert(&mut self.entries, position, key.address.0);
-                position = key.address.0 + u64::from(len_blocks);
-                joints.extend([key, Key::new(key.layer, position)]);
-            }
-        }
-        insert(&mut self.entries, position, end.address.0);
-        joints.into_iter().for_each(|key| self.join_at(key));
-    }
-
-    /// Makes `key` a boundary: an extent that straddles it becomes two. True if none did.
-    fn split_at(&mut self, key: Key) -> bool {
-        let Some((first, value)) = self.entries.range_mut(..key).next_back() else { return true };
-        let whole = extent_of(first, value);
-        if whole.end() <= key {
-            return true;
-        }
-        let right = whole.slice(key.address.0, u64::MAX);
-        value.len_blocks -= right.len_blocks;
-        let Extent { len_blocks, target, .. } = right;
-        let sequence = value.sequence;
-        self.entries.insert(key, Value { len_blocks, target, sequence });
-        false
-    }
-
-    /// Joins the entry that starts at `key` with the one before it, if one can stand for both.
-    fn join_at(&mut self, key: Key) {
-        let mut around = self.entries.range_mut(..=key);
-        let Some((first, value)) = around.next_back() else { return };
-        if *first != key {
-            return;
-        }
-        let (right, sequence) = (extent_of(first, value), value.sequence);
-        let Some((first, value)) = around.next_back() else { return };
-        if value.sequence == sequence && extent_of(first, value).joins(&right) {
-            value.len_blocks += right.len_blocks;
-            self.entries.remove(&key);
-        }
-    }
-
-    /// The first entry that overlaps blocks `[from, to)` of a layer, cut to that range.
+    /// The tables, newest first.
     #[inline]
-    pub(crate) fn first_in(
-        &self,
-        layer: LayerId,
-        from: u64,
-        to: u64,
-    ) -> Option<(Extent, Sequence)> {
-        let start = Key::new(layer, from);
-        if let Some((key, value)) = self.entries.range(..=start).next_back() {
-            let extent = extent_of(key, value);
-            if extent.end() > start {
-                return Some((extent.slice(from, to), value.sequence));
-            }
-        }
-        if to - from <= 1 {
-            return None;
-        }
-        let bounds = (Bound::Excluded(start), Bound::Excluded(Key::new(layer, to)));
-        let (key, value) = self.entries.range(bounds).next()?;
-        Some((extent_of(key, value).slice(from, to), value.sequence))
+    pub(crate) fn tables(&self) -> &[EpochTable] {
+        &self.tables
     }
 
-    /// Appends up to `limit` extents that overlap `[from, to)`, in order, cut to that range.
-    pub(crate) fn copy_range(&self, from: Key, to: Key, limit: usize, out: &mut Vec<Extent>) {
-        if from >= to {
-            return;
+    /// The table of an epoch.
+    pub(crate) fn table(&self, epoch: Epoch) -> Option<&EpochTable> {
+        self.tables.iter().find(|table| table.epoch() == epoch)
+    }
+
+    /// Inserts an extent, except where a later change of its epoch is there already.
+    pub(crate) fn insert(&mut self, extent: Extent, sequence: Sequence) {
+        let at = self.tables.iter().position(|table| table.epoch() <= extent.epoch);
+        let at = at.unwrap_or(self.tables.len());
+        if self.tables.get(at).is_none_or(|table| table.epoch() != extent.epoch) {
+            self.tables.insert(at, EpochTable::new(extent.epoch));
         }
-        let straddling = self.entries.range(..from).next_back();
-        let following = self.entries.range(from..to);
-        let extents = straddling.into_iter().chain(following);
-        out.extend(
-            extents.filter_map(|(key, value)| extent_of(key, value).clip(from, to)).take(limit),
-        );
+        self.tables[at].insert(extent, sequence);
     }
 }
 
 #[cfg(test)]
-#[path = "memtable/tests.rs"]
-mod tests;
+mod tests {
+    use siltstone_device::{BlockAddress, LayerId};
+
+    use super::*;
+    use crate::extent::Target;
+
+    #[test]
+    fn each_epoch_has_its_table_and_the_newest_comes_first() {
+        let mut table = Memtable::default();
+        for epoch in [3, 5, 3, 1, 4] {
+            let extent = Extent {
+                layer: LayerId(1),
+                epoch: Epoch(epoch),
+                address: BlockAddress(u64::from(epoch)),
+                len_blocks: 1,
+                target: Target::Hole,
+            };
+            table.insert(extent, Sequence(1));
+        }
+        let epochs: Vec<_> = table.tables().iter().map(|table| table.epoch().0).collect();
+        assert_eq!(epochs, [5, 4, 3, 1]);
+        assert_eq!(table.len(), 4);
+        assert!(table.table(Epoch(4)).is_some() && table.table(Epoch(2)).is_none());
+    }
+}

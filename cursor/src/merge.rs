@@ -1,9 +1,12 @@
-//! Merges sorted inputs into one sequence of extents in which the newest wins.
+//! Merges sorted inputs into one sequence of stacks (versions of the same blocks, newest first).
 //!
 //! A sweep over the boundaries of all inputs: each step takes the blocks from the smallest
 //! position to the next boundary of any input, so that every input that covers them is consumed
 //! up to the same key. A caller may therefore stop after any step, and knows exactly what of
 //! every input has been consumed.
+//!
+//! Of the versions of one epoch, that of the newest input wins. Inputs are in the order of time:
+//! for one block, an older input has nothing newer than the oldest that a newer one has.
 
 use std::sync::Arc;
 
@@ -11,6 +14,7 @@ use parking_lot::RwLock;
 use siltstone_device::LayerId;
 
 use crate::{
+    epoch::Epoch,
     error::MapError,
     extent::{Extent, Key},
     memtable::Memtable,
@@ -21,9 +25,11 @@ use crate::{
 /// Extents copied from a memtable at a time, under its lock.
 const MEMTABLE_CHUNK: usize = 256;
 
-/// The extents of a memtable in a range of keys, copied in chunks as it is at that moment.
+/// The extents of a memtable's epoch in a range of keys, copied in chunks as they are at that
+/// moment.
 pub(crate) struct MemtableReader {
-    table: Arc<RwLock<Memtable>>,
+    memtable: Arc<RwLock<Memtable>>,
+    epoch: Epoch,
     position: Key,
     to: Key,
     /// In reverse order.
@@ -31,13 +37,26 @@ pub(crate) struct MemtableReader {
 }
 
 impl MemtableReader {
-    pub(crate) fn new(table: Arc<RwLock<Memtable>>, from: Key, to: Key) -> Self {
-        Self { table, position: from, to, chunk: Vec::new() }
+    /// Readers of each epoch that a memtable has by now, newest first.
+    pub(crate) fn of(memtable: &Arc<RwLock<Memtable>>, from: Key, to: Key) -> Vec<Self> {
+        let tables = memtable.read();
+        let epochs = tables.tables().iter().map(|table| table.epoch());
+        epochs
+            .map(|epoch| Self {
+                memtable: memtable.clone(),
+                epoch,
+                position: from,
+                to,
+                chunk: Vec::new(),
+            })
+            .collect()
     }
 
     fn next(&mut self) -> Option<Extent> {
         if self.chunk.is_empty() {
-            self.table.read().copy_range(self.position, self.to, MEMTABLE_CHUNK, &mut self.chunk);
+            let tables = self.memtable.read();
+            let table = tables.table(self.epoch)?;
+            table.copy_range(self.position, self.to, MEMTABLE_CHUNK, &mut self.chunk);
             self.position = self.chunk.last()?.end();
             self.chunk.reverse();
         }
@@ -47,7 +66,7 @@ impl MemtableReader {
 
 /// One input of a merge.
 pub(crate) enum Input {
-    /// A memtable.
+    /// An epoch of a memtable.
     Memtable(MemtableReader),
     /// Patches that do not overlap.
     Patches(Box<PatchReader>),
@@ -70,46 +89,112 @@ impl Input {
             },
         }
     }
+
+    fn pages_consumed(&self) -> u64 {
+        match self {
+            Self::Memtable(_) | Self::Salvage(_) => 0,
+            Self::Patches(reader) => reader.pages_consumed(),
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Memtable(_) | Self::Salvage(_) => 0,
+            Self::Patches(reader) => reader.memory_bytes(),
+        }
+    }
+}
+
+/// An input, and how far it has been consumed.
+struct Source {
+    input: Input,
+    /// Of each stack, only the version that is seen as of this epoch counts, as an extent of one
+    /// space of addresses.
+    as_of: Option<Epoch>,
+    /// The first stack that has not been consumed; empty at the end.
+    head: Vec<Extent>,
+    /// The extent after it.
+    ahead: Option<Extent>,
+    /// Leaf pages before that of the first version in `head`.
+    pages_consumed: u64,
+}
+
+impl Source {
+    /// Makes the first stack the head.
+    async fn begin(&mut self) -> Result<(), MapError> {
+        self.ahead = self.input.next().await?;
+        self.advance().await
+    }
+
+    /// Makes the next stack the head.
+    async fn advance(&mut self) -> Result<(), MapError> {
+        loop {
+            self.head.clear();
+            self.pages_consumed = self.input.pages_consumed();
+            let Some(newest) = self.ahead.take() else { return Ok(()) };
+            self.head.push(newest);
+            self.ahead = loop {
+                match self.input.next().await? {
+                    Some(next) if next.start() == newest.start() => self.head.push(next),
+                    other => break other,
+                }
+            };
+            let Some(as_of) = self.as_of else { return Ok(()) };
+            let seen = self.head.iter().find(|version| version.epoch <= as_of).copied();
+            if let Some(seen) = seen {
+                self.head.clear();
+                self.head.push(Extent { layer: LayerId(0), epoch: Epoch::FIRST, ..seen });
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// A merge under way. After an error it must not be used again.
 pub(crate) struct Merge {
     /// Newest first.
-    inputs: Vec<Input>,
-    /// The first extent of each input that has not been consumed.
-    heads: Vec<Option<Extent>>,
+    sources: Vec<Source>,
     primed: bool,
-    /// Take extents of all layers for extents of one: the inputs are layers of a chain.
-    flatten: bool,
+    /// What [`next`](Self::next) found.
+    stack: Vec<Extent>,
 }
 
 impl Merge {
-    /// A merge of `inputs`, newest first.
-    pub(crate) fn new(inputs: Vec<Input>, flatten: bool) -> Self {
-        Self { heads: vec![None; inputs.len()], inputs, primed: false, flatten }
+    /// A merge of all versions in `inputs`, newest first.
+    pub(crate) fn new(inputs: impl Iterator<Item = Input>) -> Self {
+        Self::of(inputs.map(|input| (input, None)))
+    }
+
+    /// A merge of what is seen of each input as of an epoch. The inputs are those of the views of
+    /// a chain, one after another: extents of all their layers are taken for extents of one.
+    pub(crate) fn flattened(inputs: impl Iterator<Item = (Input, Epoch)>) -> Self {
+        Self::of(inputs.map(|(input, as_of)| (input, Some(as_of))))
+    }
+
+    fn of(inputs: impl Iterator<Item = (Input, Option<Epoch>)>) -> Self {
+        let source = |(input, as_of)| Source {
+            input,
+            as_of,
+            head: Vec::new(),
+            ahead: None,
+            pages_consumed: 0,
+        };
+        Self { sources: inputs.map(source).collect(), primed: false, stack: Vec::new() }
     }
 
     /// Leaf pages whose entries were consumed.
     pub(crate) fn pages_consumed(&self) -> u64 {
-        let readers = self.inputs.iter().map(|input| match input {
-            Input::Memtable(_) | Input::Salvage(_) => 0,
-            Input::Patches(reader) => reader.pages_consumed(),
-        });
-        readers.sum()
+        self.sources.iter().map(|source| source.pages_consumed).sum()
     }
 
     /// Bytes of pages held or being read.
     pub(crate) fn memory_bytes(&self) -> usize {
-        let readers = self.inputs.iter().map(|input| match input {
-            Input::Memtable(_) | Input::Salvage(_) => 0,
-            Input::Patches(reader) => reader.memory_bytes(),
-        });
-        readers.sum()
+        self.sources.iter().map(|source| source.input.memory_bytes()).sum()
     }
 
     /// The damage of an input that hides a key, which lies at or behind the last one asked for.
     pub(crate) fn damage(&mut self, input: usize, key: Key) -> Option<&MapError> {
-        match &mut self.inputs[input] {
+        match &mut self.sources[input].input {
             Input::Salvage(reader) => reader.damage(key),
             Input::Memtable(_) | Input::Patches(_) => None,
         }
@@ -117,58 +202,61 @@ impl Merge {
 
     /// Whether an input has met damage at or behind a key.
     pub(crate) fn has_damage(&self, key: Key) -> bool {
-        self.inputs.iter().any(|input| match input {
+        self.sources.iter().any(|source| match &source.input {
             Input::Salvage(reader) => reader.has_damage(key),
             Input::Memtable(_) | Input::Patches(_) => false,
         })
     }
 
-    async fn advance(&mut self, input: usize) -> Result<(), MapError> {
-        let mut head = self.inputs[input].next().await?;
-        if self.flatten
-            && let Some(extent) = &mut head
-        {
-            extent.layer = LayerId(0);
-        }
-        self.heads[input] = head;
-        Ok(())
+    /// The stack that [`next`](Self::next) found, to be taken or changed.
+    #[inline]
+    pub(crate) fn stack(&mut self) -> &mut Vec<Extent> {
+        &mut self.stack
     }
 
-    /// The next extent, and no input has a boundary within it. `consumed` is told what was used
-    /// up of each input for it: the extent itself and what it hides.
+    /// Finds the next stack, such that no input has a boundary within it; false at the end.
+    /// `consumed` is told what was used up of each input for it, newest first: the versions in
+    /// the stack, and what they hide.
     pub(crate) async fn next(
         &mut self,
         mut consumed: impl FnMut(usize, &Extent),
-    ) -> Result<Option<Extent>, MapError> {
+    ) -> Result<bool, MapError> {
         if !self.primed {
-            for input in 0..self.inputs.len() {
-                self.advance(input).await?;
+            for source in &mut self.sources {
+                source.begin().await?;
             }
             self.primed = true;
         }
-        let Some((start, end)) = self.next_interval() else { return Ok(None) };
-        let mut winner = None;
-        for input in 0..self.heads.len() {
-            let Some(head) = self.heads[input] else { continue };
-            if head.start() != start {
+        self.stack.clear();
+        let Some((start, end)) = self.next_interval() else { return Ok(false) };
+        for (number, source) in self.sources.iter_mut().enumerate() {
+            let Some(newest) = source.head.first() else { continue };
+            if newest.start() != start {
                 continue;
             }
-            let piece = head.slice(start.address.0, end.address.0);
-            consumed(input, &piece);
-            winner.get_or_insert(piece);
-            if head.end() == end {
-                self.advance(input).await?;
-                debug_assert!(self.heads[input].is_none_or(|next| next.start() >= end));
+            let is_whole = newest.end() == end;
+            for version in &source.head {
+                let piece = version.slice(start.address.0, end.address.0);
+                consumed(number, &piece);
+                if self.stack.last().is_none_or(|newer| piece.epoch < newer.epoch) {
+                    self.stack.push(piece);
+                }
+            }
+            if is_whole {
+                source.advance().await?;
+                debug_assert!(source.head.first().is_none_or(|next| next.start() >= end));
             } else {
-                self.heads[input] = Some(head.slice(end.address.0, u64::MAX));
+                for version in &mut source.head {
+                    *version = version.slice(end.address.0, u64::MAX);
+                }
             }
         }
-        Ok(winner)
+        Ok(true)
     }
 
     /// The smallest position, and the next boundary of any head after it.
     fn next_interval(&self) -> Option<(Key, Key)> {
-        let heads = || self.heads.iter().flatten();
+        let heads = || self.sources.iter().filter_map(|source| source.head.first());
         let start = heads().map(Extent::start).min()?;
         let boundary = |head: &Extent| {
             if head.start() > start { head.start() } else { head.end() }

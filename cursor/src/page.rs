@@ -23,13 +23,13 @@ use zerocopy::{
 use crate::{
     entry::{ENTRY_BYTES, FenceEntry, LeafEntry},
     error::PageError,
-    extent::{Key, MAX_BLOCKS},
+    extent::{Key, VersionKey},
 };
 
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: usize = BLOCK_BYTES;
 /// The layout's version.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -127,24 +127,30 @@ pub(crate) fn verify(bytes: &[u8], page: &PageRef, pool: u64) -> Result<usize, P
 }
 
 fn first_bad_leaf_entry(entries: &[LeafEntry]) -> Option<usize> {
-    let mut end = Key::MIN;
+    let mut before = None;
     entries.iter().position(|entry| {
-        let bad = !entry.is_valid() || entry.key() < end;
-        end = if bad { end } else { entry.extent().end() };
+        let bad = !entry.is_valid() || before.is_some_and(|before| !follows(before, entry));
+        before = Some(entry);
         bad
     })
 }
 
+/// Whether a valid entry can come after another: with later blocks, or an older version.
+#[inline]
+pub(crate) fn follows(before: &LeafEntry, entry: &LeafEntry) -> bool {
+    let before = before.extent();
+    if entry.is_older() {
+        before.is_same_run(&entry.extent()) && before.version() < entry.version()
+    } else {
+        before.end() <= entry.key()
+    }
+}
+
 fn first_bad_fence_entry(entries: &[FenceEntry]) -> Option<usize> {
     let mut last = None;
-    entries.iter().position(|entry| {
-        let key = entry.key();
-        let bad = last.is_some_and(|last| key <= last)
-            || key.address.0 >= MAX_BLOCKS
-            || !entry.page().0.is_multiple_of(PAGE_BYTES as u64);
-        last = Some(key);
-        bad
-    })
+    entries
+        .iter()
+        .position(|entry| last.replace(entry.version()).is_some_and(|last| entry.version() <= last))
 }
 
 /// The entries of a verified leaf page.
@@ -205,18 +211,31 @@ impl Page {
         }
     }
 
-    /// The position of the child that covers `key`: the last that starts at or before it, or
-    /// the first if `key` lies before all.
+    /// The position of the first child that has a version of what covers `key`: the last that
+    /// starts before it, or one further before if that begins among versions; the first if `key`
+    /// lies before all.
     #[inline]
     pub(crate) fn child_index(&self, key: Key) -> usize {
-        self.fence().partition_point(|entry| entry.key() <= key).saturating_sub(1)
+        let fences = self.fence();
+        let start = VersionKey::first(key);
+        let mut index = fences.partition_point(|entry| entry.version() < start).saturating_sub(1);
+        if fences.get(index + 1).is_some_and(|next| next.key() == key && !next.continues()) {
+            return index + 1;
+        }
+        while index > 0 && fences[index].continues() {
+            index -= 1;
+        }
+        index
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::extent::{Extent, Target};
+    use crate::{
+        epoch::Epoch,
+        extent::{Extent, Key, Target},
+    };
     use siltstone_device::{BlockAddress, LayerId, Place, SegmentId};
 
     const POOL: u64 = 5;
@@ -224,12 +243,14 @@ mod tests {
     fn entries(count: usize) -> Vec<LeafEntry> {
         (0..count as u64)
             .map(|i| {
-                LeafEntry::encode(&Extent {
+                let extent = Extent {
                     layer: LayerId(1),
+                    epoch: Epoch::FIRST,
                     address: BlockAddress(i * 4),
                     len_blocks: 3,
                     target: Target::Stored(Place::new(SegmentId(2), 4096, i as u8 % 60)),
-                })
+                };
+                LeafEntry::encode(&extent, false)
             })
             .collect()
     }
@@ -246,7 +267,11 @@ mod tests {
 
     fn fence() -> (Vec<u8>, PageRef) {
         let children: Vec<_> = (0..168)
-            .map(|i| FenceEntry::new(Key::new(LayerId(i / 50), u64::from(i)), ByteOffset(4096), i))
+            .map(|i| {
+                let first = Key::new(LayerId(i / 50), u64::from(i));
+                let first = VersionKey::new(first, Epoch(i));
+                FenceEntry::new(first, false, ByteOffset(4096), i)
+            })
             .collect();
         let mut bytes = vec![0xee; PAGE_BYTES];
         let checksum = build_fence(&mut bytes, &children, POOL, page_ref(1));
@@ -285,6 +310,36 @@ mod tests {
         assert!(matches!(verify(&bytes, &other, POOL), Err(PageError::Header(_))));
         let other = PageRef { address: ByteOffset(4096), ..page };
         assert!(matches!(verify(&bytes, &other, POOL), Err(PageError::Header(_))));
+    }
+
+    #[test]
+    fn versions_that_no_writer_writes_are_refused_even_under_a_good_checksum() {
+        let extent = |epoch, address, len_blocks| Extent {
+            layer: LayerId(1),
+            epoch: Epoch(epoch),
+            address: BlockAddress(address),
+            len_blocks,
+            target: Target::Hole,
+        };
+        let encode = |entries: &[(Extent, bool)]| {
+            let entries = entries.iter().map(|(extent, older)| LeafEntry::encode(extent, *older));
+            let mut bytes = vec![0; PAGE_BYTES];
+            let checksum = build_leaf(&mut bytes, &entries.collect::<Vec<_>>(), POOL, page_ref(0));
+            verify(&bytes, &PageRef { checksum, ..page_ref(0) }, POOL)
+        };
+        let first = (extent(7, 20, 4), true);
+        assert_eq!(encode(&[first, (extent(5, 20, 4), true), (extent(9, 24, 1), false)]), Ok(3));
+        for second in [
+            // A newer version, one that does not say that it is older, other blocks.
+            (extent(7, 20, 4), true),
+            (extent(8, 20, 4), true),
+            (extent(5, 20, 4), false),
+            (extent(5, 20, 3), true),
+            (extent(5, 22, 2), true),
+            (extent(5, 24, 4), true),
+        ] {
+            assert_eq!(encode(&[first, second]), Err(PageError::Entry { index: 1 }), "{second:?}");
+        }
     }
 
     #[test]

@@ -144,18 +144,21 @@ mod tests {
     use super::*;
     use crate::{
         entry::LeafEntry,
+        epoch::Epoch,
         extent::{Extent, Target},
         page,
     };
     use siltstone_device::{AlignedBuffer, BlockAddress, LayerId};
 
     fn page(number: u64, patch: u64) -> Arc<Page> {
-        let entry = LeafEntry::encode(&Extent {
+        let extent = Extent {
             layer: LayerId(1),
+            epoch: Epoch::FIRST,
             address: BlockAddress(number),
             len_blocks: 1,
             target: Target::Hole,
-        });
+        };
+        let entry = LeafEntry::encode(&extent, false);
         let mut bytes = AlignedBuffer::zeroed(PAGE_BYTES);
         let reference =
             PageRef { address: ByteOffset(number * 4096), patch, checksum: 0, height: 0 };

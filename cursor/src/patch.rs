@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use siltstone_device::{ByteOffset, LayerId, SegmentId};
 
-use crate::{extent::Key, page::PageRef};
+use crate::{
+    epoch::{Epoch, Visibility},
+    extent::{Extent, Key},
+    page::PageRef,
+};
 
 /// Levels are numbered below this. With the default limits the deepest holds terabytes of map.
 pub(crate) const MAX_LEVELS: usize = 8;
@@ -18,6 +22,46 @@ pub struct PageExtent {
     pub first_page: u32,
     /// How many.
     pub count: u32,
+}
+
+/// What a patch holds of one layer: enough to tell, once labels were deleted, whether rewriting the
+/// patch could leave anything out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeldLayer {
+    pub(crate) layer: LayerId,
+    /// The latest epoch of an entry.
+    pub(crate) newest: Epoch,
+    /// Versions that have a newer one here are there for labels from this epoch on,
+    pub(crate) older_from: Epoch,
+    /// and before this one; the same if there is no such version.
+    pub(crate) older_to: Epoch,
+    /// So many labels lay there when the patch was written. No label comes there later: new ones
+    /// are of the current epoch.
+    pub(crate) labels: u32,
+}
+
+impl HeldLayer {
+    /// A layer of which nothing is held yet but the newest version of some blocks.
+    pub(crate) fn new(layer: LayerId, newest: Epoch) -> Self {
+        Self { layer, newest, older_from: Epoch::MAX, older_to: Epoch::MAX, labels: 0 }
+    }
+
+    /// Takes a stack in, newest version first.
+    pub(crate) fn note(&mut self, stack: &[Extent]) {
+        let (Some(newest), Some(oldest)) = (stack.first(), stack.last()) else { return };
+        self.newest = self.newest.max(newest.epoch);
+        if stack.len() > 1 {
+            let had_older = self.older_from < self.older_to;
+            self.older_to = if had_older { self.older_to.max(newest.epoch) } else { newest.epoch };
+            self.older_from = self.older_from.min(oldest.epoch);
+        }
+    }
+
+    /// Whether a rewrite could leave something out that nobody can read any more.
+    pub(crate) fn has_garbage(&self, visibility: &Visibility) -> bool {
+        !visibility.sees_newest(self.newest)
+            || visibility.labels_in(self.older_from, self.older_to) < self.labels as usize
+    }
 }
 
 /// What is known of a patch without reading it.
@@ -44,7 +88,7 @@ pub(crate) struct Patch {
     /// How many of these are holes.
     pub(crate) holes: u64,
     /// Every layer that has an entry here, in order.
-    pub(crate) layers: Vec<LayerId>,
+    pub(crate) layers: Vec<HeldLayer>,
     pub(crate) pages: Vec<PageExtent>,
 }
 
@@ -81,7 +125,7 @@ impl Patch {
         let mut rest = self.clone();
         if self.first < from {
             rest.first = from;
-            rest.layers.retain(|layer| *layer >= from.layer);
+            rest.layers.retain(|held| held.layer >= from.layer);
         }
         Some(rest)
     }

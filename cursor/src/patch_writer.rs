@@ -18,11 +18,11 @@ use siltstone_device::{
 use crate::{
     entry::{FenceEntry, LeafEntry},
     error::MapError,
-    extent::{Extent, Key, Target},
+    extent::{Extent, Key, Target, VersionKey},
     manifest::Tail,
     page::{self, ENTRIES_PER_PAGE, PAGE_BYTES, PageRef},
     page_store::PageStore,
-    patch::{PageExtent, Patch},
+    patch::{HeldLayer, PageExtent, Patch},
     space::SegmentSource,
 };
 
@@ -70,8 +70,8 @@ struct Current {
     patch: Patch,
     /// The leaves written so far.
     fences: Vec<FenceEntry>,
-    /// Where the leaf that is being filled begins.
-    leaf_first: Key,
+    /// Where the leaf that is being filled begins, and whether with an older version.
+    leaf_first: (VersionKey, bool),
 }
 
 /// What a writer wrote.
@@ -110,15 +110,44 @@ impl<'a> PatchWriter<'a> {
         self.pages_written
     }
 
-    /// Appends the next extent, which starts at or after the end of the last one.
-    pub(crate) async fn push(&mut self, extent: Extent) -> Result<(), MapError> {
-        if self.leaf.len() == ENTRIES_PER_PAGE {
+    /// Appends the next stack: versions of the same blocks, newest first, which start at or after
+    /// the end of the last one. It is all in one patch, and in one leaf if it fits there, so that
+    /// a lookup finds what it wants in one leaf; a longer one begins a leaf.
+    pub(crate) async fn push(&mut self, stack: &[Extent]) -> Result<(), MapError> {
+        let Some(newest) = stack.first() else { return Ok(()) };
+        if !self.leaf.is_empty() && self.leaf.len() + stack.len() > ENTRIES_PER_PAGE {
             self.write_leaf().await?;
+        }
+        if self.leaf.is_empty() {
             let leaves = self.current.as_ref().map_or(0, |current| current.fences.len());
             if leaves >= self.max_leaves as usize {
                 self.finish_patch().await?;
             }
         }
+        self.begin_stack(newest, stack);
+        let mut before: Option<&Extent> = None;
+        for version in stack {
+            if self.leaf.len() == ENTRIES_PER_PAGE {
+                self.write_leaf().await?;
+            }
+            let ordered = |before: &Extent| {
+                before.is_same_run(version) && before.version() < version.version()
+            };
+            assert!(before.is_none_or(ordered), "versions arrive from the newest to the oldest");
+            let is_older = before.replace(version).is_some();
+            let current = self.current.as_mut().expect("a stack belongs to a patch");
+            if self.leaf.is_empty() {
+                current.leaf_first = (version.version(), is_older);
+            }
+            current.patch.entries += 1;
+            current.patch.holes += u64::from(version.target == Target::Hole);
+            self.leaf.push(LeafEntry::encode(version, is_older));
+        }
+        Ok(())
+    }
+
+    /// Makes a stack part of the current patch, or of a new one.
+    fn begin_stack(&mut self, newest: &Extent, stack: &[Extent]) {
         let (level, at) = (self.level, &mut self.at);
         let current = self.current.get_or_insert_with(|| {
             let id = at.next_patch;
@@ -130,28 +159,22 @@ impl<'a> PatchWriter<'a> {
                 root_address: Default::default(),
                 root_checksum: 0,
                 root_height: 0,
-                first: extent.start(),
-                last: extent.start(),
+                first: newest.start(),
+                last: newest.start(),
                 entries: 0,
                 holes: 0,
                 layers: Vec::new(),
                 pages: Vec::new(),
             };
-            Current { patch, fences: Vec::new(), leaf_first: extent.start() }
+            Current { patch, fences: Vec::new(), leaf_first: (newest.version(), false) }
         });
         let patch = &mut current.patch;
-        assert!(patch.entries == 0 || patch.last < extent.start(), "extents arrive in order");
-        if self.leaf.is_empty() {
-            current.leaf_first = extent.start();
+        assert!(patch.entries == 0 || patch.last < newest.start(), "extents arrive in order");
+        patch.last = Key::new(newest.layer, newest.end_address() - 1);
+        if patch.layers.last().is_none_or(|held| held.layer != newest.layer) {
+            patch.layers.push(HeldLayer::new(newest.layer, newest.epoch));
         }
-        patch.last = Key::new(extent.layer, extent.end_address() - 1);
-        patch.entries += 1;
-        patch.holes += u64::from(extent.target == Target::Hole);
-        if patch.layers.last() != Some(&extent.layer) {
-            patch.layers.push(extent.layer);
-        }
-        self.leaf.push(LeafEntry::encode(&extent));
-        Ok(())
+        patch.layers.last_mut().expect("one was just made").note(stack);
     }
 
     async fn write_leaf(&mut self) -> Result<(), MapError> {
@@ -161,7 +184,8 @@ impl<'a> PatchWriter<'a> {
         self.leaf = leaf;
         self.leaf.clear();
         let current = self.current.as_mut().expect("a leaf belongs to a patch");
-        current.fences.push(FenceEntry::new(current.leaf_first, written.address, written.checksum));
+        let (first, continues) = current.leaf_first;
+        current.fences.push(FenceEntry::new(first, continues, written.address, written.checksum));
         set_root(&mut current.patch, written);
         Ok(())
     }
@@ -181,7 +205,8 @@ impl<'a> PatchWriter<'a> {
                 let written = self
                     .append(height, |bytes, pool, page| page::build_fence(bytes, chunk, pool, page))
                     .await?;
-                parents.push(FenceEntry::new(chunk[0].key(), written.address, written.checksum));
+                let (first, continues) = (chunk[0].version(), chunk[0].continues());
+                parents.push(FenceEntry::new(first, continues, written.address, written.checksum));
                 set_root(&mut self.current.as_mut().expect("checked above").patch, written);
             }
             children = parents;

@@ -18,16 +18,18 @@
 //!   longer than segments, so merging alone leaves many segments with a few pages in use. Where
 //!   too many are, the patches in the emptiest are rewritten as they are, to the open segment
 //!   ([`Packing`]).
+//! - What only a deleted layer or label could see is dropped by rewriting, in their level, the
+//!   patches that may have it ([`HeldLayer`]).
 //! - A patch that overlaps nothing below moves down as it is. Small patches (frequent checkpoints
 //!   write them) are merged with their neighbours instead, so that patches do not grow in number.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use siltstone_device::{LayerId, SegmentId};
+use siltstone_device::SegmentId;
 
 use crate::{
     extent::Key,
-    patch::{MAX_LEVELS, Patch, Version},
+    patch::{HeldLayer, MAX_LEVELS, Patch, Version},
 };
 
 /// The sizes that the policy aims at.
@@ -77,11 +79,12 @@ pub(crate) struct Job {
     pub(crate) output_level: u8,
 }
 
-/// The most urgent thing to do, or `None` if the levels are in shape and hold nothing dead.
+/// The most urgent thing to do, or `None` if the levels are in shape and no patch has what nobody
+/// can read since a layer or a label was deleted.
 pub(crate) fn decide(
     version: &Version,
     limits: &Limits,
-    is_dead: &dyn Fn(LayerId) -> bool,
+    has_garbage: &dyn Fn(&HeldLayer) -> bool,
 ) -> Option<Decision> {
     let begun = version.patches().find(|patch| patch.draining).map(|patch| patch.level);
     if let Some(level) = begun {
@@ -90,12 +93,12 @@ pub(crate) fn decide(
     if let Some(level) = fullest(version, limits) {
         return Some(merge_down(version, limits, level));
     }
-    let has_dead = |patch: &&Arc<Patch>| patch.layers.iter().any(|layer| is_dead(*layer));
-    if version.newest().iter().any(|patch| has_dead(&patch)) {
+    let has_garbage = |patch: &&Arc<Patch>| patch.layers.iter().any(has_garbage);
+    if version.newest().iter().any(|patch| has_garbage(&patch)) {
         return Some(merge_down(version, limits, 0));
     }
-    let dead = version.sorted().iter().flatten().find(has_dead)?;
-    Some(Decision::Merge(in_place(dead)))
+    let patch = version.sorted().iter().flatten().find(has_garbage)?;
+    Some(Decision::Merge(in_place(patch)))
 }
 
 /// What to do next to bring all patches into one level, where nothing superseded is left: merge

@@ -9,15 +9,20 @@ use std::{collections::VecDeque, sync::Arc};
 use siltstone_device::{AlignedBuffer, request::Pending};
 
 use crate::{
+    entry::LeafEntry,
+    epoch::MAX_LABELS,
     error::{MapError, PageError},
     extent::{Extent, Key},
-    page::{self, PAGE_BYTES, Page, PageRef},
+    page::{self, ENTRIES_PER_PAGE, PAGE_BYTES, Page, PageRef},
     page_store::PageStore,
     patch::Patch,
 };
 
 /// The most pages in one device read.
 const MAX_READ_PAGES: usize = 64;
+/// The most leaves that begin among versions of the same blocks: more than labels can account for.
+/// Bounds the memory that a stack takes.
+const MAX_STACK_LEAVES: usize = MAX_LABELS.div_ceil(ENTRIES_PER_PAGE) + 1;
 /// The window at the start of a scan.
 const FIRST_WINDOW_PAGES: usize = 2;
 
@@ -39,8 +44,10 @@ pub(crate) struct PatchReader {
     queue: VecDeque<Batch>,
     queued_pages: usize,
     current: Option<Current>,
-    /// The patch of the last leaf, and where its last entry ended: the patch goes on from there.
-    leaf_end: (u64, Key),
+    /// The patch of the last leaf, and its last entry: the patch goes on from there.
+    last: Option<(u64, LeafEntry)>,
+    /// How many leaves in a row began among versions of the same blocks.
+    stack_leaves: usize,
     pages_consumed: u64,
 }
 
@@ -104,7 +111,8 @@ impl PatchReader {
             queue: VecDeque::new(),
             queued_pages: 0,
             current: None,
-            leaf_end: (u64::MAX, Key::MIN),
+            last: None,
+            stack_leaves: 0,
             pages_consumed: 0,
         }
     }
@@ -181,14 +189,18 @@ impl PatchReader {
                     })?
                 }
             };
-        // Whole pages in a wrong order: merges rely on order.
+        // Whole pages in a wrong order, or without their beginning: merges rely on order.
         let entries = current.entries();
-        let (patch, end) = self.leaf_end;
-        if patch == page.patch && entries[0].key() < end {
-            let (address, source) = (page.address, PageError::OutsideFence);
+        let (first, last) = (entries[0], entries[entries.len() - 1]);
+        let before = self.last.filter(|(patch, _)| *patch == page.patch);
+        let in_order =
+            before.map_or(!first.is_older(), |(_, before)| page::follows(&before, &first));
+        self.stack_leaves = if first.is_older() { self.stack_leaves + 1 } else { 0 };
+        if !in_order || self.stack_leaves > MAX_STACK_LEAVES {
+            let (patch, address, source) = (page.patch, page.address, PageError::OutsideFence);
             return Err(MapError::Page { patch, address, source });
         }
-        self.leaf_end = (page.patch, entries[entries.len() - 1].extent().end());
+        self.last = Some((page.patch, last));
         current.next = entries.partition_point(|entry| entry.extent().end() <= clip.0);
         Ok(())
     }
@@ -267,7 +279,7 @@ impl PatchReader {
 
 impl Current {
     #[inline]
-    fn entries(&self) -> &[crate::entry::LeafEntry] {
+    fn entries(&self) -> &[LeafEntry] {
         match &self.bytes {
             Bytes::Cached(page) => page.leaf(),
             Bytes::Read(bytes) => {
@@ -284,9 +296,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        entry::{FenceEntry, LeafEntry},
-        extent::Target,
-        patch::PageExtent,
+        entry::FenceEntry,
+        epoch::Epoch,
+        extent::{Target, VersionKey},
+        patch::{HeldLayer, PageExtent},
         space::SegmentGeometry,
     };
 
@@ -306,14 +319,16 @@ mod tests {
             let entries: Vec<_> = (firsts[at]..firsts[at] + 3)
                 .map(|address| Extent {
                     layer: LayerId(1),
+                    epoch: Epoch::FIRST,
                     address: BlockAddress(address),
                     len_blocks: 1,
                     target: Target::Hole,
                 })
-                .map(|extent| LeafEntry::encode(&extent))
+                .map(|extent| LeafEntry::encode(&extent, false))
                 .collect();
             let leaf = put(at as u64, 0, &|bytes, page| page::build_leaf(bytes, &entries, 5, page));
-            FenceEntry::new(key(at as u64 * 100), leaf.address, leaf.checksum)
+            let first = VersionKey::new(key(at as u64 * 100), Epoch::FIRST);
+            FenceEntry::new(first, false, leaf.address, leaf.checksum)
         });
         let root = put(2, 1, &|bytes, page| page::build_fence(bytes, &fences, 5, page));
         let patch = Patch {
@@ -327,7 +342,7 @@ mod tests {
             last: key(200),
             entries: 6,
             holes: 6,
-            layers: vec![LayerId(1)],
+            layers: vec![HeldLayer::new(LayerId(1), Epoch::FIRST)],
             pages: vec![PageExtent { segment: SegmentId(0), first_page: 0, count: 3 }],
         };
         let geometry = SegmentGeometry { data_start: ByteOffset(0), segment_bytes: 1 << 20 };

@@ -3,8 +3,10 @@
 //! A damaged page hides what it says of its range of keys, and with it what older patches say
 //! there; what newer patches and memtables say still holds. A [`SalvageCursor`] therefore merges
 //! as every cursor does, with one more kind of input: a `SalvageReader` stands in for patches and
-//! turns a page that cannot be read into holes over the page's range, which it remembers. A piece
-//! of the merge that is such a hole is unknown.
+//! turns a page that cannot be read into holes over the page's range, which it remembers. Where such
+//! a hole comes up among the versions of a piece of the merge, it and what is older is unknown. Where
+//! versions of the same blocks fill several pages and one of these is damaged, none of them is
+//! believed.
 //!
 //! Where nothing is damaged, the cursor reads ahead like any other; on an error it goes on page by
 //! page until it is past the damage.
@@ -17,13 +19,15 @@ use std::{
 use siltstone_device::{BlockAddress, LayerId};
 
 use crate::{
-    cursor::{sorted_runs, start_merge},
-    error::MapError,
+    cursor::{memtable_inputs, sorted_runs, start_merge},
+    entry::LeafEntry,
+    epoch::Epoch,
+    error::{MapError, PageError},
     extent::{Extent, Key, MAX_BLOCKS, Target},
     lookup::Snapshot,
     map::{Map, Shared},
-    merge::{Input, MemtableReader, Merge},
-    page::PageRef,
+    merge::{Input, Merge},
+    page::{self, PageRef},
     page_store::PageStore,
     patch::Patch,
 };
@@ -31,9 +35,10 @@ use crate::{
 /// What is found at the cursor's position.
 #[derive(Clone, Debug)]
 pub enum Salvaged {
-    /// What the map says.
+    /// What the map says. Versions of the same blocks follow one another, newest first.
     Extent(Extent),
-    /// Blocks of which the map cannot say anything.
+    /// Blocks of which the map cannot say what they held up to some epoch; what they held later
+    /// was told before.
     Unknown {
         /// The layer.
         layer: LayerId,
@@ -41,6 +46,8 @@ pub enum Salvaged {
         address: BlockAddress,
         /// How many.
         len_blocks: u64,
+        /// As of this epoch, and all earlier ones, the map cannot say.
+        as_of: Epoch,
         /// The damage that hides them.
         error: MapError,
     },
@@ -48,25 +55,29 @@ pub enum Salvaged {
 
 impl Salvaged {
     /// Takes `next` in if one item can stand for both.
-    fn join(&mut self, next: &Self) -> bool {
+    fn joins(&self, next: &Self) -> bool {
         match (self, next) {
-            (Self::Extent(mine), Self::Extent(next)) if mine.joins(next) => {
-                mine.len_blocks += next.len_blocks;
-                true
-            }
+            (Self::Extent(mine), Self::Extent(next)) => mine.joins(next),
             (
-                Self::Unknown { layer, address, len_blocks, .. },
-                Self::Unknown { layer: next_layer, address: next, len_blocks: more, .. },
-            ) if layer == next_layer && address.0 + *len_blocks == next.0 => {
-                *len_blocks += more;
-                true
-            }
+                Self::Unknown { layer, address, len_blocks, as_of, .. },
+                Self::Unknown { layer: next_layer, address: next, as_of: next_as_of, .. },
+            ) => (layer, as_of, address.0 + *len_blocks) == (next_layer, next_as_of, next.0),
             _ => false,
+        }
+    }
+
+    fn lengthen(&mut self, more: &Self) {
+        match (self, more) {
+            (Self::Extent(mine), Self::Extent(more)) => mine.len_blocks += more.len_blocks,
+            (Self::Unknown { len_blocks, .. }, Self::Unknown { len_blocks: more, .. }) => {
+                *len_blocks += more;
+            }
+            _ => unreachable!("only what joins is joined"),
         }
     }
 }
 
-/// A cursor over all extents of some layers that does not stop at damage. Unlike others it may be
+/// A cursor over all versions of some layers that does not stop at damage. Unlike others it may be
 /// used while patches are merged: what a page that has been recycled held is looked for again.
 pub struct SalvageCursor {
     shared: Arc<Shared>,
@@ -81,12 +92,14 @@ pub struct SalvageCursor {
     tolerant: bool,
     /// Every page is read from the medium, whether or not it is cached.
     thorough: bool,
-    /// The last item, which the next may join.
-    pending: Option<Salvaged>,
+    /// The last items, of the same blocks, which the next may join.
+    pending: Vec<Salvaged>,
+    /// What is to be returned next.
+    ready: VecDeque<Salvaged>,
 }
 
 impl Map {
-    /// A cursor over the extents of `layers`, holes included, that goes on behind damaged pages.
+    /// A cursor over all versions of `layers`, holes included, that goes on behind damaged pages.
     /// The number is how many blocks a layer has: what lies behind is left out. With `thorough`,
     /// no page is believed because it is cached.
     #[must_use]
@@ -108,7 +121,8 @@ impl Map {
             merge: None,
             tolerant: thorough,
             thorough,
-            pending: None,
+            pending: Vec::new(),
+            ready: VecDeque::new(),
         }
     }
 }
@@ -117,15 +131,27 @@ impl SalvageCursor {
     /// The next item, in order of layer and address.
     pub async fn next(&mut self) -> Option<Salvaged> {
         loop {
-            let Some(item) = self.next_piece().await else { return self.pending.take() };
-            let joined = self.pending.as_mut().is_some_and(|pending| pending.join(&item));
-            if !joined && let Some(before) = self.pending.replace(item) {
-                return Some(before);
+            if let Some(item) = self.ready.pop_front() {
+                return Some(item);
+            }
+            let Some(items) = self.next_piece().await else {
+                self.ready.extend(self.pending.drain(..));
+                return self.ready.pop_front();
+            };
+            let joins = self.pending.len() == items.len()
+                && self.pending.iter().zip(&items).all(|(pending, next)| pending.joins(next));
+            if joins {
+                for (pending, next) in self.pending.iter_mut().zip(&items) {
+                    pending.lengthen(next);
+                }
+            } else {
+                self.ready.extend(std::mem::replace(&mut self.pending, items));
             }
         }
     }
 
-    async fn next_piece(&mut self) -> Option<Salvaged> {
+    /// What is known of the next blocks, newest first.
+    async fn next_piece(&mut self) -> Option<Vec<Salvaged>> {
         loop {
             let merge = match &mut self.merge {
                 Some(merge) => merge,
@@ -142,47 +168,34 @@ impl SalvageCursor {
                     start_merge(&self.shared, &self.snapshot, None, range, self.budget_bytes)
                 }),
             };
-            // The newest input that has a piece is the one that counts, and is named first.
-            let mut winner = None;
-            let next = merge.next(|input, _| _ = winner.get_or_insert(input)).await;
-            let extent = match (next, winner) {
-                (Ok(Some(extent)), Some(winner)) => {
-                    let damage = merge.damage(winner, extent.start()).cloned();
-                    if damage.is_some() && self.refresh() {
-                        continue;
-                    }
-                    self.position = extent.end();
-                    if self.tolerant
-                        && !self.thorough
-                        && !merge_has_damage(&self.merge, self.position)
-                    {
-                        self.merge = None;
-                        self.tolerant = false;
-                    }
-                    (extent, damage)
-                }
-                (Ok(_), _) => return None,
-                (Err(_), _) => {
+            let mut pieces: Vec<(usize, Extent)> = Vec::new();
+            match merge.next(|input, piece| pieces.push((input, *piece))).await {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(_) => {
                     self.merge = None;
                     self.tolerant = !self.refresh() || self.thorough;
                     continue;
                 }
-            };
-            let (extent, damage) = extent;
-            let Some(&end) = self.layers.get(&extent.layer) else { continue };
-            if extent.address.0 >= end {
+            }
+            let (_, Extent { layer, .. }) = pieces[0];
+            let (start, end) = (pieces[0].1.start(), pieces[0].1.end());
+            // The newest input that is damaged here hides everything older, its own versions too.
+            let damage = pieces.iter().enumerate().find_map(|(at, &(input, _))| {
+                merge.damage(input, start).map(|error| (at, error.clone()))
+            });
+            if damage.is_some() && self.refresh() {
                 continue;
             }
-            let extent = extent.slice(extent.address.0, end);
-            return Some(match damage {
-                None => Salvaged::Extent(extent),
-                Some(error) => Salvaged::Unknown {
-                    layer: extent.layer,
-                    address: extent.address,
-                    len_blocks: extent.len_blocks.into(),
-                    error,
-                },
-            });
+            self.position = end;
+            if self.tolerant && !self.thorough && !merge_has_damage(&self.merge, self.position) {
+                self.merge = None;
+                self.tolerant = false;
+            }
+            let Some(&blocks) = self.layers.get(&layer) else { continue };
+            if start.address.0 < blocks {
+                return Some(known(&pieces, damage, blocks));
+            }
         }
     }
 
@@ -199,6 +212,33 @@ impl SalvageCursor {
     }
 }
 
+/// What pieces of a merge, newest first, say of blocks below `end`: those before the damage, of each
+/// epoch the newest; and what the damage hides.
+fn known(pieces: &[(usize, Extent)], damage: Option<(usize, MapError)>, end: u64) -> Vec<Salvaged> {
+    let (_, first) = pieces[0];
+    let count = damage.as_ref().map_or(pieces.len(), |(count, _)| *count);
+    let mut items = Vec::new();
+    // The newest epoch that is not told yet.
+    let mut below = Some(Epoch::MAX);
+    for (_, piece) in &pieces[..count] {
+        if below.is_some_and(|below| piece.epoch <= below) {
+            items.push(Salvaged::Extent(piece.slice(first.address.0, end)));
+            below = piece.epoch.0.checked_sub(1).map(Epoch);
+        }
+    }
+    if let (Some((_, error)), Some(as_of)) = (damage, below) {
+        let Extent { layer, address, len_blocks, .. } = first.slice(first.address.0, end);
+        items.push(Salvaged::Unknown {
+            layer,
+            address,
+            len_blocks: len_blocks.into(),
+            as_of,
+            error,
+        });
+    }
+    items
+}
+
 fn merge_has_damage(merge: &Option<Merge>, from: Key) -> bool {
     merge.as_ref().is_some_and(|merge| merge.has_damage(from))
 }
@@ -211,10 +251,7 @@ fn tolerant_merge(
     from: Key,
     to: Key,
 ) -> Merge {
-    let mut inputs = Vec::new();
-    for table in [Some(&snapshot.active), snapshot.frozen.as_ref()].into_iter().flatten() {
-        inputs.push(Input::Memtable(MemtableReader::new(table.clone(), from, to)));
-    }
+    let mut inputs = memtable_inputs(snapshot, from, to);
     for run in sorted_runs(&snapshot.version, from, to) {
         let reader = SalvageReader {
             store: shared.store.clone(),
@@ -222,14 +259,17 @@ fn tolerant_merge(
             patches: run.into(),
             from,
             to,
+            clip: (from, to),
             todo: Vec::new(),
             extents: Vec::new(),
+            last: None,
+            is_broken: false,
             holes: None,
             damage: VecDeque::new(),
         };
         inputs.push(Input::Salvage(Box::new(reader)));
     }
-    Merge::new(inputs, false)
+    Merge::new(inputs.into_iter())
 }
 
 /// Keys of which nothing is known.
@@ -244,6 +284,9 @@ struct Visit {
     page: PageRef,
     from: Key,
     to: Key,
+    /// The page after it begins with an older version of what this one ends with: of blocks that
+    /// begin at `to`.
+    goes_on: bool,
 }
 
 /// The extents of patches (in key order, not overlapping) in a range of keys, read one page at a
@@ -254,10 +297,16 @@ pub(crate) struct SalvageReader {
     patches: VecDeque<Arc<Patch>>,
     from: Key,
     to: Key,
-    /// Pages of the patch being read, the next last.
+    /// The range of the patch being read.
+    clip: (Key, Key),
+    /// Pages of it, the next last.
     todo: Vec<Visit>,
     /// What the leaf being read has left, the next last.
     extents: Vec<Extent>,
+    /// The last entry of the last leaf.
+    last: Option<LeafEntry>,
+    /// The last page of this patch was damaged.
+    is_broken: bool,
     /// What is left of a damaged range.
     holes: Option<(Key, Key)>,
     damage: VecDeque<Damage>,
@@ -266,20 +315,23 @@ pub(crate) struct SalvageReader {
 impl SalvageReader {
     pub(crate) async fn next(&mut self) -> Option<Extent> {
         loop {
-            if let Some(extent) = self.extents.pop() {
-                return Some(extent);
-            }
             if let Some((from, to)) = self.holes.take()
                 && let Some(hole) = self.next_hole(from, to)
             {
                 self.holes = Some((hole.end(), to));
                 return Some(hole);
             }
+            if let Some(extent) = self.extents.pop() {
+                return Some(extent);
+            }
             let Some(visit) = self.todo.pop() else {
                 let patch = self.patches.pop_front()?;
                 let (from, to) = (self.from.max(patch.first), self.to.min(patch.end()));
+                self.clip = (from, to);
+                self.is_broken = false;
+                self.last = None;
                 if from < to {
-                    self.todo.push(Visit { page: patch.root(), from, to });
+                    self.todo.push(Visit { page: patch.root(), from, to, goes_on: false });
                 }
                 continue;
             };
@@ -287,29 +339,92 @@ impl SalvageReader {
         }
     }
 
-    async fn visit(&mut self, Visit { page, from, to }: Visit) {
-        let read = match self.store.read_from_medium(page).await {
+    async fn visit(&mut self, visit: Visit) {
+        let read = match self.store.read_from_medium(visit.page).await {
             Ok(read) => read,
             Err(error) => {
-                self.damage.push_back(Damage { from, to, error });
-                self.holes = Some((from, to));
+                self.note_damage(&visit, error);
                 return;
             }
         };
-        if page.height == 0 {
-            let extents = read.leaf().iter().filter_map(|entry| entry.extent().clip(from, to));
-            self.extents.extend(extents);
-            self.extents.reverse();
+        if visit.page.height == 0 {
+            self.visit_leaf(read.leaf(), &visit);
             return;
         }
+        let Visit { from, to, goes_on, .. } = visit;
         let fences = read.fence();
+        // Of a page that goes on with versions, those before it are needed as well.
+        let mut next = Some((to, goes_on, goes_on));
         for (index, fence) in fences.iter().enumerate().rev() {
+            let (end, goes_on, is_needed) = next.take().expect("set by the round before");
             // The first child answers for what lies before it too.
-            let first = if index == 0 { from } else { from.max(fence.key()) };
-            let end = fences.get(index + 1).map_or(to, |next| to.min(next.key()));
-            if first < end {
-                self.todo.push(Visit { page: read.child(index), from: first, to: end });
+            let first = if index == 0 { from } else { from.max(fence.key().min(to)) };
+            let is_needed = first < end || is_needed;
+            if is_needed {
+                self.todo.push(Visit { page: read.child(index), from: first, to: end, goes_on });
             }
+            next = Some((first, fence.continues(), is_needed && fence.continues()));
+        }
+    }
+
+    /// Takes over what a leaf says. Versions of blocks whose newer ones are damaged do not count.
+    fn visit_leaf(&mut self, entries: &[LeafEntry], visit: &Visit) {
+        let (first, last) = (entries[0], entries[entries.len() - 1]);
+        // Runs of blocks of which this page has a part of the versions only.
+        let begun = first.is_older().then(|| first.key());
+        let unfinished = visit.goes_on.then(|| last.key());
+        let is_broken = std::mem::take(&mut self.is_broken);
+        let mut entries = entries;
+        if first.is_older() {
+            let before = self.last.as_ref().filter(|_| !is_broken);
+            if !before.is_some_and(|before| page::follows(before, &first)) {
+                self.disbelieve(first.extent(), visit.page);
+                let skipped = entries.iter().take_while(|entry| entry.key() == first.key()).count();
+                entries = &entries[skipped..];
+            }
+        }
+        let extents = entries.iter().filter_map(|entry| {
+            let key = Some(entry.key());
+            let is_shared = key == begun || key == unfinished;
+            let (from, to) = if is_shared { self.clip } else { (visit.from, visit.to) };
+            if from < to { entry.extent().clip(from, to) } else { None }
+        });
+        self.extents.extend(extents);
+        self.extents.reverse();
+        self.last = Some(last);
+    }
+
+    /// Makes a hole of blocks whose newer versions could not be read.
+    fn disbelieve(&mut self, run: Extent, page: PageRef) {
+        let (from, to) = (run.start().max(self.clip.0), run.end().min(self.clip.1));
+        if from >= to {
+            return;
+        }
+        let PageRef { patch, address, .. } = page;
+        let known = self.damage.back().map(|damage| damage.error.clone());
+        let error =
+            known.unwrap_or(MapError::Page { patch, address, source: PageError::OutsideFence });
+        self.damage.push_back(Damage { from, to, error });
+        // Still newer versions, which were read, stand for the blocks already.
+        let is_told = self.last.is_some_and(|last| last.key() == run.start());
+        self.holes = (!is_told).then_some((from, to));
+    }
+
+    /// Makes holes of what a damaged page answers for.
+    fn note_damage(&mut self, visit: &Visit, error: MapError) {
+        let &Visit { mut from, to, .. } = visit;
+        self.is_broken = true;
+        let last = self.last.map(|last| last.extent());
+        if let Some(last) = last.filter(|last| last.start() <= from && from < last.end()) {
+            // Newer versions of these blocks were read before; they are not believed any more.
+            let (from_last, to_last) = (last.start().max(self.clip.0), last.end().min(self.clip.1));
+            let error = error.clone();
+            self.damage.push_back(Damage { from: from_last, to: to_last, error });
+            from = last.end();
+        }
+        if from < to {
+            self.damage.push_back(Damage { from, to, error });
+            self.holes = Some((from, to));
         }
     }
 
@@ -322,6 +437,7 @@ impl SalvageReader {
             let len_blocks = end.checked_sub(start).filter(|len| *len > 0)?;
             Some(Extent {
                 layer,
+                epoch: Epoch::FIRST,
                 address: BlockAddress(start),
                 len_blocks: u32::try_from(len_blocks).unwrap_or(u32::MAX),
                 target: Target::Hole,

@@ -7,46 +7,52 @@
 
 use crate::{
     entry::{FenceEntry, LeafEntry},
-    extent::Key,
+    epoch::Epoch,
+    extent::{Extent, VersionKey},
 };
 
 /// Entries first looked at around the guess.
 const FIRST_STEP: usize = 4;
 
-/// An entry that has a key.
+/// An entry that has a position.
 pub(crate) trait Keyed {
-    /// Its key.
-    fn key(&self) -> Key;
+    /// Its position.
+    fn version(&self) -> VersionKey;
 }
 
 impl Keyed for LeafEntry {
     #[inline]
-    fn key(&self) -> Key {
-        self.key()
+    fn version(&self) -> VersionKey {
+        self.version()
     }
 }
 
 impl Keyed for FenceEntry {
     #[inline]
-    fn key(&self) -> Key {
-        self.key()
+    fn version(&self) -> VersionKey {
+        self.version()
     }
 }
 
-/// The number of `entries` (sorted) whose key is at most `key`. The closer all keys spread evenly
+/// The number of `entries` (sorted) whose position is at most `key`. The closer all keys spread evenly
 /// over `[from, to)`, the faster; the outcome does not depend on it.
 #[inline]
-pub(crate) fn count_up_to<E: Keyed>(entries: &[E], key: Key, from: Key, to: Key) -> usize {
+pub(crate) fn count_up_to<E: Keyed>(
+    entries: &[E],
+    key: VersionKey,
+    from: VersionKey,
+    to: VersionKey,
+) -> usize {
     if entries.is_empty() {
         return 0;
     }
     let guess = guess(entries.len(), key, from, to);
     let (mut low, mut high) = (0, entries.len());
     let mut step = FIRST_STEP;
-    if entries[guess].key() <= key {
+    if entries[guess].version() <= key {
         low = guess + 1;
         while low + step < high {
-            if entries[low + step].key() > key {
+            if entries[low + step].version() > key {
                 high = low + step;
             } else {
                 low += step + 1;
@@ -56,7 +62,7 @@ pub(crate) fn count_up_to<E: Keyed>(entries: &[E], key: Key, from: Key, to: Key)
     } else {
         high = guess;
         while low + step < high {
-            if entries[high - step].key() <= key {
+            if entries[high - step].version() <= key {
                 low = high - step + 1;
             } else {
                 high -= step;
@@ -64,12 +70,89 @@ pub(crate) fn count_up_to<E: Keyed>(entries: &[E], key: Key, from: Key, to: Key)
             }
         }
     }
-    low + entries[low..high].partition_point(|entry| entry.key() <= key)
+    low + entries[low..high].partition_point(|entry| entry.version() <= key)
+}
+
+/// The child in which a search for a position ends: the last that starts at or before it, or the
+/// next one if that begins with the newest version of the very block; the first if all start later.
+#[inline]
+pub(crate) fn child(
+    fences: &[FenceEntry],
+    at: VersionKey,
+    from: VersionKey,
+    to: VersionKey,
+) -> usize {
+    let after = count_up_to(fences, at, from, to);
+    match fences.get(after) {
+        Some(next) if next.key() == at.key && !next.continues() => after,
+        _ => after.saturating_sub(1),
+    }
+}
+
+/// What a leaf says of a position.
+pub(crate) enum InLeaf {
+    /// Of what is seen, this comes first: it covers the position or lies behind it.
+    Found(Extent),
+    /// Nothing is seen before this position.
+    NotBefore(VersionKey),
+    /// Versions of a run of blocks that covers the position; newer ones, which may be what is
+    /// seen, are in leaves before.
+    Among(Extent),
+}
+
+/// Looks for what is seen as of an epoch at or after a position of that epoch (or an earlier one, if
+/// no version of the block is between them), in the entries of the leaf that answers for
+/// `[from, to)`.
+#[inline]
+pub(crate) fn look(
+    entries: &[LeafEntry],
+    at: VersionKey,
+    as_of: Epoch,
+    from: VersionKey,
+    to: VersionKey,
+) -> InLeaf {
+    let after = count_up_to(entries, at, from, to);
+    if let Some(before) = after.checked_sub(1).map(|index| &entries[index]) {
+        let extent = before.extent();
+        if extent.version() == at {
+            return InLeaf::Found(extent);
+        }
+        if extent.start() < at.key && extent.end() > at.key {
+            return look_among(&entries[..after], as_of);
+        }
+    }
+    match entries.get(after) {
+        Some(next) if next.version().epoch() <= as_of => InLeaf::Found(next.extent()),
+        Some(next) => InLeaf::NotBefore(VersionKey::new(next.key(), as_of)),
+        None => InLeaf::NotBefore(to.max(VersionKey::new(to.key, as_of))),
+    }
+}
+
+/// Looks for what is seen among the versions of a run of blocks, the oldest of which is the last
+/// entry.
+#[inline]
+fn look_among(entries: &[LeafEntry], as_of: Epoch) -> InLeaf {
+    let last = &entries[entries.len() - 1];
+    let oldest = last.extent();
+    if oldest.epoch > as_of {
+        return InLeaf::NotBefore(VersionKey::new(oldest.end(), as_of));
+    }
+    if !last.is_older() {
+        return InLeaf::Found(oldest);
+    }
+    let seen = VersionKey::new(oldest.start(), as_of);
+    let first = entries.partition_point(|entry| entry.version() < seen);
+    let found = &entries[first];
+    if first == 0 && found.is_older() && found.version() != seen {
+        return InLeaf::Among(oldest);
+    }
+    InLeaf::Found(found.extent())
 }
 
 /// Where among `count` evenly spread keys `key` would be.
 #[inline]
-fn guess(count: usize, key: Key, from: Key, to: Key) -> usize {
+fn guess(count: usize, key: VersionKey, from: VersionKey, to: VersionKey) -> usize {
+    let (key, from, to) = (key.key, from.key, to.key);
     if from.layer != to.layer || key < from || key >= to {
         return count / 2;
     }
@@ -82,18 +165,22 @@ fn guess(count: usize, key: Key, from: Key, to: Key) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{epoch::Epoch, extent::Key};
     use proptest::prelude::*;
     use siltstone_device::LayerId;
 
-    impl Keyed for Key {
-        fn key(&self) -> Key {
+    impl Keyed for VersionKey {
+        fn version(&self) -> VersionKey {
             *self
         }
     }
 
-    fn any_key() -> impl Strategy<Value = Key> {
-        (0..3u32, prop_oneof![0..300u64, 0..1u64 << 48])
-            .prop_map(|(layer, address)| Key::new(LayerId(layer), address))
+    fn any_key() -> impl Strategy<Value = VersionKey> {
+        (0..3u32, prop_oneof![0..300u64, 0..1u64 << 48], 0..3u32).prop_map(
+            |(layer, address, epoch)| {
+                VersionKey::new(Key::new(LayerId(layer), address), Epoch(epoch))
+            },
+        )
     }
 
     proptest! {
@@ -111,7 +198,7 @@ mod tests {
                 let expected = keys.partition_point(|other| *other <= key);
                 prop_assert_eq!(count_up_to(&keys, key, bounds.0, bounds.1), expected);
                 if let (Some(first), Some(last)) = (keys.first(), keys.last()) {
-                    prop_assert_eq!(count_up_to(&keys, key, *first, last.next()), expected);
+                    prop_assert_eq!(count_up_to(&keys, key, *first, VersionKey::first(last.key.next())), expected);
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, pin::Pin};
 use siltstone_device::{BLOCK_BYTES, ByteOffset, LayerId, SegmentId};
 
 use crate::{
+    epoch::Visibility,
     error::MapError,
     extent::{Extent, Target},
     patch::PageExtent,
@@ -57,9 +58,9 @@ pub trait Relocator: Send {
     /// Whether blocks in this segment are to be moved.
     fn moves(&self, segment: SegmentId) -> bool;
 
-    /// Replaces, among extents in key order, those in segments that are to be moved; may divide
-    /// them, and may leave what cannot be moved.
-    fn relocate<'a>(&'a mut self, extents: &'a mut Vec<Extent>) -> Relocating<'a>;
+    /// Replaces the places of extents, in key order, that lie in segments that are to be moved:
+    /// each of these is one block. May leave what cannot be moved.
+    fn relocate<'a>(&'a mut self, extents: &'a mut [Extent]) -> Relocating<'a>;
 
     /// Makes sure that everything can be read at its new place: readers see it from now on.
     fn complete(&mut self) -> Relocating<'_>;
@@ -69,8 +70,8 @@ pub trait Relocator: Send {
 pub struct Rewrite<'a> {
     /// Where segments for patches come from.
     pub source: &'a mut (dyn SegmentSource + Send),
-    /// What each layer is.
-    pub layers: &'a (dyn Fn(LayerId) -> LayerState + Sync),
+    /// Who can see what of each layer.
+    pub layers: &'a (dyn Fn(LayerId) -> Visibility + Sync),
     /// About how many pages a step reads or writes. Steps of some thousand keep patches large;
     /// smaller ones are correct, but leave more and smaller patches.
     pub max_pages: usize,
@@ -82,7 +83,7 @@ impl<'a> Rewrite<'a> {
     /// A rewriting that moves nothing.
     pub fn new(
         source: &'a mut (dyn SegmentSource + Send),
-        layers: &'a (dyn Fn(LayerId) -> LayerState + Sync),
+        layers: &'a (dyn Fn(LayerId) -> Visibility + Sync),
         max_pages: usize,
     ) -> Self {
         Self { source, layers, max_pages, relocator: None }
@@ -95,17 +96,6 @@ impl<'a> Rewrite<'a> {
         let relocator = relocator.map(|relocator| &mut **relocator as &mut dyn Relocator);
         Rewrite { source: &mut **source, layers: *layers, max_pages: *max_pages, relocator }
     }
-}
-
-/// What a layer is at the moment of a merge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerState {
-    /// Nothing can read it any more: its entries are dropped.
-    Dead,
-    /// It has no parent: a hole over nothing need not be kept.
-    Root,
-    /// It has a parent, which its holes hide: they are kept.
-    Child,
 }
 
 /// What one change of the patches did to segments. Summed over all edits since the pool was

@@ -13,7 +13,7 @@ use siltstone_device::{ByteOffset, SegmentId};
 
 use crate::{
     error::{MapError, PageError},
-    extent::{Key, Target},
+    extent::{Key, Target, VersionKey},
     map::{Map, Shared},
     page::{Page, PageRef},
     patch::Patch,
@@ -79,10 +79,12 @@ impl Map {
 /// A page to check, and the keys that it may hold.
 struct Expected {
     page: PageRef,
-    first: Key,
-    end: Key,
-    /// Whether the page's first key is known exactly.
+    first: VersionKey,
+    end: VersionKey,
+    /// Whether the page's first entry is known exactly,
     exact: bool,
+    /// and is an older version of what the page before ends with.
+    continues: bool,
 }
 
 /// A verification under way.
@@ -110,8 +112,9 @@ impl Verification {
             self.report.patches += 1;
             self.seen.clear();
             // The first key of a patch that is drained says less than that of a whole one.
-            let (page, end) = (patch.root(), patch.end());
-            self.todo.push(Expected { page, first: Key::MIN, end, exact: false });
+            let (first, end) = (VersionKey::first(Key::MIN), VersionKey::first(patch.end()));
+            let (page, exact, continues) = (patch.root(), false, false);
+            self.todo.push(Expected { page, first, end, exact, continues });
             self.patch = Some(patch);
         }
     }
@@ -177,8 +180,9 @@ fn lies_in(patch: &Patch, shared: &Shared, address: ByteOffset) -> bool {
     })
 }
 
-fn fits(expected: &Expected, first: Key) -> bool {
-    if expected.exact { first == expected.first } else { first >= expected.first }
+fn fits(expected: &Expected, first: VersionKey, continues: bool) -> bool {
+    let starts = if expected.exact { first == expected.first } else { first >= expected.first };
+    starts && continues == expected.continues
 }
 
 fn verify_leaf(page: &Page, patch: &Patch, expected: &Expected, report: &mut VerifyReport) -> bool {
@@ -191,15 +195,21 @@ fn verify_leaf(page: &Page, patch: &Patch, expected: &Expected, report: &mut Ver
                 u64::from(extent.len_blocks);
         }
     }
-    let last = entries.last().map(|entry| entry.extent().end());
-    fits(expected, entries[0].key()) && last.is_some_and(|last| last <= expected.end)
+    let ends = entries.last().is_some_and(|last| {
+        // Versions of the last run of blocks may go on in the next page.
+        let end = expected.end.key;
+        last.version() < expected.end && (last.extent().end() <= end || last.key() == end)
+    });
+    fits(expected, entries[0].version(), entries[0].is_older()) && ends
 }
 
 fn push_children(page: &Page, expected: &Expected, todo: &mut Vec<Expected>) -> bool {
     let entries = page.fence();
     for (index, entry) in entries.iter().enumerate().rev() {
-        let end = entries.get(index + 1).map_or(expected.end, |next| next.key());
-        todo.push(Expected { page: page.child(index), first: entry.key(), end, exact: true });
+        let end = entries.get(index + 1).map_or(expected.end, |next| next.version());
+        let (page, first, continues) = (page.child(index), entry.version(), entry.continues());
+        todo.push(Expected { page, first, end, exact: true, continues });
     }
-    fits(expected, entries[0].key()) && entries[entries.len() - 1].key() < expected.end
+    let last = &entries[entries.len() - 1];
+    fits(expected, entries[0].version(), entries[0].continues()) && last.version() < expected.end
 }

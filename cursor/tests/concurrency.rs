@@ -14,13 +14,13 @@ use std::{
 };
 
 use pollster::block_on;
-use siltstone_cursor::{Manifest, Map, MapConfig, Rewrite, Target};
+use siltstone_cursor::{Epoch, Manifest, Map, MapConfig, Rewrite, Target, View};
 use siltstone_device::{
     BlockAddress, Device, LayerId, Operation, Place, Request, SegmentId, Sequence, sim::SimDevice,
 };
 use support::{POOL, Segments, all_roots, device, extent, geometry, tiny_limits};
 
-const LAYER: &[LayerId] = &[LayerId(1)];
+const LAYER: &[View] = &[View { layer: LayerId(1), as_of: Epoch::MAX }];
 const BLOCKS: u64 = 3000;
 const ROUNDS: u64 = 40;
 

@@ -8,8 +8,8 @@ mod support;
 
 use pollster::block_on;
 use siltstone_cursor::{Manifest, MapError, Rewrite, Run};
-use siltstone_device::{BlockAddress, LayerId, SeededRandom, Sequence, request};
-use support::{Model, Segments, all_roots, device, extent, open, stored, tiny_limits};
+use siltstone_device::{BlockAddress, SeededRandom, Sequence, request};
+use support::{Model, Segments, all_roots, device, extent, live, open, stored, tiny_limits};
 
 const BLOCKS: u64 = 800;
 const CHECKPOINTS: u64 = 12;
@@ -66,10 +66,10 @@ fn a_power_cut_at_any_moment_leaves_the_last_checkpoint_whole() {
             assert!(report.errors.is_empty(), "cut at {cut}: {:?}", report.errors);
             let mut runs = Vec::new();
             let all = BLOCKS as u32;
-            block_on(map.lookup(&[LayerId(1)], BlockAddress(0), all, &mut runs)).unwrap();
+            block_on(map.lookup(&[live(1)], BlockAddress(0), all, &mut runs)).unwrap();
             for Run { address, len_blocks, target } in runs {
                 for i in 0..u64::from(len_blocks) {
-                    let expected = model.lookup(&[LayerId(1)], address.0 + i);
+                    let expected = model.lookup(&[live(1)], address.0 + i);
                     assert_eq!(target.advanced(i), expected);
                 }
             }

@@ -8,7 +8,9 @@ mod support;
 use std::sync::Arc;
 
 use pollster::block_on;
-use siltstone_cursor::{Extent, Limits, Manifest, Map, MapError, PageError, Run, Salvaged, Target};
+use siltstone_cursor::{
+    Epoch, Extent, Limits, Manifest, Map, MapError, PageError, Run, Salvaged, Target, View,
+};
 use siltstone_device::{
     BLOCK_BYTES, BlockAddress, LayerId, Operation, Sequence,
     sim::{Cause, Fault, SimDevice, Times},
@@ -16,7 +18,7 @@ use siltstone_device::{
 use support::{POOL, Segments, all_roots, extent, geometry, open, stored};
 
 const BLOCKS: u64 = 600;
-const LAYER: &[LayerId] = &[LayerId(1)];
+const LAYER: &[View] = &[View { layer: LayerId(1), as_of: Epoch::MAX }];
 
 fn target(address: u64) -> Target {
     stored(40, address as u32, (address % 50) as u8)
@@ -153,7 +155,8 @@ fn salvage(map: &Map, blocks: u64, thorough: bool) -> (Vec<u64>, Vec<(u64, u64)>
                 assert_eq!((extent.layer, extent.len_blocks), (LayerId(1), 1));
                 known.push(extent.address.0);
             }
-            Salvaged::Unknown { layer, address, len_blocks, error } => {
+            Salvaged::Unknown { layer, address, len_blocks, as_of, error } => {
+                assert_eq!(as_of, Epoch::MAX);
                 assert_eq!(layer, LayerId(1));
                 assert!(matches!(error, MapError::Page { .. } | MapError::Read { .. }));
                 unknown.push((address.0, len_blocks));

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 
 use pollster::block_on;
 use siltstone_cursor::{
-    LayerState, Limits, Manifest, Map, MapConfig, MapError, Packing, Rewrite, Target,
+    Epoch, Limits, Manifest, Map, MapConfig, MapError, Packing, Rewrite, Target, View, Visibility,
 };
 use siltstone_device::{
     BLOCK_BYTES, BlockAddress, LayerId, Operation, Sequence,
@@ -17,7 +17,7 @@ use siltstone_device::{
 };
 use support::{POOL, Segments, all_roots, device, extent, geometry, open, stored, tiny_limits};
 
-const LAYER: &[LayerId] = &[LayerId(1)];
+const LAYER: &[View] = &[View { layer: LayerId(1), as_of: Epoch::MAX }];
 
 fn publish(map: &Map, from: u64, to: u64, frame: u32) {
     for address in from..to {
@@ -191,7 +191,7 @@ fn a_dead_layer_costs_nothing_once_merged() {
         segments.apply(&edit);
     }
     assert_eq!(segments.data_references.values().sum::<i64>(), 3000);
-    let dead = |_| LayerState::Dead;
+    let dead = |_| Visibility::dead();
     while let Some(edit) = block_on(map.merge_step(Rewrite::new(&mut segments, &dead, 3))).unwrap()
     {
         segments.apply(&edit);

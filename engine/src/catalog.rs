@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use siltstone_cursor::LayerState;
+use siltstone_cursor::{View, Visibility};
 use siltstone_device::LayerId;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -125,22 +125,21 @@ impl Catalog {
     }
 
     /// A layer and its ancestors, newest first.
-    pub(crate) fn chain(&self, layer: LayerId) -> Vec<LayerId> {
-        let mut chain = vec![layer];
+    pub(crate) fn chain(&self, layer: LayerId) -> Vec<View> {
+        let mut chain = vec![View::live(layer)];
         let mut at = layer;
         while let Some(&Some(parent)) = self.layers.get(&at) {
-            chain.push(parent);
+            chain.push(View::live(parent));
             at = parent;
         }
         chain
     }
 
     /// What merges need to know of a layer.
-    pub(crate) fn layer_state(&self, layer: LayerId) -> LayerState {
+    pub(crate) fn visibility(&self, layer: LayerId) -> Visibility {
         match self.layers.get(&layer) {
-            None => LayerState::Dead,
-            Some(None) => LayerState::Root,
-            Some(Some(_)) => LayerState::Child,
+            None => Visibility::dead(),
+            Some(parent) => Visibility::new(true, parent.is_some(), Vec::new()),
         }
     }
 

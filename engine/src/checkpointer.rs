@@ -209,7 +209,7 @@ pub(crate) async fn checkpoint(
         *published
     };
 
-    let layers = |layer| catalog.layer_state(layer);
+    let layers = |layer| catalog.visibility(layer);
     let mut source = MetadataSegments { table: &core.table };
     let edit = core.map.write_frozen(&mut source, &layers).await?;
     core.table.apply(&edit)?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use siltstone_cursor::Map;
+use siltstone_cursor::{Epoch, Extent, Map};
 use siltstone_dedup::{InFlight, Index};
 use siltstone_device::{
     BlockAddress, BufferPool, Device, DeviceError, Operation, Request, Runtime, Sequence,
@@ -122,6 +122,18 @@ impl Core {
         outcome.await.unwrap_or(Err(closed))?;
         self.marks.note_flushed(unit);
         Ok(())
+    }
+
+    /// The epoch of the map to which a change belongs: neither logs nor summaries say it.
+    fn epoch_of(&self, _sequence: Sequence) -> Epoch {
+        Epoch::FIRST
+    }
+
+    /// Gives the entries of a unit their epochs. Comes before they are published.
+    pub(crate) fn date(&self, entries: &mut [(Extent, Sequence)]) {
+        for (extent, sequence) in entries {
+            extent.epoch = self.epoch_of(*sequence);
+        }
     }
 
     /// Where there may be room for changes.

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use siltstone_cursor::{Extent, MAX_BLOCKS, Run, Salvaged, Target};
+use siltstone_cursor::{Epoch, Extent, MAX_BLOCKS, Run, Salvaged, Target, View};
 use siltstone_device::{BLOCK_BYTES, BlockAddress, LayerId, Place};
 
 use crate::{
@@ -60,7 +60,7 @@ struct Reader {
     /// `None` if no volume writes to the layer.
     volume: Option<Arc<VolumeCore>>,
     name: String,
-    chain: Arc<[LayerId]>,
+    chain: Arc<[View]>,
 }
 
 /// Walks over the map and reports every reference to a frame that `judge` is not content with and
@@ -92,7 +92,9 @@ pub(crate) async fn walk(
                 let reader = &readers[&extent.layer];
                 judged(core, &walk, reader, &extent, judgement, findings, pace).await;
             }
-            Salvaged::Unknown { layer, address, len_blocks, .. } if walk.hidden => {
+            Salvaged::Unknown { layer, address, len_blocks, as_of: Epoch::MAX, .. }
+                if walk.hidden =>
+            {
                 let reader = &readers[&layer];
                 let (from, to) = (address.0, address.0 + len_blocks);
                 for (from, to) in without_newer(core, reader, layer, from, to) {
@@ -251,7 +253,7 @@ pub(crate) async fn hidden(core: &Core, volume: &Arc<VolumeCore>) -> Vec<LostRan
     let layers = [(volume.layer, volume.len_blocks())].into();
     let mut cursor = core.map.salvage_cursor(layers, WALK_BUDGET_BYTES, false);
     while let Some(item) = cursor.next().await {
-        if let Salvaged::Unknown { layer, address, len_blocks, .. } = item {
+        if let Salvaged::Unknown { layer, address, len_blocks, as_of: Epoch::MAX, .. } = item {
             let to = address.0 + len_blocks;
             for (from, to) in without_newer(core, &reader, layer, address.0, to) {
                 report(&reader, from, to, LostCause::Map, &mut findings);

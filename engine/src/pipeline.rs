@@ -175,7 +175,8 @@ pub(crate) fn know_units(core: &Core, units: &[recovery::FoundUnit]) {
 
 /// Enters recovered units into map and index, as publishing would have.
 pub(crate) fn apply_units(core: &Core, units: Vec<recovery::FoundUnit>) {
-    for recovery::FoundUnit { address, summary } in units {
+    for recovery::FoundUnit { address, mut summary } in units {
+        core.date(&mut summary.entries);
         core.map.publish(&summary.entries);
         core.index.insert_batch(&summary.fingerprints, SummaryCache::unit_at(address));
     }

@@ -16,7 +16,7 @@ use std::{
     time::Instant,
 };
 
-use siltstone_cursor::{Extent, Target};
+use siltstone_cursor::{Epoch, Extent, Target};
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, ByteOffset, DeviceError, Durability, Place, Request, SegmentId,
     Sequence, runtime::either,
@@ -186,7 +186,13 @@ impl Sealer {
                 }
             };
             let (layer, address) = (entry.layer, entry.address);
-            let extent = Extent { layer, address, len_blocks: entry.len_blocks, target };
+            let extent = Extent {
+                layer,
+                epoch: Epoch::FIRST,
+                address,
+                len_blocks: entry.len_blocks,
+                target,
+            };
             match entries.last_mut() {
                 Some((last, sequence))
                     if *sequence == entry.sequence && continues(last, &extent) =>
@@ -367,7 +373,8 @@ impl Sealer {
 
     fn publish(&mut self, batch: u64, unit: Unit) {
         let core = &self.core;
-        let Unit { changes, summary, address, .. } = unit;
+        let Unit { changes, mut summary, address, .. } = unit;
+        core.date(&mut summary.entries);
         // Until the batch is retired: a checkpoint that covers it must not begin while others can
         // still name it as the owner of a block, or it could condemn what they link to.
         let mut published = core.publishing.lock();

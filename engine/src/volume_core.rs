@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+use siltstone_cursor::View;
 use siltstone_device::{BLOCK_BYTES, LayerId};
 
 use crate::{
@@ -20,7 +21,7 @@ pub(crate) struct VolumeCore {
     pub(crate) name: String,
     pub(crate) layer: LayerId,
     /// The layer and its ancestors, newest first.
-    pub(crate) chain: Arc<[LayerId]>,
+    pub(crate) chain: Arc<[View]>,
     pub(crate) level: i8,
     size_bytes: AtomicU64,
     deleted: AtomicBool,
@@ -29,7 +30,7 @@ pub(crate) struct VolumeCore {
 }
 
 impl VolumeCore {
-    pub(crate) fn new(name: &str, record: &VolumeRecord, chain: Vec<LayerId>) -> Self {
+    pub(crate) fn new(name: &str, record: &VolumeRecord, chain: Vec<View>) -> Self {
         Self {
             name: name.into(),
             layer: record.layer,

@@ -13,7 +13,7 @@
 //! A unit counts in recovery only if its summary and all of its frames are whole, and if all units
 //! with smaller numbers do: links may point into them.
 
-use siltstone_cursor::{Extent, Target};
+use siltstone_cursor::{Epoch, Extent, Target};
 use siltstone_dedup::ShortFingerprint;
 use siltstone_device::{
     BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence,
@@ -104,6 +104,7 @@ pub(crate) struct Summary {
     pub(crate) first_sequence: Sequence,
     pub(crate) last_sequence: Sequence,
     pub(crate) unit_bytes: u32,
+    /// Without epochs: the first stands for all until they are published.
     pub(crate) entries: Vec<(Extent, Sequence)>,
     pub(crate) frames: Vec<UnitFrame>,
     /// One for each block, in the order of the frames and of the blocks in them.
@@ -294,6 +295,7 @@ fn decode_entry(bytes: &[u8]) -> Option<(Extent, Sequence)> {
     let in_range = len_blocks != 0 && address.checked_add(len_blocks.into())? <= 1 << 48;
     let extent = Extent {
         layer: LayerId(entry.layer.get()),
+        epoch: Epoch::FIRST,
         address: BlockAddress(address),
         len_blocks,
         target,
@@ -309,6 +311,7 @@ mod tests {
         let place = Place::new(SegmentId(3), 8192 + 512, 2).with_stored_bytes(100);
         let stored = Extent {
             layer: LayerId(1),
+            epoch: Epoch::FIRST,
             address: BlockAddress(7),
             len_blocks: 3,
             target: Target::Stored(place),

@@ -431,7 +431,7 @@ fn a_reader_that_knows_only_the_tables_finds_a_block() {
 
     // The patch, its only page, and the entry of block 0.
     let of_manifest = |field| reader.get(&image, manifest, "manifest.rs ManifestHead", field);
-    assert_eq!((of_manifest("version"), of_manifest("patch_count")), (1, 1));
+    assert_eq!((of_manifest("version"), of_manifest("patch_count")), (2, 1));
     let patch = manifest + reader.len("manifest.rs ManifestHead");
     let of_patch = |field| reader.get(&image, patch, "manifest.rs PatchRecord", field);
     assert_eq!((of_patch("root_height"), of_patch("extent_count")), (0, 1));
@@ -447,7 +447,8 @@ fn a_reader_that_knows_only_the_tables_finds_a_block() {
     assert_eq!(reader.get(&image, page, "page.rs PageHead", "count"), of_patch("entries"));
     let entry = page + reader.len("page.rs PageHead");
     let of_entry = |field| reader.get(&image, entry, "entry.rs LeafEntry", field);
-    assert_eq!((of_entry("layer"), of_entry("address"), of_entry("len_blocks")), (layer, 0, 1));
+    // One block from block 0 on.
+    assert_eq!((of_entry("layer"), of_entry("epoch"), of_entry("address")), (layer, 0, 1 << 48));
 
     // The frame.
     let place = of_entry("place");

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use pollster::block_on;
-use siltstone_cursor::{Extent, LayerState, Limits, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target};
+use siltstone_cursor::{Epoch, Extent, Limits, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target, View, Visibility};
 use siltstone_device::{
     BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence,
     header::{self, HEADER_BYTES, Header, Identity, Kind},
@@ -20,7 +20,11 @@ const GEOMETRY: SegmentGeometry =
 /// Small, so that there is something to merge.
 const LIMITS: Limits =
     Limits { level0_patches: 2, level1_pages: 3, fanout: 2, patch_pages: 4, small_patch_pages: 2 };
-const LAYERS: [LayerId; 2] = [LayerId(2), LayerId(1)];
+const EPOCHS: u32 = 200;
+const CHAINS: [[View; 2]; 2] = [
+    [view(2, Epoch::MAX), view(1, Epoch(EPOCHS / 2))],
+    [view(2, Epoch(EPOCHS / 3)), view(1, Epoch::MAX)],
+];
 const BLOCKS: u64 = 700;
 /// Where the root's checksum stands in a manifest's patch record, and where its records begin.
 const RECORDS_START: usize = 40;
@@ -36,17 +40,22 @@ impl SegmentSource for Segments {
     }
 }
 
-fn layer_state(layer: LayerId) -> LayerState {
-    if layer == LAYERS[0] { LayerState::Child } else { LayerState::Root }
+const fn view(layer: u32, as_of: Epoch) -> View {
+    View { layer: LayerId(layer), as_of }
 }
 
-fn extent(layer: u32, address: u64, len_blocks: u32, frame: u32) -> (Extent, Sequence) {
+/// Every epoch has a snapshot, or every seventh.
+fn visibility(layer: LayerId, step: usize) -> Visibility {
+    Visibility::new(true, layer == LayerId(2), (0..EPOCHS).step_by(step).map(Epoch).collect())
+}
+
+fn extent(epoch: u32, layer: u32, address: u64, len_blocks: u32, frame: u32) -> (Extent, Sequence) {
     let target = match frame {
         0 => Target::Hole,
         frame => Target::Stored(Place::new(SegmentId(900), frame * 4096, 3)),
     };
-    let layer = LayerId(layer);
-    (Extent { layer, address: BlockAddress(address), len_blocks, target }, Sequence(address + 1))
+    let (layer, epoch, address) = (LayerId(layer), Epoch(epoch), BlockAddress(address));
+    (Extent { layer, epoch, address, len_blocks, target }, Sequence(address.0 + 1))
 }
 
 fn open(device: &std::sync::Arc<SimDevice>, manifest: Manifest) -> Map {
@@ -71,10 +80,16 @@ static BASE: LazyLock<Base> = LazyLock::new(|| {
         let layer = 1 + round as u32 % 2;
         let frame = |at: u64| (at % 7) as u32;
         let extents: Vec<_> =
-            (0..BLOCKS / 2).map(|at| extent(layer, at * step, 1, frame(at))).collect();
+            (0..BLOCKS / 2).map(|at| extent(0, layer, at * step, 1, frame(at))).collect();
         map.publish(&extents);
+        // Some blocks have a few versions, and some so many that they fill pages.
+        for epoch in 0..EPOCHS {
+            let address = if epoch % 8 == 0 { 90 } else { 40 };
+            map.publish(&[extent(epoch, layer, address, 3, epoch % 5)]);
+        }
         map.freeze();
-        block_on(map.write_frozen(&mut segments, &layer_state)).expect("nothing fails");
+        let visible = |layer| visibility(layer, 1);
+        block_on(map.write_frozen(&mut segments, &visible)).expect("nothing fails");
     }
     let manifest = map.manifest().encode();
     let segments = u64::from(segments.0 + 1) * GEOMETRY.segment_bytes;
@@ -121,7 +136,8 @@ fn damage(device: &SimDevice, input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
             }
         }
         let kind = if leaf { Kind::PatchLeaf } else { Kind::PatchFence };
-        let identity = Identity { kind, version: 1, pool: POOL, address_bytes };
+        let version = header.version.get();
+        let identity = Identity { kind, version, pool: POOL, address_bytes };
         header::seal(&mut bytes, &identity, header.sequence.get());
         let (new, _) = Header::read_from_prefix(&bytes).expect("pages are longer");
         replaced.insert(header.checksum.get().to_le_bytes(), new.checksum.get().to_le_bytes());
@@ -141,7 +157,8 @@ fn use_map(map: &Map, input: &mut Unstructured<'_>) -> Result<()> {
     for _ in 0..4 {
         let address = u64::from(input.arbitrary::<u16>()?) % (2 * BLOCKS);
         let len = 1 + u32::from(input.arbitrary::<u8>()?);
-        if block_on(map.lookup(&LAYERS, BlockAddress(address), len, &mut runs)).is_ok() {
+        let chain = &CHAINS[address as usize % 2];
+        if block_on(map.lookup(chain, BlockAddress(address), len, &mut runs)).is_ok() {
             let mut at = address;
             for run in &runs {
                 assert_eq!(run.address.0, at, "runs leave no gaps");
@@ -150,34 +167,52 @@ fn use_map(map: &Map, input: &mut Unstructured<'_>) -> Result<()> {
             assert_eq!(at, address + u64::from(len));
         }
     }
-    let mut cursor = map.cursor(&LAYERS, BlockAddress(0), BlockAddress(1 << 48), 1 << 16);
-    let mut end = 0;
-    while let Ok(Some(run)) = block_on(cursor.next()) {
-        assert!(run.address.0 >= end && run.len_blocks > 0, "runs ascend");
-        end = run.address.0 + u64::from(run.len_blocks);
+    for chain in &CHAINS {
+        let mut cursor = map.cursor(chain, BlockAddress(0), BlockAddress(1 << 48), 1 << 16);
+        let mut end = 0;
+        while let Ok(Some(run)) = block_on(cursor.next()) {
+            assert!(run.address.0 >= end && run.len_blocks > 0, "runs ascend");
+            end = run.address.0 + u64::from(run.len_blocks);
+        }
     }
     let mut cursor = map.cursor_all(1 << 16);
-    let mut last = None;
+    let mut last: Option<Extent> = None;
     while let Ok(Some(extent)) = block_on(cursor.next()) {
-        let start = (extent.layer, extent.address.0);
-        assert!(last.is_none_or(|last| last <= start), "extents ascend");
-        last = Some((extent.layer, extent.address.0 + u64::from(extent.len_blocks)));
+        let is_version = |last: Extent| {
+            extent.epoch < last.epoch
+                && last == Extent { epoch: last.epoch, target: last.target, ..extent }
+        };
+        let follows = |last: Extent| {
+            let end = last.address.0 + u64::from(last.len_blocks);
+            (last.layer, end) <= (extent.layer, extent.address.0) || is_version(last)
+        };
+        assert!(last.replace(extent).is_none_or(follows), "extents ascend");
+    }
+    let layers = || [(LayerId(1), 2 * BLOCKS), (LayerId(2), 2 * BLOCKS)].into();
+    for thorough in [false, true] {
+        let mut cursor = map.salvage_cursor(layers(), 1 << 16, thorough);
+        let mut items = 0;
+        while block_on(cursor.next()).is_some() {
+            items += 1;
+            assert!(items < 1 << 20, "salvaging does not end");
+        }
     }
     let _ = block_on(map.verify());
 
     // The checkpointer works on what it finds.
     let mut segments = Segments(500);
-    let changes: Vec<_> = (0..40).map(|at| extent(1, at * 9, 4, (at % 3) as u32)).collect();
+    let changes: Vec<_> = (0..40).map(|at| extent(EPOCHS, 1, at * 9, 4, (at % 3) as u32)).collect();
     map.publish(&changes);
     map.freeze();
     let mut steps = 0;
-    if block_on(map.write_frozen(&mut segments, &layer_state)).is_ok() {
-        while let Ok(Some(_)) = block_on(map.merge_step(Rewrite::new(&mut segments, &layer_state, 4))) {
+    let visible = |layer| visibility(layer, 7);
+    if block_on(map.write_frozen(&mut segments, &visible)).is_ok() {
+        while let Ok(Some(_)) = block_on(map.merge_step(Rewrite::new(&mut segments, &visible, 4))) {
             steps += 1;
             assert!(steps < 200, "merging does not end");
         }
     }
-    let _ = block_on(map.lookup(&LAYERS, BlockAddress(0), 400, &mut runs));
+    let _ = block_on(map.lookup(&CHAINS[0], BlockAddress(0), 400, &mut runs));
     Ok(())
 }
 

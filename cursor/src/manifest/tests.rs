@@ -12,7 +12,13 @@ fn patch(id: u64, level: u8, first: u64, last: u64) -> Arc<Patch> {
         last: Key::new(LayerId(1), last),
         entries: 10,
         holes: 2,
-        layers: vec![LayerId(1)],
+        layers: vec![HeldLayer {
+            layer: LayerId(1),
+            newest: Epoch(9),
+            older_from: Epoch(3),
+            older_to: Epoch(8),
+            labels: 2,
+        }],
         pages: vec![PageExtent { segment: SegmentId(4), first_page: 3, count: 9 }],
     })
 }
@@ -77,6 +83,23 @@ fn patches_that_exclude_each_other_are_refused() {
         Manifest::decode(&from_the_future.encode()),
         Err(ManifestError::Patch { patch: 5, field: "number" })
     ));
+}
+
+#[test]
+fn layers_that_no_writer_has_are_refused() {
+    let decode = |change: &dyn Fn(&mut Vec<HeldLayer>)| {
+        let mut manifest = manifest();
+        change(&mut Arc::make_mut(&mut manifest.patches[0]).layers);
+        Manifest::decode(&manifest.encode())
+    };
+    decode(&|layers| layers.push(HeldLayer::new(LayerId(2), Epoch(1)))).unwrap();
+    for change in [
+        &(|layers: &mut Vec<HeldLayer>| layers.push(layers[0])) as &dyn Fn(&mut Vec<HeldLayer>),
+        &|layers| layers[0].older_from = Epoch(9),
+    ] {
+        let impossible = ManifestError::Patch { patch: 5, field: "layers" };
+        assert_eq!(decode(change), Err(impossible));
+    }
 }
 
 #[test]

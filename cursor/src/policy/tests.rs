@@ -1,8 +1,12 @@
 use proptest::prelude::*;
-use siltstone_device::{ByteOffset, SegmentId};
+use siltstone_device::{ByteOffset, LayerId, SegmentId};
 
 use super::*;
-use crate::patch::PageExtent;
+use crate::{
+    epoch::{Epoch, Visibility},
+    extent::{Extent, Target},
+    patch::PageExtent,
+};
 
 const LIMITS: Limits = Limits {
     level0_patches: 4,
@@ -24,7 +28,7 @@ fn patch(id: u64, level: u8, first: u64, last: u64, pages: u32) -> Patch {
         last: Key::new(LayerId(1), last),
         entries: 1,
         holes: 0,
-        layers: vec![LayerId(1)],
+        layers: vec![HeldLayer::new(LayerId(1), Epoch::FIRST)],
         pages: vec![PageExtent { segment: SegmentId(1), first_page: 0, count: pages }],
     }
 }
@@ -33,14 +37,14 @@ fn version(patches: Vec<Patch>) -> Version {
     Version::new(0, patches.into_iter().map(Arc::new))
 }
 
-fn nothing_is_dead(_: LayerId) -> bool {
+fn no_garbage(_: &HeldLayer) -> bool {
     false
 }
 
 #[test]
 fn a_map_in_shape_is_left_alone() {
     let calm = version(vec![patch(1, 0, 0, 100, 9), patch(2, 1, 0, 100, 40)]);
-    assert!(decide(&calm, &LIMITS, &nothing_is_dead).is_none());
+    assert!(decide(&calm, &LIMITS, &no_garbage).is_none());
 }
 
 #[test]
@@ -54,7 +58,7 @@ fn a_full_level_0_is_merged_with_what_it_overlaps() {
         patch(4, 1, 65, 100, 9),
         patch(5, 1, 101, 200, 9),
     ]);
-    let Some(Decision::Merge(job)) = decide(&full, &LIMITS, &nothing_is_dead) else { panic!() };
+    let Some(Decision::Merge(job)) = decide(&full, &LIMITS, &no_garbage) else { panic!() };
     let ids = |patches: &[Arc<Patch>]| patches.iter().map(|patch| patch.id).collect::<Vec<_>>();
     assert_eq!(ids(&job.sources), [9, 8, 7, 6], "newest first");
     assert_eq!(ids(&job.targets), [3, 4]);
@@ -66,7 +70,7 @@ fn what_was_begun_is_finished_first_and_newer_patches_wait() {
     let mut begun = patch(5, 0, 0, 100, 9);
     begun.draining = true;
     let state = version(vec![begun, patch(6, 0, 0, 100, 9), patch(3, 1, 0, 100, 400)]);
-    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &nothing_is_dead) else { panic!() };
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage) else { panic!() };
     assert_eq!(job.sources.len(), 1);
     assert_eq!(job.sources[0].id, 5);
 }
@@ -76,6 +80,45 @@ fn patches_of_dead_layers_are_rewritten_where_they_are() {
     let state = version(vec![patch(3, 2, 0, 100, 9)]);
     let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &|_| true) else { panic!() };
     assert_eq!((job.sources[0].id, job.targets.len(), job.output_level), (3, 0, 2));
+}
+
+/// What a patch remembers is enough to tell when it may hold what nobody can read, and a patch is
+/// not rewritten for labels that have nothing to do with it.
+#[test]
+fn a_deleted_label_concerns_patches_with_versions_that_were_there_for_it() {
+    let stack = |epochs: &[u32]| -> Vec<Extent> {
+        let version = |&epoch| Extent {
+            layer: LayerId(1),
+            epoch: Epoch(epoch),
+            address: siltstone_device::BlockAddress(0),
+            len_blocks: 1,
+            target: Target::Hole,
+        };
+        epochs.iter().map(version).collect()
+    };
+    let live =
+        |labels: &[u32]| Visibility::new(true, false, labels.iter().copied().map(Epoch).collect());
+    let mut held = HeldLayer::new(LayerId(1), Epoch(4));
+    held.note(&stack(&[4]));
+    assert_eq!(held.older_from, held.older_to, "nothing older is held");
+    held.note(&stack(&[8, 5]));
+    held.note(&stack(&[7, 6]));
+    held.note(&stack(&[9]));
+    assert_eq!((held.newest, held.older_from, held.older_to), (Epoch(9), Epoch(5), Epoch(8)));
+    held.labels = live(&[3, 5, 7, 8, 9]).labels_in(held.older_from, held.older_to) as u32;
+    assert_eq!(held.labels, 2);
+    for labels in [&[3, 5, 7, 8, 9][..], &[5, 7], &[5, 7, 10, 11]] {
+        assert!(!held.has_garbage(&live(labels)), "{labels:?}");
+    }
+    for labels in [&[3, 5, 8, 9][..], &[7], &[]] {
+        assert!(held.has_garbage(&live(labels)), "{labels:?}");
+    }
+    // Of a layer that is live no more, what is newer than every label is garbage as well.
+    let gone =
+        |labels: &[u32]| Visibility::new(false, false, labels.iter().copied().map(Epoch).collect());
+    assert!(!held.has_garbage(&gone(&[5, 7, 9])));
+    assert!(held.has_garbage(&gone(&[5, 7, 8])));
+    assert!(held.has_garbage(&Visibility::dead()));
 }
 
 #[test]
@@ -89,7 +132,7 @@ fn small_neighbours_are_merged_along() {
         patch(3, 2, 70, 80, 1),
         patch(4, 2, 90, 99, 1),
     ]);
-    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &nothing_is_dead) else { panic!() };
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage) else { panic!() };
     assert_eq!(job.targets.iter().map(|patch| patch.id).collect::<Vec<_>>(), [2, 3]);
 }
 
@@ -100,7 +143,7 @@ fn a_merge_under_way_takes_no_neighbours() {
     let mut source = patch(9, 1, 50, 60, 50);
     source.draining = true;
     let state = version(vec![source, patch(2, 2, 20, 30, 1), patch(3, 2, 55, 80, 1)]);
-    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &nothing_is_dead) else { panic!() };
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage) else { panic!() };
     assert_eq!(job.targets.iter().map(|patch| patch.id).collect::<Vec<_>>(), [3]);
 }
 
@@ -142,12 +185,12 @@ proptest! {
             state = Version::new(state.number + 1, state.patches().cloned().chain([new]));
             // Sometimes merging lags behind.
             for _ in 0..*cut.next().unwrap() % 5 {
-                let Some(decision) = decide(&state, &LIMITS, &nothing_is_dead) else { break };
+                let Some(decision) = decide(&state, &LIMITS, &no_garbage) else { break };
                 state = simulate(&state, decision, &mut next, *cut.next().unwrap());
             }
         }
         let mut steps = 0;
-        while let Some(decision) = decide(&state, &LIMITS, &nothing_is_dead) {
+        while let Some(decision) = decide(&state, &LIMITS, &no_garbage) {
             state = simulate(&state, decision, &mut next, *cut.next().unwrap());
             steps += 1;
             prop_assert!(steps < 5000, "merging never settles");

@@ -7,8 +7,8 @@ use std::{
 };
 
 use siltstone_cursor::{
-    Edit, Extent, Key, LayerState, Limits, Manifest, Map, MapConfig, SegmentGeometry,
-    SegmentSource, Target,
+    Edit, Epoch, Extent, Key, Limits, Manifest, Map, MapConfig, SegmentGeometry, SegmentSource,
+    Target, View, Visibility,
 };
 use siltstone_device::{
     BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, sim::SimDevice,
@@ -26,7 +26,16 @@ pub fn tiny_limits() -> Limits {
 }
 
 pub fn extent(layer: u32, address: u64, len_blocks: u32, target: Target) -> Extent {
-    Extent { layer: LayerId(layer), address: BlockAddress(address), len_blocks, target }
+    extent_at(0, layer, address, len_blocks, target)
+}
+
+pub fn extent_at(epoch: u32, layer: u32, address: u64, len_blocks: u32, target: Target) -> Extent {
+    let (layer, epoch, address) = (LayerId(layer), Epoch(epoch), BlockAddress(address));
+    Extent { layer, epoch, address, len_blocks, target }
+}
+
+pub fn live(layer: u32) -> View {
+    View::live(LayerId(layer))
 }
 
 pub fn stored(segment: u32, frame: u32, index: u8) -> Target {
@@ -107,27 +116,36 @@ pub fn open(device: &Arc<SimDevice>, pages: u64, limits: Limits, manifest: Manif
     Map::open(device.clone(), config, manifest)
 }
 
-pub fn all_roots(_: LayerId) -> LayerState {
-    LayerState::Root
+pub fn all_roots(_: LayerId) -> Visibility {
+    Visibility::live_root()
 }
 
-/// What every block holds, block by block.
+/// What every block holds, block by block: versions from the oldest to the newest.
 #[derive(Clone, Default)]
 pub struct Model {
-    pub blocks: BTreeMap<Key, Target>,
+    pub blocks: BTreeMap<Key, Vec<(Epoch, Target)>>,
 }
 
 impl Model {
     pub fn publish(&mut self, extent: &Extent) {
         for i in 0..u64::from(extent.len_blocks) {
             let key = Key::new(extent.layer, extent.address.0 + i);
-            self.blocks.insert(key, extent.target.advanced(i));
+            let versions = self.blocks.entry(key).or_default();
+            if versions.last().is_some_and(|(epoch, _)| *epoch == extent.epoch) {
+                versions.pop();
+            }
+            versions.push((extent.epoch, extent.target.advanced(i)));
         }
     }
 
-    pub fn lookup(&self, chain: &[LayerId], address: u64) -> Target {
-        let found =
-            chain.iter().find_map(|layer| self.blocks.get(&Key::new(*layer, address)).copied());
-        found.unwrap_or(Target::Hole)
+    /// What a layer itself has for a block.
+    pub fn seen(&self, view: View, address: u64) -> Option<Target> {
+        let versions = self.blocks.get(&Key::new(view.layer, address))?;
+        let seen = versions.iter().rev().find(|(epoch, _)| *epoch <= view.as_of);
+        seen.map(|(_, target)| *target)
+    }
+
+    pub fn lookup(&self, chain: &[View], address: u64) -> Target {
+        chain.iter().find_map(|view| self.seen(*view, address)).unwrap_or(Target::Hole)
     }
 }

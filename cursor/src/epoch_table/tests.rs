@@ -5,15 +5,18 @@ use siltstone_device::{BlockAddress, Place, SegmentId};
 
 use super::*;
 
+const EPOCH: Epoch = Epoch(4);
+
 fn extent(layer: u32, address: u64, len_blocks: u32, target: Target) -> Extent {
-    Extent { layer: LayerId(layer), address: BlockAddress(address), len_blocks, target }
+    let (layer, address) = (LayerId(layer), BlockAddress(address));
+    Extent { layer, epoch: EPOCH, address, len_blocks, target }
 }
 
 fn stored(frame: u32, index: u8) -> Target {
     Target::Stored(Place::new(SegmentId(1), frame * 4096, index))
 }
 
-fn contents(table: &Memtable) -> Vec<Extent> {
+fn contents(table: &EpochTable) -> Vec<Extent> {
     let mut out = Vec::new();
     table.copy_range(Key::MIN, Key::MAX, usize::MAX, &mut out);
     out
@@ -21,7 +24,7 @@ fn contents(table: &Memtable) -> Vec<Extent> {
 
 #[test]
 fn neighbours_of_one_frame_and_change_are_joined() {
-    let mut table = Memtable::default();
+    let mut table = EpochTable::new(EPOCH);
     table.insert(extent(1, 10, 2, stored(5, 0)), Sequence(1));
     table.insert(extent(1, 14, 2, stored(5, 4)), Sequence(1));
     table.insert(extent(1, 12, 2, stored(5, 2)), Sequence(1));
@@ -31,7 +34,7 @@ fn neighbours_of_one_frame_and_change_are_joined() {
 
 #[test]
 fn a_discard_of_a_tebibyte_is_one_entry() {
-    let mut table = Memtable::default();
+    let mut table = EpochTable::new(EPOCH);
     table.insert(extent(1, 1000, 1, stored(5, 0)), Sequence(1));
     table.insert(extent(1, 0, 1 << 28, Target::Hole), Sequence(2));
     assert_eq!(table.len(), 1);
@@ -64,7 +67,7 @@ proptest! {
     /// in which changes arrive; and its number is known exactly.
     #[test]
     fn the_latest_change_wins(changes in prop::collection::vec(change(), 1..60)) {
-        let mut table = Memtable::default();
+        let mut table = EpochTable::new(EPOCH);
         let mut model: HashMap<Key, (Target, u64)> = HashMap::new();
         for Change { extent, sequence } in &changes {
             table.insert(*extent, Sequence(*sequence));
