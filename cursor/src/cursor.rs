@@ -83,7 +83,11 @@ impl Scan {
                     let stack = merge.stack();
                     self.position = stack[0].end();
                     self.joined.push(stack);
-                    self.ready.extend(stack.drain(..));
+                    match stack.as_slice() {
+                        [] => {}
+                        [extent] => return Ok(Some(*extent)),
+                        _ => self.ready.extend(stack.drain(..)),
+                    }
                 }
                 Ok(false) => {
                     self.ready.extend(self.joined.finish());

@@ -75,6 +75,16 @@ pub(crate) enum Input {
 }
 
 impl Input {
+    /// The next extent if it is in memory.
+    #[inline]
+    fn buffered(&mut self) -> Option<Extent> {
+        match self {
+            Self::Patches(reader) => reader.buffered(),
+            Self::Memtable(reader) => reader.next(),
+            Self::Salvage(_) => None,
+        }
+    }
+
     async fn next(&mut self) -> Result<Option<Extent>, MapError> {
         match self {
             Self::Memtable(reader) => Ok(reader.next()),
@@ -113,40 +123,66 @@ struct Source {
     as_of: Option<Epoch>,
     /// The first stack that has not been consumed; empty at the end.
     head: Vec<Extent>,
-    /// The extent after it.
+    /// The extent after it, if all versions count.
     ahead: Option<Extent>,
+    /// Where the last stack began of which a version was seen.
+    seen: Option<Key>,
     /// Leaf pages before that of the first version in `head`.
     pages_consumed: u64,
 }
 
 impl Source {
+    fn new(input: Input, as_of: Option<Epoch>) -> Self {
+        Self { input, as_of, head: Vec::new(), ahead: None, seen: None, pages_consumed: 0 }
+    }
+
+    #[inline]
+    async fn next_version(&mut self) -> Result<Option<Extent>, MapError> {
+        match self.input.buffered() {
+            None => self.input.next().await,
+            next => Ok(next),
+        }
+    }
+
     /// Makes the first stack the head.
     async fn begin(&mut self) -> Result<(), MapError> {
-        self.ahead = self.input.next().await?;
+        if self.as_of.is_none() {
+            self.ahead = self.next_version().await?;
+        }
         self.advance().await
     }
 
     /// Makes the next stack the head.
+    #[inline]
     async fn advance(&mut self) -> Result<(), MapError> {
-        loop {
-            self.head.clear();
-            self.pages_consumed = self.input.pages_consumed();
-            let Some(newest) = self.ahead.take() else { return Ok(()) };
-            self.head.push(newest);
-            self.ahead = loop {
-                match self.input.next().await? {
-                    Some(next) if next.start() == newest.start() => self.head.push(next),
-                    other => break other,
-                }
-            };
-            let Some(as_of) = self.as_of else { return Ok(()) };
-            let seen = self.head.iter().find(|version| version.epoch <= as_of).copied();
-            if let Some(seen) = seen {
-                self.head.clear();
-                self.head.push(Extent { layer: LayerId(0), epoch: Epoch::FIRST, ..seen });
-                return Ok(());
+        self.head.clear();
+        if let Some(as_of) = self.as_of {
+            return self.advance_to_seen(as_of).await;
+        }
+        self.pages_consumed = self.input.pages_consumed();
+        let Some(newest) = self.ahead.take() else { return Ok(()) };
+        self.head.push(newest);
+        self.ahead = loop {
+            match self.next_version().await? {
+                Some(next) if next.start() == newest.start() => self.head.push(next),
+                other => break other,
+            }
+        };
+        Ok(())
+    }
+
+    /// Makes what is seen of the next stack the head.
+    #[inline]
+    async fn advance_to_seen(&mut self, as_of: Epoch) -> Result<(), MapError> {
+        while let Some(version) = self.next_version().await? {
+            let start = version.start();
+            if version.epoch <= as_of && self.seen != Some(start) {
+                self.seen = Some(start);
+                self.head.push(Extent { layer: LayerId(0), epoch: Epoch::FIRST, ..version });
+                break;
             }
         }
+        Ok(())
     }
 }
 
@@ -172,14 +208,8 @@ impl Merge {
     }
 
     fn of(inputs: impl Iterator<Item = (Input, Option<Epoch>)>) -> Self {
-        let source = |(input, as_of)| Source {
-            input,
-            as_of,
-            head: Vec::new(),
-            ahead: None,
-            pages_consumed: 0,
-        };
-        Self { sources: inputs.map(source).collect(), primed: false, stack: Vec::new() }
+        let sources = inputs.map(|(input, as_of)| Source::new(input, as_of)).collect();
+        Self { sources, primed: false, stack: Vec::new() }
     }
 
     /// Leaf pages whose entries were consumed.
@@ -256,11 +286,15 @@ impl Merge {
 
     /// The smallest position, and the next boundary of any head after it.
     fn next_interval(&self) -> Option<(Key, Key)> {
-        let heads = || self.sources.iter().filter_map(|source| source.head.first());
-        let start = heads().map(Extent::start).min()?;
-        let boundary = |head: &Extent| {
-            if head.start() > start { head.start() } else { head.end() }
-        };
-        Some((start, heads().map(boundary).min()?))
+        let heads = self.sources.iter().filter_map(|source| source.head.first());
+        heads.fold(None, |interval, head| {
+            let (from, to) = (head.start(), head.end());
+            Some(match interval {
+                Some((start, end)) if start < from => (start, from.min(end)),
+                Some((start, end)) if start == from => (start, to.min(end)),
+                Some((start, _)) => (from, to.min(start)),
+                None => (from, to),
+            })
+        })
     }
 }

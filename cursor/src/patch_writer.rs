@@ -112,10 +112,13 @@ impl<'a> PatchWriter<'a> {
 
     /// Appends the next stack: versions of the same blocks, newest first, which start at or after
     /// the end of the last one. It is all in one patch, and in one leaf if it fits there, so that
-    /// a lookup finds what it wants in one leaf; a longer one begins a leaf.
+    /// a lookup finds what it wants in one leaf. A longer one has its leaves alone: those that
+    /// begin with an older version need not be read for any other blocks.
     pub(crate) async fn push(&mut self, stack: &[Extent]) -> Result<(), MapError> {
         let Some(newest) = stack.first() else { return Ok(()) };
-        if !self.leaf.is_empty() && self.leaf.len() + stack.len() > ENTRIES_PER_PAGE {
+        let is_full = self.leaf.len() + stack.len() > ENTRIES_PER_PAGE;
+        let ends_a_stack = self.current.as_ref().is_some_and(|current| current.leaf_first.1);
+        if !self.leaf.is_empty() && (is_full || ends_a_stack) {
             self.write_leaf().await?;
         }
         if self.leaf.is_empty() {
