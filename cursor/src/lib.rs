@@ -8,18 +8,23 @@
 //! [`Manifest`], which the engine stores in its checkpoints; what became of segments is told by
 //! [`Edit`]s.
 //!
-//! A lookup ([`Map::lookup`]) asks memtables and patches from newest to oldest, for a layer and
-//! then its ancestors. A cursor ([`Map::cursor`]) merges them all in order, reading ahead within
-//! a memory budget.
+//! What is published belongs to an [`Epoch`]. Snapshots are labels, epochs as of which a layer can be
+//! read; a block has as many versions as labels tell apart, which follow one another in every
+//! sorted run. Merges keep what somebody can see ([`Visibility`]).
+//!
+//! A lookup ([`Map::lookup`]) asks memtables and patches from newest to oldest, for a [`View`] of a
+//! layer and then of its ancestors. A cursor ([`Map::cursor`]) merges them all in order, reading
+//! ahead within a memory budget.
 //!
 //! From the bottom up:
-//! - [`extent`]: what the map says about runs of blocks; `entry`: the same on disk.
+//! - [`epoch`]: when it holds, and who can see it; [`extent`]: what the map says about runs of
+//!   blocks; `entry`: the same on disk.
 //! - `page`: 4 KiB of entries; `page_cache`, `page_store`: reading pages, verified once.
 //! - `search`: finding an entry in a page.
 //! - `patch`: an immutable sorted run; `patch_writer`: how one is written.
 //! - `prefetch`: reads a sequence of patches ahead of its reader.
-//! - `merge`: many sorted inputs become one in which the newest wins.
-//! - `memtable`, `lookup`, [`cursor`]: the readers' side.
+//! - `merge`: many sorted inputs become one sequence of stacks, versions of the same blocks.
+//! - `epoch_table`, `memtable`, `lookup`, [`cursor`]: the readers' side.
 //! - [`policy`]: which patches to merge next, pure; `maintain`: doing it.
 //! - [`sweep`]: rewriting what points into segments that are to be emptied.
 //! - [`manifest`], [`space`]: what the checkpoint stores, and who owns which segment.

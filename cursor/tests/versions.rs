@@ -190,8 +190,7 @@ fn what_labels_kept_comes_back_exactly_as_they_are_deleted() {
             let seen = |as_of: u32| {
                 (1..=as_of.min(19)).rev().find(|epoch| written((*epoch).into(), address))
             };
-            let mut versions: Vec<_> =
-                left.iter().copied().chain([u32::MAX]).map(|as_of| seen(as_of)).collect();
+            let mut versions: Vec<_> = left.iter().copied().chain([u32::MAX]).map(seen).collect();
             versions.dedup();
             expected += versions.len() as i64;
         }

@@ -35,6 +35,8 @@ use crate::{
 
 /// Checkpoints in a row that find no segment before the sealer gives up.
 const MAX_FRONTIER_WAITS: u32 = 8;
+/// More epochs in the memtable start a checkpoint: every lookup asks each.
+const MAX_MEMTABLE_EPOCHS: usize = 32;
 
 /// What the sealer is told.
 pub(crate) enum Message {
@@ -397,7 +399,9 @@ impl Sealer {
         drop(published);
         self.forget_placed();
         let core = &self.core;
-        if core.map.memtable_len() >= core.tuning.memtable_entries {
+        if core.map.memtable_len() >= core.tuning.memtable_entries
+            || core.map.memtable_epochs() > MAX_MEMTABLE_EPOCHS
+        {
             core.checkpointing.request();
         }
         core.checkpointing.note_change();
