@@ -408,7 +408,7 @@ impl<'a> Finder<'a> {
         let mut patches = Vec::new();
         for _ in 0..count {
             patches.push(u64_at(body, at));
-            at += 96 + 12 * u32_at(body, at + 64) as usize + 4 * u32_at(body, at + 68) as usize;
+            at += 96 + 12 * u32_at(body, at + 64) as usize + 20 * u32_at(body, at + 68) as usize;
         }
         patches
     }
