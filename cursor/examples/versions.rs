@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Instant};
 
 use pollster::block_on;
 use siltstone_cursor::{
-    Edit, Epoch, Extent, Manifest, Map, MapConfig, SegmentGeometry, SegmentSource, Target, View,
-    Visibility,
+    Edit, Epoch, Extent, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target,
+    View, Visibility,
 };
 use siltstone_device::{
     BlockAddress, ByteOffset, LayerId, Place, SeededRandom, SegmentId, Sequence, sim::SimDevice,
@@ -72,7 +72,7 @@ impl Bench {
     fn merge(&mut self) -> Option<Edit> {
         let visibility = Visibility::new(true, false, self.labels.clone());
         let layers = |_| visibility.clone();
-        let step = self.map.merge_step(&mut self.segments, &layers, MERGE_PAGES);
+        let step = self.map.merge_step(Rewrite::new(&mut self.segments, &layers, MERGE_PAGES));
         block_on(step).expect("has room")
     }
 

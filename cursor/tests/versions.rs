@@ -9,7 +9,9 @@ mod support;
 use std::{collections::BTreeSet, sync::Arc};
 
 use pollster::block_on;
-use siltstone_cursor::{Epoch, Limits, Manifest, Map, Run, Salvaged, Target, View, Visibility};
+use siltstone_cursor::{
+    Epoch, Limits, Manifest, Map, Rewrite, Run, Salvaged, Target, View, Visibility,
+};
 use siltstone_device::{BlockAddress, LayerId, SeededRandom, SegmentId, Sequence, sim::SimDevice};
 use support::{Model, Segments, extent_at, geometry, open, stored};
 
@@ -34,7 +36,7 @@ fn write(map: &Map, segments: &mut Segments, layers: &(impl Fn(LayerId) -> Visib
 }
 
 fn compact(map: &Map, segments: &mut Segments, layers: &(impl Fn(LayerId) -> Visibility + Sync)) {
-    while let Some(edit) = block_on(map.compact_step(segments, layers, 64)).unwrap() {
+    while let Some(edit) = block_on(map.compact_step(Rewrite::new(segments, layers, 64))).unwrap() {
         segments.apply(&edit);
     }
 }
@@ -369,9 +371,9 @@ impl Churn {
         let (layers, pages) = (self.layers(), 1 + self.random.below(5) as usize);
         let compact = self.random.below(2) == 0;
         let step = if compact {
-            block_on(self.map.compact_step(&mut self.segments, &layers, pages))
+            block_on(self.map.compact_step(Rewrite::new(&mut self.segments, &layers, pages)))
         } else {
-            block_on(self.map.merge_step(&mut self.segments, &layers, pages))
+            block_on(self.map.merge_step(Rewrite::new(&mut self.segments, &layers, pages)))
         };
         step.unwrap().iter().for_each(|edit| self.segments.apply(edit));
     }

@@ -20,7 +20,7 @@
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use event_listener::Event;
-use siltstone_cursor::{Edit, LayerState, MapError, Packing, Relocator, Rewrite, SegmentSource};
+use siltstone_cursor::{Edit, MapError, Packing, Relocator, Rewrite, SegmentSource, Visibility};
 use siltstone_device::{
     BLOCK_BYTES, LayerId, Runtime, SegmentId, Sequence, request, runtime::either, sync::Mutex,
 };
@@ -272,7 +272,7 @@ async fn merge_step(
     core: &Core,
     collector: &mut Collector,
     source: &mut (dyn SegmentSource + Send),
-    layers: &(dyn Fn(LayerId) -> LayerState + Sync),
+    layers: &(dyn Fn(LayerId) -> Visibility + Sync),
     compact: bool,
     made_before: u64,
 ) -> std::result::Result<Option<Edit>, MapError> {

@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use siltstone_cursor::{LayerState, MapError, Relocator, Rewrite, SegmentSource, Sweep};
+use siltstone_cursor::{MapError, Relocator, Rewrite, SegmentSource, Sweep, Visibility};
 use siltstone_device::{LayerId, Place, SegmentId};
 
 use crate::{checkpointer, core::Core, error::Result, segment_table::Segment, stats::add};
@@ -124,7 +124,7 @@ struct Round {
 pub(crate) struct Step<'a> {
     pub(crate) core: &'a Core,
     pub(crate) source: &'a mut (dyn SegmentSource + Send),
-    pub(crate) layers: &'a (dyn Fn(LayerId) -> LayerState + Sync),
+    pub(crate) layers: &'a (dyn Fn(LayerId) -> Visibility + Sync),
     /// Batches that patches cover.
     pub(crate) covered: u64,
     /// Asks how many batches have begun.

@@ -1,12 +1,9 @@
 //! Moving blocks out of victims: given map entries in key order, reads what they refer to, looks for
 //! the same block elsewhere, stores the rest anew, and says where everything is now.
 
-use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
-    pin::Pin,
-};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use siltstone_cursor::{Extent, MapError, Relocator, Target};
+use siltstone_cursor::{Extent, MapError, Relocating, Relocator, Target};
 use siltstone_dedup::{Candidate, Fingerprint, ShortFingerprint, fingerprint_blocks};
 use siltstone_device::{BLOCK_BYTES, Place, SegmentId};
 
@@ -33,29 +30,27 @@ impl Relocator for Mover<'_> {
         self.victims.contains(&segment)
     }
 
-    fn relocate<'b>(
-        &'b mut self,
-        extents: &'b mut Vec<Extent>,
-    ) -> Pin<Box<dyn Future<Output = Result<(), MapError>> + Send + 'b>> {
+    fn relocate<'b>(&'b mut self, extents: &'b mut [Extent]) -> Relocating<'b> {
         Box::pin(async move {
-            let moving = self.unmoved(extents);
-            let mut moving = moving.into();
+            let mut moving = self.unmoved(extents).into();
             while !*self.is_full
                 && let Some(runs) = take_unit(&mut moving, self.output.unit_blocks(self.core))
             {
                 self.move_runs(&runs).await?;
             }
-            let old = std::mem::take(extents);
-            for extent in old {
-                self.replace(extent, extents);
+            for extent in extents {
+                if let Target::Stored(old) = extent.target
+                    && let Some(&place) = self.moved.get(&old)
+                {
+                    assert_eq!(extent.len_blocks, 1, "what is moved is moved block by block");
+                    extent.target = Target::Stored(place);
+                }
             }
             Ok(())
         })
     }
 
-    fn complete<'b>(
-        &'b mut self,
-    ) -> Pin<Box<dyn Future<Output = Result<(), MapError>> + Send + 'b>> {
+    fn complete(&mut self) -> Relocating<'_> {
         Box::pin(self.output.complete(self.core))
     }
 }
@@ -168,19 +163,6 @@ impl Mover<'_> {
             (segment.state == SegmentState::Data).then_some(place)
         };
         candidates.into_iter().zip(shorts).map(place_of).collect()
-    }
-
-    /// Appends to `out` what an entry becomes, block by block: the map joins what continues.
-    fn replace(&self, extent: Extent, out: &mut Vec<Extent>) {
-        let first = match extent.target {
-            Target::Stored(first) if self.moves(first.segment()) => first,
-            _ => return out.push(extent),
-        };
-        out.extend((0..extent.len_blocks).map(|index| {
-            let old = block_of(first, index);
-            let target = Target::Stored(self.moved.get(&old).copied().unwrap_or(old));
-            Extent { address: extent.address.plus(index.into()), len_blocks: 1, target, ..extent }
-        }));
     }
 }
 
