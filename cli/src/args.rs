@@ -206,7 +206,7 @@ pub(crate) struct EstimateArguments {
     #[arg(long, value_name = "BLOCKS")]
     pub(crate) threshold: Option<u32>,
     #[command(flatten)]
-    pub(crate) compression: Compression,
+    pub(crate) compression: pool::Compression,
     /// Compress everything that is unique, rather than one frame in 16.
     #[arg(long)]
     pub(crate) all: bool,

@@ -5,7 +5,7 @@ use siltstone_engine::{EstimateOptions, EstimateProgress, EstimateReport, estima
 use crate::{
     args::EstimateArguments,
     errors::CliError,
-    output::{print, print_json, table},
+    output::{print, table, to_json},
     progress,
     size::human,
 };
@@ -26,7 +26,7 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<(), CliError> {
     });
     bar.finish_and_clear();
     let report = report?;
-    if arguments.json { print_json(&report) } else { print(&tables(&report)) }
+    print(&if arguments.json { to_json(&report)? } else { tables(&report) })
 }
 
 fn tables(report: &EstimateReport) -> String {

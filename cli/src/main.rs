@@ -18,6 +18,7 @@ mod estimate;
 mod export;
 mod export_adapter;
 mod findings;
+mod gc;
 mod image;
 mod import;
 mod interrupt;

@@ -45,6 +45,7 @@ impl PoolCommand {
             Self::Export(arguments) => arguments,
             Self::Stat(arguments) => arguments,
             Self::Scrub(arguments) => arguments,
+            Self::Gc(arguments) => arguments,
         }
     }
 }

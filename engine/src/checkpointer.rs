@@ -212,7 +212,7 @@ pub(crate) async fn checkpoint(
     let layers = |layer| catalog.visibility(layer);
     let mut source = MetadataSegments { table: &core.table };
     let edit = core.map.write_frozen(&mut source, &layers).await?;
-    core.table.apply(&edit)?;
+    core.apply(&edit)?;
     let made_before = core.map.next_patch();
     let mut steps = 0;
     // The sealer must not wait for a merge when its frontier is nearly used up.
@@ -221,7 +221,7 @@ pub(crate) async fn checkpoint(
         // What the steps so far let go of is free once this checkpoint is stored.
         let step = if matches!(step, Err(MapError::NoSpace)) { None } else { step? };
         let Some(edit) = step else { break };
-        core.table.apply(&edit)?;
+        core.apply(&edit)?;
         steps += 1;
     }
     if steps == MERGE_STEPS {
@@ -255,6 +255,7 @@ pub(crate) async fn checkpoint(
     let stored_number = core.checkpoints.store(&body.encode()).await?;
     assert_eq!(stored_number, number, "only the checkpointer stores checkpoints");
     discard(core, &stored.freeing).await;
+    add(&core.stats.counters.freed_segments, stored.freeing.len() as u64);
     core.table.stored(stored);
     core.frontier.extend(reservation.added);
     core.log.trim(published.sequence);
@@ -289,6 +290,14 @@ async fn merge_step(
             return Ok(Some(edit));
         }
         core.map.relocate_step(rewrite, Packing::Loose, made_before).await
+    }
+}
+
+impl Core {
+    /// Tells the segment table what became of patches, and counts it.
+    pub(crate) fn apply(&self, edit: &Edit) -> Result<()> {
+        add(&self.stats.counters.map_page_bytes, edit.pages_written * BLOCK_BYTES as u64);
+        self.table.apply(edit)
     }
 }
 

@@ -247,7 +247,7 @@ impl Collector {
             let mut rewrite = Rewrite::new(source, layers, step_pages(core));
             rewrite.relocator = Some(&mut mover);
             match core.map.sweep_step(rewrite, sweep).await {
-                Ok(Some(edit)) => core.table.apply(&edit)?,
+                Ok(Some(edit)) => core.apply(&edit)?,
                 Ok(None) if *is_full => break true,
                 Ok(None) => {
                     let left = victims.iter().filter_map(|&id| Some((id, core.table.segment(id)?)));

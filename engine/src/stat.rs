@@ -112,6 +112,13 @@ impl Pool {
         self.core().stats.counters()
     }
 
+    /// Bytes that can still be written, before any reduction.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        let core = self.core();
+        core.space.free_bytes(core.room())
+    }
+
     /// Counts what the pool holds. Walks the map: the time grows with the number of its entries.
     ///
     /// # Errors

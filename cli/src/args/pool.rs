@@ -77,6 +77,17 @@ pub(crate) enum PoolCommand {
     /// Finds what the medium has damaged, and lists it as check does; check also compares the
     /// pool's metadata with each other. A server can do this by itself: see serve --scrub.
     Scrub(ScrubArguments),
+    /// Collect garbage: empty all segments that are partly dead, and free them.
+    ///
+    /// A pool does this by itself when room gets short. This does all of it at once.
+    Gc(GcArguments),
+}
+
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GcArguments {
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
 }
 
 #[derive(Debug, Subcommand, Serialize, Deserialize)]

@@ -56,6 +56,7 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
             json!({ "export": { "pool": pool, "volume": "v", "file": "-", "force": false,
                 "salvage": true } }),
         ),
+        (&["gc", "p"], json!({ "gc": { "pool": pool } })),
         (&["stat", "p"], json!({ "stat": { "pool": pool, "json": false } })),
         (
             &["scrub", "p", "--rate", "1K/s", "--all", "--control", "elsewhere"],
