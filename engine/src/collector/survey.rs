@@ -87,8 +87,7 @@ impl Surveying {
 
 impl Bitmap {
     fn mark(&mut self, place: Place) {
-        // Multiplicative hashing (Knuth, TAOCP 3, 6.4): the high bits are the good ones.
-        let hash = place.raw().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let hash = mixed(place.raw());
         let bits = self.words.len() as u64 * 64;
         let bit = ((u128::from(hash) * u128::from(bits)) >> 64) as usize;
         self.words[bit / 64] |= 1 << (bit % 64);
@@ -103,6 +102,14 @@ impl Bitmap {
         }
         (bits * (bits / f64::from(empty)).ln()).round() as u64
     }
+}
+
+/// The finalizer of MurmurHash3 (Appleby, 2011): every bit of a place moves every bit. Places of
+/// one segment differ in a regular way, and a hash that keeps some of that does not count.
+fn mixed(mut value: u64) -> u64 {
+    value = (value ^ value >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    value = (value ^ value >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    value ^ value >> 33
 }
 
 impl Survey {
