@@ -173,8 +173,7 @@ impl Checkpointing {
 }
 
 /// The checkpointer's task.
-pub(crate) async fn run(core: &Arc<Core>) {
-    let mut collector = Collector::new();
+pub(crate) async fn run(core: &Arc<Core>, mut collector: Collector) {
     while let Some(compact) = core.checkpointing.next(core.tuning.checkpoint_interval).await {
         let began = core.runtime.now();
         let outcome = match core.health.check() {

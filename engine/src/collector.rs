@@ -23,13 +23,13 @@
 //! under way checkpoints follow each other, with pauses that grow with the room that is left.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
 use siltstone_cursor::{MapError, Relocator, Rewrite, SegmentSource, Sweep, Visibility};
-use siltstone_device::{LayerId, Place, SegmentId};
+use siltstone_device::{LayerId, SegmentId};
 
 use crate::{checkpointer, core::Core, error::Result, segment_table::Segment, stats::add};
 
@@ -38,7 +38,7 @@ mod output;
 mod survey;
 mod victims;
 
-use mover::Mover;
+use mover::{Moved, Mover};
 use output::Output;
 use survey::{Survey, Surveying};
 
@@ -113,8 +113,7 @@ enum State {
 struct Round {
     victims: BTreeSet<SegmentId>,
     sweep: Sweep,
-    /// Where the blocks are that were moved.
-    moved: HashMap<Place, Place>,
+    moved: Moved,
     /// There was no room for some blocks, which stay where they are.
     is_full: bool,
     times_stuck: u32,
@@ -172,7 +171,7 @@ impl Collector {
             State::Settling { victims, started } if *started <= step.covered => {
                 let victims = std::mem::take(victims);
                 let sweep = step.core.map.sweep();
-                let moved = HashMap::new();
+                let moved = Moved::default();
                 let (is_full, times_stuck) = (false, 0);
                 self.state = State::Sweeping(Round { victims, sweep, moved, is_full, times_stuck });
                 self.sweep(step).await?;

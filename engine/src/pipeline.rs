@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     checkpointer,
+    collector::Collector,
     core::Core,
     error::{EngineError, Result},
     marks, recovery,
@@ -35,7 +36,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub(crate) fn start(pool: &Arc<Core>) -> io::Result<Self> {
+    pub(crate) fn start(pool: &Arc<Core>, collector: Collector) -> io::Result<Self> {
         let count = match pool.tuning.reducers {
             0 => pool.runtime.parallelism(),
             count => count,
@@ -51,7 +52,7 @@ impl Pipeline {
         let sealer = spawn(pool, "sealer", sealer.run())?;
         let core = Arc::clone(pool);
         let checkpointer =
-            spawn(pool, "checkpointer", async move { checkpointer::run(&core).await })?;
+            spawn(pool, "checkpointer", async move { checkpointer::run(&core, collector).await })?;
         let core = Arc::clone(pool);
         let marker = spawn(pool, "marker", async move { marks::run(&core).await })?;
         let warmer = if pool.tuning.warm_index {

@@ -13,12 +13,38 @@ use crate::{core::Core, segment_table::SegmentState, stats::add};
 /// The least zstd level of what is stored anew: it is likely to stay, and nobody waits for it.
 const LEVEL: i8 = 3;
 
+/// Where blocks that a round has moved are now, or have been: until an entry refers to a block
+/// there, its segment may be freed and used anew.
+#[derive(Default)]
+pub(super) struct Moved {
+    /// The new place, and the generation of its segment.
+    places: HashMap<Place, (Place, u64)>,
+}
+
+impl Moved {
+    /// How many blocks have been moved.
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    fn insert(&mut self, core: &Core, old: Place, new: Place) {
+        let (generation, _) = core.table.generation(new.segment()).expect("blocks are in segments");
+        self.places.insert(old, (new, generation));
+    }
+
+    /// Where a block is now, if new links to it are allowed. They stay so until the checkpoint of
+    /// which this is part looks for segments to free.
+    fn get(&self, core: &Core, old: Place) -> Option<Place> {
+        let &(new, generation) = self.places.get(&old)?;
+        (core.table.generation(new.segment()) == Some((generation, true))).then_some(new)
+    }
+}
+
 /// See the module's page. One for each step of a round.
 pub(super) struct Mover<'a> {
     pub(super) core: &'a Core,
     pub(super) victims: &'a BTreeSet<SegmentId>,
-    /// Where blocks that this round has moved are now.
-    pub(super) moved: &'a mut HashMap<Place, Place>,
+    pub(super) moved: &'a mut Moved,
     /// Set once there is no room for a block. Those that follow stay where they are; what has been
     /// moved is not in vain.
     pub(super) is_full: &'a mut bool,
@@ -40,7 +66,7 @@ impl Relocator for Mover<'_> {
             }
             for extent in extents {
                 if let Target::Stored(old) = extent.target
-                    && let Some(&place) = self.moved.get(&old)
+                    && let Some(place) = self.moved.get(self.core, old)
                 {
                     assert_eq!(extent.len_blocks, 1, "what is moved is moved block by block");
                     extent.target = Target::Stored(place);
@@ -75,7 +101,7 @@ impl Mover<'_> {
             }
             for index in 0..extent.len_blocks {
                 let place = block_of(first, index);
-                if self.moved.contains_key(&place) || !seen.insert(place) {
+                if self.moved.get(self.core, place).is_some() || !seen.insert(place) {
                     continue;
                 }
                 match runs.last_mut() {
@@ -119,7 +145,7 @@ impl Mover<'_> {
                 _ if !is_whole[at] => {}
                 Some(place) => {
                     add(&core.stats.counters.collector_linked_blocks, 1);
-                    self.moved.insert(places[at], place);
+                    self.moved.insert(core, places[at], place);
                 }
                 None => {
                     stored.extend_from_slice(blocks[at]);
@@ -139,7 +165,9 @@ impl Mover<'_> {
             stored => stored?,
         };
         add(&core.stats.counters.collector_moved_blocks, new.len() as u64);
-        self.moved.extend(stored_from.into_iter().zip(new));
+        for (old, new) in stored_from.into_iter().zip(new) {
+            self.moved.insert(core, old, new);
+        }
         Ok(())
     }
 

@@ -106,8 +106,9 @@ impl Pool {
             None
         } else {
             // What recovery ignored must never count: see the recovery module.
-            checkpointer::checkpoint(&core, &mut Collector::new(), false).await?;
-            let started = Pipeline::start(&core);
+            let mut collector = Collector::new();
+            checkpointer::checkpoint(&core, &mut collector, false).await?;
+            let started = Pipeline::start(&core, collector);
             Some(started.map_err(|source| {
                 // Threads that did start end, and let go of the device.
                 core.fail(EngineError::Thread { source: Arc::new(source) });
