@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use pollster::block_on;
-use siltstone_cursor::{Epoch, Extent, Limits, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource, Target, View, Visibility};
+use siltstone_cursor::{
+    Epoch, Extent, Limits, Manifest, Map, MapConfig, Rewrite, SegmentGeometry, SegmentSource,
+    Target, View, Visibility,
+};
 use siltstone_device::{
     BLOCK_BYTES, BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence,
     header::{self, HEADER_BYTES, Header, Identity, Kind},
