@@ -138,7 +138,8 @@ fn commands_do_and_say_the_same_whether_the_pool_is_served_or_not() {
         assert!(found.0 == expected.0, "what is exported to a pipe");
         assert!(found.1.starts_with("exported volume 'image' to standard output: 9 MiB in "));
         // What only other figures can be the same of.
-        for arguments in [&["stat", "pool.silt"][..], &["scrub", "pool.silt"]] {
+        for arguments in [&["stat", "pool.silt"][..], &["scrub", "pool.silt"], &["gc", "pool.silt"]]
+        {
             let [expected, found] = [offline, live].map(|folder| {
                 let text = run_in(folder, None, arguments).succeeds();
                 let word = |line: &str| line.split_whitespace().next().map(str::to_owned);

@@ -199,6 +199,33 @@ fn a_volume_holds_the_last_image_and_zeros_behind_it() {
     assert_sound(&pool);
 }
 
+/// What an overwritten image left in segments that the new one shares is given back.
+#[test]
+fn garbage_is_collected_on_demand_and_nothing_else() {
+    let folder = Folder::new();
+    let pool = folder.pool("256M");
+    let image = folder.path("image");
+    let mut bytes = vec![0; 24 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    fs::write(&image, &bytes).unwrap();
+    siltstone(["import", &pool, "v", image.to_str().unwrap()]).succeeds();
+    let other = blake3::Hasher::new_keyed(&[1; 32]).finalize();
+    for block in bytes.chunks_exact_mut(4096).step_by(2) {
+        block[..32].copy_from_slice(other.as_bytes());
+    }
+    fs::write(&image, &bytes).unwrap();
+    siltstone(["import", &pool, "v", image.to_str().unwrap()]).succeeds();
+    let before = stat(&pool)["free_bytes"].as_u64().unwrap();
+    let says = siltstone(["gc", &pool]).succeeds();
+    assert!(says.starts_with("moved ") && says.contains("more than before"), "{says}");
+    let after = stat(&pool)["free_bytes"].as_u64().unwrap();
+    assert!(after > before + (8 << 20), "{says}");
+    assert_sound(&pool);
+    let copy = folder.path("copy");
+    siltstone(["export", &pool, "v", copy.to_str().unwrap()]).succeeds();
+    assert!(fs::read(&copy).unwrap() == bytes);
+}
+
 #[test]
 fn volumes_are_created_listed_resized_and_deleted() {
     let folder = Folder::new();
