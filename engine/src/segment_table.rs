@@ -140,6 +140,10 @@ struct Inner {
     /// Segments to look at for condemnation.
     suspects: BTreeSet<SegmentId>,
     freeing: Vec<SegmentId>,
+    /// Data segments that units were added to since the last stored record, and how far they were
+    /// used in it. What lies behind is no part of the pool for whoever recovers from that record,
+    /// so nothing that can outlive the record may link to it.
+    unrecorded: BTreeMap<SegmentId, u32>,
 }
 
 impl SegmentTable {
@@ -176,6 +180,7 @@ impl SegmentTable {
             condemned: BTreeMap::new(),
             suspects: suspects.map(|(id, _)| SegmentId(id as u32)).collect(),
             freeing: Vec::new(),
+            unrecorded: BTreeMap::new(),
             segments,
         };
         Self {
@@ -252,10 +257,16 @@ impl SegmentTable {
 
     /// Whether new links into a unit are allowed: it is of the segment's present use, the segment
     /// is not about to be freed, and the unit, which ends `end_bytes` into it, is among those that
-    /// count. Behind them may stand units that recovery passed over: whole summaries of torn frames.
+    /// count. Behind them may stand units that recovery passed over: whole summaries of torn frames;
+    /// or moved blocks that no stored record has.
     pub(crate) fn is_linkable(&self, id: SegmentId, generation: u64, end_bytes: u64) -> bool {
-        self.generation(id) == Some((generation, true))
-            && self.segment(id).is_some_and(|segment| end_bytes <= segment.used_bytes.into())
+        if self.generation(id) != Some((generation, true)) {
+            return false;
+        }
+        let inner = self.inner.lock();
+        let Some(segment) = inner.segments.get(id.0 as usize) else { return false };
+        let counts_to = inner.unrecorded.get(&id).copied().unwrap_or(segment.used_bytes);
+        end_bytes <= counts_to.into()
     }
 
     /// What is known of one segment.
@@ -303,8 +314,12 @@ impl SegmentTable {
     /// A write unit with `blocks` blocks in its frames has been placed in a segment.
     pub(crate) fn note_unit(&self, id: SegmentId, blocks: u32, bytes: u32) {
         let mut inner = self.inner.lock();
+        let Segment { state, used_bytes, .. } = inner.segments[id.0 as usize];
+        assert!(matches!(state, SegmentState::Frontier | SegmentState::Data));
+        if state == SegmentState::Data {
+            inner.unrecorded.entry(id).or_insert(used_bytes);
+        }
         let segment = &mut inner.segments[id.0 as usize];
-        debug_assert!(matches!(segment.state, SegmentState::Frontier | SegmentState::Data));
         segment.stored_blocks += blocks;
         segment.used_bytes += bytes;
         inner.mark_dirty(id.0 as usize);
@@ -458,6 +473,8 @@ impl SegmentTable {
     /// is free.
     pub(crate) fn stored(&self, stored: StoredPages) {
         let mut inner = self.inner.lock();
+        // Units are added by the checkpointer alone, before it writes the table's pages.
+        inner.unrecorded.clear();
         for (page, newest) in stored.pages {
             inner.newest[page] = newest;
         }

@@ -187,3 +187,25 @@ fn a_segment_is_freed_only_after_the_batches_that_could_still_link_to_it() {
     table.reclaim(2, || 2, None);
     assert_eq!(table.segment(id).unwrap().state, SegmentState::Freeing);
 }
+
+/// Clients' changes are recovered from units that follow a record, so they must not link to what
+/// only a later record knows.
+#[test]
+fn what_no_record_knows_is_not_linked_to() {
+    let device = SimDevice::new(64 << 20);
+    let table = SegmentTable::new(POOL, layout());
+    let (id, generation) = table.take(SegmentState::Data).unwrap();
+    table.note_unit(id, 1, 4096);
+    assert!(!table.is_linkable(id, generation, 4096), "no record has the segment");
+    let first = store(&table, &device, 1);
+    assert!(!table.is_linkable(id, generation, 4096), "the record is not stored yet");
+    table.stored(first);
+    assert!(table.is_linkable(id, generation, 4096));
+    table.note_unit(id, 1, 4096);
+    table.note_unit(id, 1, 4096);
+    assert!(table.is_linkable(id, generation, 4096));
+    assert!(!table.is_linkable(id, generation, 8192), "no record has the unit");
+    let second = store(&table, &device, 2);
+    table.stored(second);
+    assert!(table.is_linkable(id, generation, 12_288));
+}
