@@ -5,8 +5,8 @@ use siltstone_device::{
     sim::SimDevice,
 };
 
-use super::*;
-use crate::config::CreateOptions;
+use super::{pages::slot_offset, store::StoredPages, *};
+use crate::{config::CreateOptions, repair::Repair};
 
 const POOL: u64 = 7;
 
