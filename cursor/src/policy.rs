@@ -19,7 +19,7 @@
 //!   too many are, the patches in the emptiest are rewritten as they are, to the open segment
 //!   ([`Packing`]).
 //! - What only a deleted layer or label could see is dropped by rewriting, in their level, the
-//!   patches that may have it ([`HeldLayer`]).
+//!   patches that may have it (`HeldLayer`).
 //! - A patch that overlaps nothing below moves down as it is. Small patches (frequent checkpoints
 //!   write them) are merged with their neighbours instead, so that patches do not grow in number.
 

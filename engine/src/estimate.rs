@@ -1,8 +1,8 @@
 //! What a pool would make of data that is elsewhere, without a pool: read once, and nothing written.
 //!
-//! The data is cut into batches as an import cuts it ([`source`]), every batch is fingerprinted, and
-//! the fingerprints are entered in order into a [`table`] that says which blocks have been seen. From
-//! there on a batch is treated as the write path treats it ([`tally`]): runs, threshold, frames,
+//! The data is cut into batches as an import cuts it (`source`), every batch is fingerprinted, and
+//! the fingerprints are entered in order into a `table` that says which blocks have been seen. From
+//! there on a batch is treated as the write path treats it (`tally`): runs, threshold, frames,
 //! compression of some of them, and what headers and summaries add.
 //!
 //! # When fingerprints do not all fit
@@ -10,7 +10,7 @@
 //! 2^n. That gives the number of distinct blocks, but tells no longer of every block whether it was
 //! seen before, which runs and frames need. So, if the data could be too much for the table, some
 //! batches at random, the *windows*, are read beforehand, and the table's smaller sister
-//! ([`windows`]) notes where each of their blocks is first seen. At the end they are read again, and
+//! (`windows`) notes where each of their blocks is first seen. At the end they are read again, and
 //! runs and frames are those of the windows.
 //!
 //! # Memory
@@ -18,7 +18,7 @@
 //! compressor, about 3 MiB; and some dozens of bytes for each file.
 //!
 //! Thread safety: workers read, fingerprint and compress batches in parallel. What depends on order
-//! is done in the order of batches ([`ordered`]), so the outcome does not depend on timing.
+//! is done in the order of batches (`ordered`), so the outcome does not depend on timing.
 
 mod ordered;
 mod report;

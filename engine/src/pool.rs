@@ -1,4 +1,4 @@
-//! A pool: its life, and where its parts are: [`create`], [`open`], [`volumes`].
+//! A pool: its life, and where its parts are: `create`, `open`, `volumes`.
 
 use std::{path::Path, sync::Arc};
 
