@@ -2,7 +2,10 @@
 
 use std::{
     ops::ControlFlow,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -58,6 +61,10 @@ impl PoolOperation for ScrubArguments {
         } else {
             let found = findings::lines(&report.findings) + &findings::notes(&report.repairs);
             session.print(&(found + &summary(&report)))?;
+            if !report.complete {
+                session
+                    .note("not complete: what is lost by what was found has not been looked up")?;
+            }
         }
         end.and_then(|()| findings::verdict(&self.pool.path, "scrub", &report.findings))
     }
@@ -95,8 +102,7 @@ impl BackgroundScrub {
         let pool = Arc::clone(pool);
         let (stop, stopped) = oneshot::channel::<()>();
         let task = Box::pin(async move {
-            let stopped = async { _ = stopped.await };
-            either(scrub_for_ever(&pool, rate_bytes_per_second, interval), stopped).await;
+            scrub_for_ever(&pool, rate_bytes_per_second, interval, stopped).await;
         });
         let task = Threads.spawn("scrub", task);
         let task = task.map_err(|source| CliError::System { action: "start threads", source })?;
@@ -115,7 +121,12 @@ impl Drop for BackgroundScrub {
     }
 }
 
-async fn scrub_for_ever(pool: &Pool, rate_bytes_per_second: u64, interval: Duration) {
+async fn scrub_for_ever(
+    pool: &Pool,
+    rate_bytes_per_second: u64,
+    interval: Duration,
+    mut stopped: oneshot::Receiver<()>,
+) {
     let options = ScrubOptions {
         rate_bytes_per_second: Some(rate_bytes_per_second),
         ..ScrubOptions::default()
@@ -123,13 +134,35 @@ async fn scrub_for_ever(pool: &Pool, rate_bytes_per_second: u64, interval: Durat
     loop {
         let started = Instant::now();
         tracing::info!(bytes_per_second = rate_bytes_per_second, "a scrub begins");
-        let mut go_on = |_| ControlFlow::Continue(());
-        let report = pool.scrub_async(&options, &mut go_on).await;
-        log(&report);
-        if !report.complete {
+        // A pass that is stopped ends at its next step and says what it has found.
+        let (stop, mut report) = (AtomicBool::new(false), None);
+        let mut go_on = |_| match stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        let pass = async { report = Some(pool.scrub_async(&options, &mut go_on).await) };
+        let patience = async {
+            _ = (&mut stopped).await;
+            stop.store(true, Ordering::Relaxed);
+            Threads.sleep_until(Instant::now() + STEP_PATIENCE).await;
+        };
+        either(pass, patience).await;
+        match &report {
+            Some(report) => log(report),
+            None => tracing::warn!("a scrub was stopped and cannot say what it had found"),
+        }
+        if stop.load(Ordering::Relaxed) {
             return;
         }
-        Threads.sleep_until(started + interval).await;
+        let mut is_stopped = false;
+        let stopped = async {
+            _ = (&mut stopped).await;
+            is_stopped = true;
+        };
+        either(Threads.sleep_until(started + interval), stopped).await;
+        if is_stopped {
+            return;
+        }
     }
 }
 

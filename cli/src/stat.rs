@@ -7,6 +7,7 @@ use crate::{
     errors::CliError,
     on_pool::{Access, PoolOperation},
     output::table,
+    plural::count,
     session::{Session, print_json},
     size::human,
 };
@@ -31,7 +32,8 @@ fn tables(stat: &PoolStat) -> String {
     let row = |name: &str, value: String, note: String| vec![name.into(), value, note];
     let full = 100 * stat.index_entries / stat.index_capacity_entries.max(1);
     let one_in = 1u64 << stat.index_sample_bits;
-    let index = format!("of memory, {full} % full, keeps one fingerprint in {one_in}");
+    let kept = if one_in == 1 { "all".into() } else { format!("one in {one_in}") };
+    let index = format!("of memory, {full} % full, keeps {kept} of the fingerprints");
     let mut rows = vec![
         row("size", human(stat.size_bytes), String::new()),
         row("free", human(stat.free_bytes), "before reduction".into()),
@@ -44,9 +46,17 @@ fn tables(stat: &PoolStat) -> String {
     ];
     let last_scrub = match &stat.last_scrub {
         Some(last) => format!("{} s ago", last.finished_seconds_ago),
-        None => "not known".into(),
+        None => "none".into(),
     };
-    rows.push(row("last scrub", last_scrub, "no pool keeps it: see its server's log".into()));
+    let found = match &stat.last_scrub {
+        Some(last) if last.problems > 0 => {
+            let lost = count(last.lost_ranges, "lost range");
+            format!("found {} and {lost}: see the log, or check", count(last.problems, "problem"))
+        }
+        Some(_) => "found nothing wrong".into(),
+        None => "since the pool was opened".into(),
+    };
+    rows.push(row("last scrub", last_scrub, found));
     let mut notes = String::new();
     for repair in &stat.repairs {
         notes += &format!("note: {repair}\n");

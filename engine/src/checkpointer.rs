@@ -26,7 +26,7 @@ use siltstone_device::{
 };
 
 use crate::{
-    collector::{Collector, Step},
+    collector::{Collector, Step, step_pages},
     core::Core,
     error::Result,
     record::CheckpointBody,
@@ -226,6 +226,9 @@ pub(crate) async fn checkpoint(
     if steps == MERGE_STEPS {
         core.checkpointing.request();
     }
+    core.frontier.settle(&core.table, published.sequence);
+    // Before the collector: what is promised to admitted changes is the sealer's.
+    let reservation = core.frontier.reserve(&core.table);
     let count_batches = |newest: Option<u64>| newest.map_or(0, |batch| batch + 1);
     let count_started = || count_batches(core.admission.newest_started());
     let covered = count_batches(published.batch);
@@ -234,10 +237,7 @@ pub(crate) async fn checkpoint(
     let step =
         Step { core, source, layers: &layers, covered, count_started: count, is_urgent: compact };
     collector.step(step).await?;
-
-    core.frontier.settle(&core.table, published.sequence);
     core.table.reclaim(covered, count_started, collector.open_segment());
-    let reservation = core.frontier.reserve(&core.table);
 
     let number = core.checkpoints.newest() + 1;
     let stored = core.table.store_changes(&*core.device, number).await?;
@@ -277,7 +277,9 @@ async fn merge_step(
     made_before: u64,
 ) -> std::result::Result<Option<Edit>, MapError> {
     let mut mover = collector.mover(core);
-    let mut rewrite = Rewrite::new(source, layers, merge_pages(core));
+    // Moving blocks takes longer than moving entries.
+    let pages = if mover.is_some() { step_pages(core) } else { merge_pages(core) };
+    let mut rewrite = Rewrite::new(source, layers, pages);
     rewrite.relocator = mover.as_mut().map(|mover| mover as &mut dyn Relocator);
     if compact {
         if let Some(edit) = core.map.compact_step(rewrite.again()).await? {

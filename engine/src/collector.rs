@@ -23,7 +23,7 @@
 //! under way checkpoints follow each other, with pauses that grow with the room that is left.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
@@ -38,16 +38,18 @@ mod output;
 mod survey;
 mod victims;
 
-use mover::{Moved, Mover};
+use mover::{Moved, Mover, Victims};
 use output::Output;
 use survey::{Survey, Surveying};
 
 /// Map pages that one step of a sweep reads or writes.
-const STEP_PAGES: usize = 1024;
+const STEP_PAGES: usize = 128;
 /// Most blocks that a checkpoint moves: a fraction of a second of work.
 const MAX_BLOCKS_A_CHECKPOINT: usize = 8192;
 /// A round moves at most one part in so many of the pool, so that victims come free soon.
 const MAX_SHARE_OF_POOL: u64 = 16;
+/// And no more than this: a round remembers where each block went.
+const MAX_ROUND_BYTES: u64 = 2 << 30;
 /// The shortest pause between two steps that nobody waits for.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 /// A round that finds no space in so many checkpoints ends as it is.
@@ -70,7 +72,7 @@ impl Collection {
         self.busy.load(Ordering::Acquire)
     }
 
-    /// Rounds that have ended: each has emptied something, if only to fill something else.
+    /// Rounds and surveys that have ended, with what outcome ever.
     pub(crate) fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Acquire)
     }
@@ -103,7 +105,7 @@ enum State {
     Idle,
     Surveying(Surveying),
     Settling {
-        victims: BTreeSet<SegmentId>,
+        victims: Victims,
         /// Batches that had begun when links into victims were first refused.
         started: u64,
     },
@@ -111,7 +113,7 @@ enum State {
 }
 
 struct Round {
-    victims: BTreeSet<SegmentId>,
+    victims: Victims,
     sweep: Sweep,
     moved: Moved,
     /// There was no room for some blocks, which stay where they are.
@@ -157,6 +159,8 @@ impl Collector {
     /// # Errors
     /// If the device fails, a page of the map is damaged, or metadata contradict each other.
     pub(crate) async fn step(&mut self, step: Step<'_>) -> Result<()> {
+        // What a merge that found no space has left under way.
+        self.output.complete(step.core).await?;
         match &mut self.state {
             State::Idle => self.begin_round(&step),
             State::Surveying(surveying) => match surveying.step().await {
@@ -189,10 +193,10 @@ impl Collector {
         let pool_bytes = u64::from(core.table.len()) * segment_bytes;
         let free_bytes = core.space.free_bytes(core.room());
         let limit = victims::live_limit(free_bytes, pool_bytes, is_forced);
-        let victims = limit.map_or_else(BTreeSet::new, |limit| self.choose(core, limit));
+        let victims = limit.map_or_else(Victims::new, |limit| self.choose(core, limit));
         if !victims.is_empty() {
             tracing::debug!(segments = victims.len(), "a garbage collection begins");
-            core.table.refuse_links(&victims);
+            core.table.refuse_links(victims.keys().copied());
             let started = (step.count_started)();
             self.state = State::Settling { victims, started };
         } else if limit.is_some() && self.is_survey_due(core) {
@@ -205,7 +209,7 @@ impl Collector {
         core.collection.busy.store(is_busy, Ordering::Release);
     }
 
-    fn choose(&self, core: &Core, live_limit: u64) -> BTreeSet<SegmentId> {
+    fn choose(&self, core: &Core, live_limit: u64) -> Victims {
         let segment_bytes = core.superblock.layout.segment_bytes;
         let pool_bytes = u64::from(core.table.len()) * segment_bytes;
         let open = self.output.open_segment();
@@ -217,13 +221,15 @@ impl Collector {
         let segments = segments.filter(|(id, segment)| is_movable(id, segment));
         let segments = segments.map(|(id, segment)| (id, self.survey.corrected(id, segment)));
         // One segment whatever the pool's size, if there is room.
-        let share = (pool_bytes / MAX_SHARE_OF_POOL).max(segment_bytes);
+        let share = (pool_bytes / MAX_SHARE_OF_POOL).min(MAX_ROUND_BYTES).max(segment_bytes);
         let move_bytes = self.output.room_bytes(core).min(share);
-        victims::choose(segments, segment_bytes, live_limit, move_bytes).into_iter().collect()
+        let chosen = victims::choose(segments, segment_bytes, live_limit, move_bytes);
+        let generation = |id: SegmentId| Some((id, core.table.segment(id)?.generation));
+        chosen.into_iter().filter_map(generation).collect()
     }
 
-    /// Whether enough has changed since the last survey that another one may find something: a
-    /// sixteenth of what the pool holds was written, trimmed or moved.
+    /// Whether so much has changed since the last survey that another one may find something: so
+    /// many changes or rounds as a sixteenth of the blocks that the pool holds.
     fn is_survey_due(&mut self, core: &Core) -> bool {
         let now = core.admission.admitted().0 + core.collection.rounds();
         let changes = core.table.totals().stored_blocks / 16;
@@ -249,7 +255,11 @@ impl Collector {
                 Ok(Some(edit)) => core.apply(&edit)?,
                 Ok(None) if *is_full => break true,
                 Ok(None) => {
-                    let left = victims.iter().filter_map(|&id| Some((id, core.table.segment(id)?)));
+                    let same_use = |(&id, &generation): (&SegmentId, &u64)| {
+                        let segment = core.table.segment(id)?;
+                        (segment.generation == generation).then_some((id, segment))
+                    };
+                    let left = victims.iter().filter_map(same_use);
                     let left = left.filter(|(_, segment)| segment.references > 0);
                     self.immovable.extend(left.map(|(id, segment)| (id, segment.generation)));
                     break true;
@@ -279,7 +289,7 @@ impl Collector {
     fn end_round(&mut self, core: &Core) {
         let ended = std::mem::replace(&mut self.state, State::Idle);
         if let State::Sweeping(round) = ended {
-            core.table.allow_links(&round.victims);
+            core.table.allow_links(round.victims.keys().copied());
         }
         add(&core.stats.counters.collector_rounds, 1);
         core.collection.rounds.fetch_add(1, Ordering::AcqRel);
@@ -309,6 +319,6 @@ impl Collector {
     }
 }
 
-fn step_pages(core: &Core) -> usize {
+pub(crate) fn step_pages(core: &Core) -> usize {
     STEP_PAGES.min(checkpointer::merge_pages(core))
 }

@@ -245,6 +245,10 @@ impl SegmentTable {
         inner.search_from = at + 1;
         inner.free -= 1;
         inner.segments[at] = Segment { state, generation, ..UNUSED };
+        if state == SegmentState::Data {
+            // Nothing may ever refer to what is moved there.
+            inner.suspects.insert(SegmentId(at as u32));
+        }
         inner.mark_dirty(at);
         self.generations[at].store(generation, Ordering::Release);
         Some((SegmentId(at as u32), generation))
@@ -354,14 +358,14 @@ impl SegmentTable {
 
     /// Refuses new links into segments that are being emptied, until nothing refers to them or
     /// [`allow_links`](Self::allow_links).
-    pub(crate) fn refuse_links(&self, ids: &BTreeSet<SegmentId>) {
+    pub(crate) fn refuse_links(&self, ids: impl Iterator<Item = SegmentId>) {
         for id in ids {
             self.generations[id.0 as usize].fetch_or(CONDEMNED, Ordering::AcqRel);
         }
     }
 
     /// Allows links again into those of `ids` that something still refers to.
-    pub(crate) fn allow_links(&self, ids: &BTreeSet<SegmentId>) {
+    pub(crate) fn allow_links(&self, ids: impl Iterator<Item = SegmentId>) {
         let inner = self.inner.lock();
         for id in ids {
             let segment = inner.segments[id.0 as usize];

@@ -91,12 +91,12 @@ pub(crate) struct DamageOptions {
     #[arg(long, value_name = "END", requires = "at")]
     pub(crate) pool: Option<End>,
     /// Invert these bits of the byte [default: by where it is].
-    #[arg(long, value_name = "BITS", requires = "at", conflicts_with = "form",
+    #[arg(long, value_name = "BITS", requires = "at", conflicts_with_all = ["form", "every"],
         value_parser = value_parser!(u8).range(1..))]
     pub(crate) value: Option<u8>,
     /// Damage it in this way: flip, unreadable, or zero, stale or swap, each followed by -sector or
     /// -block.
-    #[arg(long, requires = "at", default_value = "flip")]
+    #[arg(long, requires = "at", conflicts_with = "every", default_value = "flip")]
     pub(crate) form: Form,
 }
 

@@ -1,7 +1,7 @@
 //! Moving blocks out of victims: given map entries in key order, reads what they refer to, looks for
 //! the same block elsewhere, stores the rest anew, and says where everything is now.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use siltstone_cursor::{Extent, MapError, Relocating, Relocator, Target};
 use siltstone_dedup::{Candidate, Fingerprint, ShortFingerprint, fingerprint_blocks};
@@ -12,6 +12,9 @@ use crate::{core::Core, segment_table::SegmentState, stats::add};
 
 /// The least zstd level of what is stored anew: it is likely to stay, and nobody waits for it.
 const LEVEL: i8 = 3;
+
+/// Segments that are to be emptied, each in one use of it.
+pub(super) type Victims = BTreeMap<SegmentId, u64>;
 
 /// Where blocks that a round has moved are now, or have been: until an entry refers to a block
 /// there, its segment may be freed and used anew.
@@ -43,7 +46,7 @@ impl Moved {
 /// See the module's page. One for each step of a round.
 pub(super) struct Mover<'a> {
     pub(super) core: &'a Core,
-    pub(super) victims: &'a BTreeSet<SegmentId>,
+    pub(super) victims: &'a Victims,
     pub(super) moved: &'a mut Moved,
     /// Set once there is no room for a block. Those that follow stay where they are; what has been
     /// moved is not in vain.
@@ -53,7 +56,10 @@ pub(super) struct Mover<'a> {
 
 impl Relocator for Mover<'_> {
     fn moves(&self, segment: SegmentId) -> bool {
-        self.victims.contains(&segment)
+        self.victims.get(&segment).is_some_and(|&victim| {
+            let now = self.core.table.generation(segment);
+            now.is_some_and(|(generation, _)| generation == victim)
+        })
     }
 
     fn relocate<'b>(&'b mut self, extents: &'b mut [Extent]) -> Relocating<'b> {
@@ -65,7 +71,9 @@ impl Relocator for Mover<'_> {
                 self.move_runs(&runs).await?;
             }
             for extent in extents {
+                // A victim that came free may be in use again, at the very places.
                 if let Target::Stored(old) = extent.target
+                    && self.moves(old.segment())
                     && let Some(place) = self.moved.get(self.core, old)
                 {
                     assert_eq!(extent.len_blocks, 1, "what is moved is moved block by block");
@@ -157,6 +165,7 @@ impl Mover<'_> {
         if stored.is_empty() {
             return Ok(());
         }
+        self.output.make_way(core).await?;
         let new = match self.output.store(core, &stored, &stored_shorts, LEVEL) {
             Err(MapError::NoSpace) => {
                 *self.is_full = true;

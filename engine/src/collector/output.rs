@@ -26,6 +26,8 @@ use crate::{
 
 /// Most blocks in one unit.
 const UNIT_BLOCKS: usize = 256;
+/// Units under way to the device.
+const MAX_IN_FLIGHT: usize = 8;
 
 /// The number that units of the collector have: those of the sealer count from 1.
 const UNIT_NUMBER: u64 = 0;
@@ -211,6 +213,14 @@ impl Output {
         let write = request::write(&*core.device, address, buffer, Durability::Flush);
         self.in_flight.push(Written { address, summary, write });
         places
+    }
+
+    /// Waits until few enough units are under way that another may follow: each holds its buffer.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(super) async fn make_way(&mut self, core: &Core) -> Result<(), MapError> {
+        if self.in_flight.len() >= MAX_IN_FLIGHT { self.complete(core).await } else { Ok(()) }
     }
 
     /// Waits until all units are on the device; then tells the segment table and the index of them.
