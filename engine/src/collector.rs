@@ -213,11 +213,10 @@ impl Collector {
         let segment_bytes = core.superblock.layout.segment_bytes;
         let pool_bytes = u64::from(core.table.len()) * segment_bytes;
         let open = self.output.open_segment();
-        let segments = (0..core.table.len()).map(SegmentId).filter(|id| Some(*id) != open);
         let is_movable = |id: &SegmentId, segment: &Segment| {
-            self.immovable.get(id).is_none_or(|&generation| generation != segment.generation)
+            Some(*id) != open && self.immovable.get(id) != Some(&segment.generation)
         };
-        let segments = segments.filter_map(|id| Some((id, core.table.segment(id)?)));
+        let segments = core.table.data_segments().into_iter();
         let segments = segments.filter(|(id, segment)| is_movable(id, segment));
         let segments = segments.map(|(id, segment)| (id, self.survey.corrected(id, segment)));
         // One segment whatever the pool's size, if there is room.

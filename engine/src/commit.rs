@@ -70,8 +70,7 @@ impl Core {
                 Err(error) => return Err(error),
             }
         }
-        self.admission.drain_to(target);
-        self.admission.wait_published(target, || self.health.check()).await?;
+        self.drain_to(target).await?;
         self.flush_device().await?;
         Ok(target)
     }

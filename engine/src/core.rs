@@ -136,6 +136,23 @@ impl Core {
         }
     }
 
+    /// Sends every change up to `target` through the pipeline and waits until it is published.
+    ///
+    /// # Errors
+    /// If the pool has failed.
+    pub(crate) async fn drain_to(&self, target: Sequence) -> Result<()> {
+        self.admission.drain_to(target);
+        self.admission.wait_published(target, || self.health.check()).await
+    }
+
+    /// The same for every change that has been admitted.
+    ///
+    /// # Errors
+    /// As `drain_to`.
+    pub(crate) async fn drain(&self) -> Result<()> {
+        self.drain_to(self.admission.admitted()).await
+    }
+
     /// Where there may be room for changes.
     pub(crate) fn room(&self) -> Room<'_> {
         Room { table: &self.table, frontier: &self.frontier }

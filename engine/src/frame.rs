@@ -17,7 +17,10 @@ use zerocopy::{
     little_endian::{U32, U64},
 };
 
-use crate::{compress::Decompressor, error::FrameError};
+use crate::{
+    compress::{Compressor, Decompressor},
+    error::FrameError,
+};
 
 const MAGIC: [u8; 2] = *b"SF";
 const VERSION: u8 = 1;
@@ -73,6 +76,29 @@ pub(crate) struct FrameBody {
 }
 
 impl FrameBody {
+    /// Stores whole blocks at the start of `out`, compressed if that pays, else as they are.
+    pub(crate) fn store(
+        compressor: &mut Compressor,
+        plain: &[u8],
+        level: i8,
+        out: &mut [u8],
+    ) -> Self {
+        let (codec, stored_bytes) = match compressor.compress(plain, level, out) {
+            Some(bytes) => (Codec::Zstd, bytes),
+            None => {
+                out[..plain.len()].copy_from_slice(plain);
+                (Codec::Plain, plain.len())
+            }
+        };
+        Self {
+            codec,
+            level,
+            block_count: (plain.len() / BLOCK_BYTES) as u8,
+            stored_bytes: stored_bytes as u32,
+            payload_checksum: crc32fast::hash(&out[..stored_bytes]),
+        }
+    }
+
     /// Bytes that the frame takes, header included, padding excluded.
     pub(crate) fn total_bytes(&self) -> usize {
         FRAME_HEADER_BYTES + self.stored_bytes as usize

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use siltstone_dedup::ShortFingerprint;
 use siltstone_device::{AlignedBuffer, BlockAddress, LayerId, Place, Sequence};
 
-use crate::{frame::FrameBody, overlay::Change};
+use crate::{frame::FrameBody, overlay::Change, write_unit::UnitFrame};
 
 /// Where a planned entry's blocks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,17 @@ pub(crate) struct PlannedFrame {
     /// From the start of the unit.
     pub(crate) offset_bytes: u32,
     pub(crate) body: FrameBody,
+}
+
+impl PlannedFrame {
+    /// What the unit's summary says of it.
+    pub(crate) fn in_summary(&self) -> UnitFrame {
+        UnitFrame {
+            offset_bytes: self.offset_bytes,
+            stored_bytes: (self.body.total_bytes() as u32).next_multiple_of(64),
+            block_count: self.body.block_count,
+        }
+    }
 }
 
 /// A reduced batch: everything of a write unit but its place.

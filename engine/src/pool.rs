@@ -96,7 +96,7 @@ impl Pool {
     /// As `checkpoint`.
     pub async fn checkpoint_async(&self) -> Result<()> {
         self.core.check_writable()?;
-        self.drain().await?;
+        self.core.drain().await?;
         self.store_catalog().await
     }
 
@@ -114,14 +114,14 @@ impl Pool {
     /// As `collect_garbage`.
     pub async fn collect_garbage_async(&self) -> Result<()> {
         self.core.check_writable()?;
-        self.drain().await?;
+        self.core.drain().await?;
         let core = &self.core;
         core.collection.force();
         // Merged first, so that nothing is moved that a newer patch has superseded.
         core.checkpointing.run(true, || core.health.check()).await?;
         while core.collection.is_forced() || core.collection.is_busy() {
             // A round begins when every batch that is under way has been published.
-            self.drain().await?;
+            self.core.drain().await?;
             core.checkpointing.run(false, || core.health.check()).await?;
         }
         // What the last round has emptied is condemned by one checkpoint and freed by the next.
@@ -183,13 +183,6 @@ impl Pool {
             Some(pipeline) => pipeline.stop(&self.core).await,
             None => Ok(()),
         }
-    }
-
-    async fn drain(&self) -> Result<()> {
-        let core = &self.core;
-        let target = core.admission.admitted();
-        core.admission.drain_to(target);
-        core.admission.wait_published(target, || core.health.check()).await
     }
 
     async fn store_catalog(&self) -> Result<()> {

@@ -27,7 +27,7 @@ use crate::{
     staged_data::StagedData,
     stats::Stage,
     summaries::UnitFrames,
-    write_unit::{frames_start, summary_bytes},
+    write_unit::{frames_start, summary_bytes, worst_unit_bytes},
 };
 
 /// A run of links of this length or more is no accident.
@@ -323,10 +323,8 @@ impl Reducer {
         let block_count = frames.iter().map(|frame| frame.blocks.len()).sum();
         let summary = summary_bytes(entries.len(), frames.len(), block_count);
         let grain = PLACE_GRAIN_BYTES as usize;
-        let worst = frames_start(summary)
-            + frames.len() * (FRAME_HEADER_BYTES + grain)
-            + block_count * BLOCK_BYTES;
-        let mut buffer = core.buffers.take(worst.next_multiple_of(BLOCK_BYTES));
+        let worst = worst_unit_bytes(entries.len(), frames.len(), block_count);
+        let mut buffer = core.buffers.take(worst);
         let mut planned = Vec::with_capacity(frames.len());
         let mut fingerprints = Vec::with_capacity(block_count);
         let mut end = frames_start(summary);
@@ -344,24 +342,10 @@ impl Reducer {
                 }
             };
             let out = &mut buffer[end + FRAME_HEADER_BYTES..];
-            let compressed = self.compressor.compress(plain, frame.level, out);
-            let (codec, stored_bytes) = match compressed {
-                Some(bytes) => (Codec::Zstd, bytes),
-                None => {
-                    out[..plain_bytes].copy_from_slice(plain);
-                    (Codec::Plain, plain_bytes)
-                }
-            };
-            let body = FrameBody {
-                codec,
-                level: frame.level,
-                block_count: frame.blocks.len() as u8,
-                stored_bytes: stored_bytes as u32,
-                payload_checksum: crc32fast::hash(&out[..stored_bytes]),
-            };
+            let body = FrameBody::store(&mut self.compressor, plain, frame.level, out);
             // That checksum vouches for the frame from now on: had the blocks changed at any time
             // before, what was made of them would differ now.
-            let used = if codec == Codec::Plain { &out[..plain_bytes] } else { plain };
+            let used = if body.codec == Codec::Plain { &out[..plain_bytes] } else { plain };
             for (&block, used) in frame.blocks.iter().zip(used.as_chunks().0) {
                 check(core, &changes, self.blocks[block as usize], used)?;
             }

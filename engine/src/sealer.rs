@@ -30,7 +30,7 @@ use crate::{
     overlay::Change,
     planned::{PlannedFrame, PlannedTarget, ReducedBatch},
     stats::{Stage, add},
-    write_unit::{Summary, UnitFrame, summary_bytes},
+    write_unit::{Summary, summary_bytes},
 };
 
 /// Checkpoints in a row that find no segment before the sealer gives up.
@@ -204,11 +204,6 @@ impl Sealer {
                 _ => entries.push((extent, entry.sequence)),
             }
         }
-        let unit_frame = |planned: &PlannedFrame| UnitFrame {
-            offset_bytes: planned.offset_bytes,
-            stored_bytes: (planned.body.total_bytes() as u32).next_multiple_of(64),
-            block_count: planned.body.block_count,
-        };
         let first = batch.changes.first().expect("a batch has changes").sequence;
         let last = batch.changes.last().expect("a batch has changes").sequence;
         let summary = Summary {
@@ -219,7 +214,7 @@ impl Sealer {
             last_sequence: last,
             unit_bytes: unit_bytes as u32,
             entries,
-            frames: batch.frames.iter().map(unit_frame).collect(),
+            frames: batch.frames.iter().map(PlannedFrame::in_summary).collect(),
             fingerprints: batch.fingerprints,
         };
         // Entries that were joined only now leave a gap before the frames.

@@ -213,6 +213,13 @@ impl SegmentTable {
         self.inner.lock().segments.get(id.0 as usize).copied()
     }
 
+    /// What is known of all segments with data, as of one moment.
+    pub(crate) fn data_segments(&self) -> Vec<(SegmentId, Segment)> {
+        let inner = self.inner.lock();
+        let numbered = (0..).map(SegmentId).zip(inner.segments.iter().copied());
+        numbered.filter(|(_, segment)| segment.state == SegmentState::Data).collect()
+    }
+
     /// How many segments there are.
     pub(crate) fn len(&self) -> u32 {
         self.generations.len() as u32

@@ -25,7 +25,7 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use crate::{error::MetadataError, record::MAX_COUNT};
+use crate::{error::MetadataError, frame::FRAME_HEADER_BYTES, record::MAX_COUNT};
 
 const VERSION: u16 = 1;
 
@@ -123,6 +123,13 @@ pub(crate) fn summary_bytes(entries: usize, frames: usize, blocks: usize) -> usi
 /// Where the frames begin after a summary of `summary_bytes`.
 pub(crate) fn frames_start(summary_bytes: usize) -> usize {
     summary_bytes.next_multiple_of(PLACE_GRAIN_BYTES as usize)
+}
+
+/// Bytes of a unit with these counts in which nothing compresses.
+pub(crate) fn worst_unit_bytes(entries: usize, frames: usize, blocks: usize) -> usize {
+    let headers = frames * (FRAME_HEADER_BYTES + PLACE_GRAIN_BYTES as usize);
+    let start = frames_start(summary_bytes(entries, frames, blocks));
+    (start + headers + blocks * BLOCK_BYTES).next_multiple_of(BLOCK_BYTES)
 }
 
 fn identity(pool: u64, address: ByteOffset) -> Identity {

@@ -17,11 +17,12 @@ use crate::{
     compress::Compressor,
     config::FRAME_BLOCKS,
     core::Core,
-    frame::{self, Codec, FRAME_HEADER_BYTES, FrameBody},
+    frame::{self, FRAME_HEADER_BYTES, FrameBody},
+    planned::PlannedFrame,
     segment_table::SegmentState,
     stats::add,
     summaries::SummaryCache,
-    write_unit::{Summary, UnitFrame, frames_start, summary_bytes},
+    write_unit::{Summary, frames_start, summary_bytes, worst_unit_bytes},
 };
 
 /// Most blocks in one unit.
@@ -52,18 +53,9 @@ struct Written {
     write: Pending<AlignedBuffer>,
 }
 
-/// A frame in a unit's buffer whose header is missing.
-struct Planned {
-    offset_bytes: usize,
-    body: FrameBody,
-}
-
 /// Bytes of a unit of blocks that do not compress.
 fn worst_bytes(blocks: usize) -> usize {
-    let frames = blocks.div_ceil(FRAME_BLOCKS);
-    let headers = frames * (FRAME_HEADER_BYTES + PLACE_GRAIN_BYTES as usize);
-    let summary = frames_start(summary_bytes(0, frames, blocks));
-    (summary + headers + blocks * BLOCK_BYTES).next_multiple_of(BLOCK_BYTES)
+    worst_unit_bytes(0, blocks.div_ceil(FRAME_BLOCKS), blocks)
 }
 
 impl Output {
@@ -127,21 +119,8 @@ impl Output {
         let mut frames = Vec::with_capacity(frame_count);
         for blocks in plain.chunks(FRAME_BLOCKS * BLOCK_BYTES) {
             let out = &mut buffer[end + FRAME_HEADER_BYTES..];
-            let (codec, stored_bytes) = match self.compressor.compress(blocks, level, out) {
-                Some(bytes) => (Codec::Zstd, bytes),
-                None => {
-                    out[..blocks.len()].copy_from_slice(blocks);
-                    (Codec::Plain, blocks.len())
-                }
-            };
-            let body = FrameBody {
-                codec,
-                level,
-                block_count: (blocks.len() / BLOCK_BYTES) as u8,
-                stored_bytes: stored_bytes as u32,
-                payload_checksum: crc32fast::hash(&out[..stored_bytes]),
-            };
-            frames.push(Planned { offset_bytes: end, body });
+            let body = FrameBody::store(&mut self.compressor, blocks, level, out);
+            frames.push(PlannedFrame { offset_bytes: end as u32, body });
             let stored_end = end + body.total_bytes();
             end = stored_end.next_multiple_of(grain);
             buffer[stored_end..end].fill(0);
@@ -174,7 +153,7 @@ impl Output {
         &mut self,
         core: &Core,
         mut buffer: AlignedBuffer,
-        frames: &[Planned],
+        frames: &[PlannedFrame],
         fingerprints: &[ShortFingerprint],
     ) -> Vec<Place> {
         let open = self.open.as_mut().expect("room was made");
@@ -182,18 +161,13 @@ impl Output {
         let address = segment_start.plus(open.used_bytes);
         let pool = core.superblock.pool;
         let mut places = Vec::with_capacity(fingerprints.len());
-        let mut unit_frames = Vec::with_capacity(frames.len());
-        for Planned { offset_bytes, body } in frames {
-            let in_segment = open.used_bytes as usize + offset_bytes;
+        for planned in frames {
+            let (offset, body) = (planned.offset_bytes as usize, &planned.body);
+            let in_segment = open.used_bytes as usize + offset;
             let first = frame::place_of(open.id, in_segment, body.total_bytes());
-            body.write_header(pool, open.generation, first, &mut buffer[*offset_bytes..]);
+            body.write_header(pool, open.generation, first, &mut buffer[offset..]);
             let place = |index: u8| first.advanced(index.into()).expect("frames hold few blocks");
             places.extend((0..body.block_count).map(place));
-            unit_frames.push(UnitFrame {
-                offset_bytes: *offset_bytes as u32,
-                stored_bytes: (body.total_bytes() as u32).next_multiple_of(64),
-                block_count: body.block_count,
-            });
         }
         let unit_bytes = buffer.len();
         let summary = Summary {
@@ -204,7 +178,7 @@ impl Output {
             last_sequence: Sequence(0),
             unit_bytes: unit_bytes as u32,
             entries: Vec::new(),
-            frames: unit_frames,
+            frames: frames.iter().map(PlannedFrame::in_summary).collect(),
             fingerprints: fingerprints.to_vec(),
         };
         summary.encode(pool, address, &mut buffer);

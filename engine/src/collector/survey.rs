@@ -11,10 +11,7 @@ use std::collections::BTreeMap;
 use siltstone_cursor::{Extent, ExtentCursor, MapError, Target};
 use siltstone_device::{Place, SegmentId};
 
-use crate::{
-    core::Core,
-    segment_table::{Segment, SegmentState},
-};
+use crate::{core::Core, segment_table::Segment};
 
 /// Memory of the walk.
 const WALK_BYTES: usize = 4 << 20;
@@ -44,9 +41,7 @@ pub(super) struct Survey {
 impl Surveying {
     /// Begins a walk over the map of this moment.
     pub(super) fn begin(core: &Core) -> Self {
-        let segments = (0..core.table.len()).map(SegmentId);
-        let segments = segments.filter_map(|id| Some((id, core.table.segment(id)?)));
-        let data = segments.filter(|(_, segment)| segment.state == SegmentState::Data);
+        let data = core.table.data_segments().into_iter();
         let bitmap = |(id, segment): (SegmentId, Segment)| {
             let bits = (segment.stored_blocks as usize / 2).max(MIN_BITS);
             let words = vec![0; bits.div_ceil(64)].into();

@@ -98,7 +98,7 @@ impl Pool {
         let shared = shared.ok_or_else(missing)?;
         shared.mark_deleted();
         // What was admitted before goes through first, so that nothing of the layer follows.
-        self.drain().await?;
+        self.core.drain().await?;
         self.core.catalog.lock().delete(name)?;
         self.store_catalog().await
     }

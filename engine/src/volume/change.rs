@@ -249,9 +249,7 @@ impl Core {
     /// Sends everything through the pipeline and checkpoints, so that promises are settled, dead
     /// segments are freed, and the collector works.
     async fn reclaim(&self) -> Result<()> {
-        let target = self.admission.admitted();
-        self.admission.drain_to(target);
-        self.admission.wait_published(target, || self.health.check()).await?;
+        self.drain().await?;
         // Merging everything is for once, before a collection, and not for each of its steps.
         let compact = !self.collection.is_busy();
         self.checkpointing.run(compact, || self.health.check()).await
