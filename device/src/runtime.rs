@@ -13,7 +13,7 @@ use std::{
     pin::{Pin, pin},
     task::{Context, Poll},
     thread,
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures_channel::oneshot;
@@ -34,6 +34,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The moment; never goes back. A simulation's time passes as it likes.
     fn now(&self) -> Instant;
+
+    /// The date, in seconds since 1970; for people to read, since it may be wrong and go back.
+    fn unix_seconds(&self) -> u64;
 
     /// Waits until `deadline`, in whichever executor asks.
     fn sleep_until(&self, deadline: Instant) -> Sleep;
@@ -98,6 +101,10 @@ impl Runtime for Threads {
 
     fn now(&self) -> Instant {
         Instant::now()
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
 
     fn sleep_until(&self, deadline: Instant) -> Sleep {

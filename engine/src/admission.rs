@@ -174,6 +174,12 @@ impl Admission {
         Ok(sequence)
     }
 
+    /// Calls `mark` with the number that the next change will get, while none is admitted.
+    pub(crate) fn at_next<T>(&self, mark: impl FnOnce(Sequence) -> T) -> T {
+        let queue = self.queue.lock();
+        mark(queue.next_sequence)
+    }
+
     /// The newest admitted change.
     pub(crate) fn admitted(&self) -> Sequence {
         Sequence(self.queue.lock().next_sequence.0 - 1)

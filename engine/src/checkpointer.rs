@@ -8,7 +8,8 @@
 //! 3  settle frontier segments, find segments to free, reserve new frontier segments
 //! 4  write changed pages of the segment table
 //! 5  flush the device: units up to W, patch pages and table pages are durable
-//! 6  store the checkpoint record, durably, in the older of its two slots
+//! 6  store the checkpoint record, durably, in the older of its two slots; volumes and snapshots
+//!    are those of this moment
 //! 7  discard freed segments, then let them be used; give the sealer its new frontier;
 //!    trim the log to W
 //! 8  write a durability mark
@@ -201,14 +202,15 @@ pub(crate) async fn checkpoint(
     compact: bool,
 ) -> Result<()> {
     let timer = core.stats.time(Stage::Checkpoint);
-    let catalog = core.catalog.lock().clone();
     let published = {
         let published = core.publishing.lock();
         core.map.freeze();
         *published
     };
-
-    let layers = |layer| catalog.visibility(layer);
+    // After freezing: what is merged was admitted before this, so every snapshot that sees any of it
+    // is known. One that is deleted from now on may still be told of.
+    let visibilities = core.catalog.lock().visibilities();
+    let layers = |layer| visibilities.get(&layer).cloned().unwrap_or_else(Visibility::dead);
     let mut source = MetadataSegments { table: &core.table };
     let edit = core.map.write_frozen(&mut source, &layers).await?;
     core.apply(&edit)?;
@@ -239,20 +241,26 @@ pub(crate) async fn checkpoint(
     collector.step(step).await?;
     core.table.reclaim(covered, count_started, collector.open_segment());
 
+    let mut record = core.record.lock().await;
     let number = core.checkpoints.newest() + 1;
     let stored = core.table.store_changes(&*core.device, number).await?;
     core.flush_device().await?;
-    let body = CheckpointBody {
+    // The catalog first: it knows no snapshot whose epoch has not begun.
+    let catalog = core.catalog.lock().clone();
+    let epochs = core.epochs.read().after(published.sequence);
+    *record = CheckpointBody {
         sequence: published.sequence,
         unit: published.unit,
         next_generation: core.table.next_generation(),
         table_versions_sum: stored.versions_sum,
         frontier: reservation.segments,
+        epochs,
         catalog,
         manifest: core.map.manifest(),
     };
-    let stored_number = core.checkpoints.store(&body.encode()).await?;
-    assert_eq!(stored_number, number, "only the checkpointer stores checkpoints");
+    let stored_number = core.checkpoints.store(&record.encode()).await?;
+    assert_eq!(stored_number, number, "records are stored one at a time");
+    drop(record);
     discard(core, &stored.freeing).await;
     add(&core.stats.counters.freed_segments, stored.freeing.len() as u64);
     core.table.stored(stored);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use siltstone_cursor::{Epoch, Extent, Map};
+use siltstone_cursor::{Extent, Map};
 use siltstone_dedup::{InFlight, Index};
 use siltstone_device::{
     BlockAddress, BufferPool, Device, DeviceError, Operation, Request, Runtime, Sequence,
@@ -20,11 +20,13 @@ use crate::{
     checkpointer::Checkpointing,
     collector::Collection,
     config::Tuning,
+    epochs::Epochs,
     error::{EngineError, Result},
     frame_cache::FrameCache,
     frontier::Frontier,
     health::{Health, Milestone},
     marks::Marks,
+    record::CheckpointBody,
     repair::Repair,
     segment_table::SegmentTable,
     space::{Room, Space},
@@ -37,10 +39,11 @@ use crate::{
 /// An open pool's parts.
 ///
 /// # Lock order
-/// `catalog` -> `publishing` -> admission's queue -> an overlay; `space` -> `frontier` -> the segment
-/// table.
+/// `catalog` -> `publishing` -> admission's queue -> an overlay, or `epochs`; `space` -> `frontier` ->
+/// the segment table.
 /// All others are leaves. None is held across a device wait; a change of volumes, which does wait,
-/// is alone by a lock of the pool's own that comes before all of these.
+/// is alone by a lock of the pool's own that comes before all of these, and so is storing a
+/// checkpoint record, by `record`, which comes after that.
 pub(crate) struct Core {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) device: Arc<dyn Device>,
@@ -55,7 +58,9 @@ pub(crate) struct Core {
     pub(crate) flushing: tokio::sync::Mutex<()>,
 
     pub(crate) catalog: Mutex<Catalog>,
+    /// By name; snapshots too, whose names have an '@'.
     pub(crate) volumes: RwLock<BTreeMap<String, Arc<VolumeCore>>>,
+    pub(crate) epochs: RwLock<Epochs>,
 
     pub(crate) staging: Budget,
     pub(crate) admission: Admission,
@@ -75,6 +80,8 @@ pub(crate) struct Core {
     pub(crate) publishing: Mutex<Published>,
 
     pub(crate) checkpoints: CheckpointStore,
+    /// The newest stored record. Held from deciding on the next one until that is stored.
+    pub(crate) record: tokio::sync::Mutex<CheckpointBody>,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) collection: Collection,
     pub(crate) marks: Marks,
@@ -124,16 +131,44 @@ impl Core {
         Ok(())
     }
 
-    /// The epoch of the map to which a change belongs: neither logs nor summaries say it.
-    fn epoch_of(&self, _sequence: Sequence) -> Epoch {
-        Epoch::FIRST
-    }
-
     /// Gives the entries of a unit their epochs. Comes before they are published.
     pub(crate) fn date(&self, entries: &mut [(Extent, Sequence)]) {
+        let epochs = self.epochs.read();
         for (extent, sequence) in entries {
-            extent.epoch = self.epoch_of(*sequence);
+            extent.epoch = epochs.of(*sequence);
         }
+    }
+
+    /// Makes a change of the catalog durable: stores the newest checkpoint record again, with the
+    /// catalog of now. Costs what the record takes, whatever has been written since.
+    ///
+    /// # Errors
+    /// If the pool has failed, or the device fails, which is final.
+    pub(crate) async fn store_catalog(&self) -> Result<()> {
+        let mut record = self.record.lock().await;
+        self.health.check()?;
+        record.catalog = self.catalog.lock().clone();
+        record.epochs = self.epochs.read().after(record.sequence);
+        if let Err(error) = self.checkpoints.store(&record.encode()).await {
+            self.fail(error.into());
+            self.health.check()?;
+        }
+        self.marks.note_durable();
+        Ok(())
+    }
+
+    /// Waits until the map has all that the snapshots below a volume hold: what was written to
+    /// others before it was made may still be in their overlays.
+    ///
+    /// # Errors
+    /// If the pool fails meanwhile.
+    pub(crate) async fn settle(&self, volume: &VolumeCore) -> Result<()> {
+        if volume.is_settled() {
+            return Ok(());
+        }
+        self.drain_to(volume.settled_at()).await?;
+        volume.note_settled();
+        Ok(())
     }
 
     /// Sends every change up to `target` through the pipeline and waits until it is published.

@@ -105,7 +105,7 @@ pub enum EngineError {
     },
     /// The name cannot be used.
     #[error(
-        "'{name}' cannot name a volume: use 1 to 255 bytes without control characters, '/' or '@'"
+        "'{name}' cannot name a volume or snapshot: use 1 to 255 bytes without control characters, '/' or '@'"
     )]
     InvalidName {
         /// The name.
@@ -128,18 +128,75 @@ pub enum EngineError {
         /// The level.
         level: i8,
     },
-    /// The catalog of volumes is full.
-    #[error("the pool's catalog is full at {volumes} volumes; delete some first")]
+    /// No snapshot has that name.
+    #[error("there is no snapshot '{snapshot}' in this pool; 'siltstone snapshot list' shows them")]
+    NoSuchSnapshot {
+        /// The name asked for, its volume's included.
+        snapshot: String,
+    },
+    /// A snapshot has that name already.
+    #[error("a snapshot '{snapshot}' exists already; choose another name or delete it first")]
+    SnapshotExists {
+        /// The name, its volume's included.
+        snapshot: String,
+    },
+    /// The name is not a snapshot's.
+    #[error("'{name}' does not name a snapshot: write VOLUME@SNAPSHOT")]
+    NotASnapshot {
+        /// The name.
+        name: String,
+    },
+    /// A volume that is to be deleted has snapshots.
+    #[error(
+        "volume '{volume}' has snapshots ({snapshots}); delete them first, or the volume together \
+         with them"
+    )]
+    HasSnapshots {
+        /// The volume.
+        volume: String,
+        /// How many.
+        snapshots: usize,
+    },
+    /// Snapshots never change.
+    #[error("'{snapshot}' is a snapshot and cannot be changed; clone it to write to its contents")]
+    SnapshotReadOnly {
+        /// The snapshot, its volume's name included.
+        snapshot: String,
+    },
+    /// A clone of a clone of a clone, and so on for too long.
+    #[error(
+        "volume '{volume}' would read through more than {generations} generations of clones; \
+         copy it with export and import instead"
+    )]
+    TooManyAncestors {
+        /// The new volume.
+        volume: String,
+        /// How many there may be.
+        generations: usize,
+    },
+    /// The catalog of volumes and snapshots is full.
+    #[error(
+        "the pool's catalog is full at {volumes} volumes and {snapshots} snapshots; delete some first"
+    )]
     CatalogFull {
-        /// How many there are.
+        /// How many volumes there are.
         volumes: usize,
+        /// How many snapshots.
+        snapshots: usize,
     },
     /// Numbers of volumes are never used twice, and there are no more.
     #[error("the pool has used up its numbers for volumes; move the volumes to a new pool")]
     IdsExhausted,
-    /// The volume is in use by somebody else.
+    /// The volume or snapshot was deleted while it was in use.
     #[error("volume '{volume}' was deleted")]
     VolumeDeleted {
+        /// The volume.
+        volume: String,
+    },
+    /// The volume was rolled back while it was in use: what was read of it before is not what it
+    /// holds now.
+    #[error("volume '{volume}' was rolled back to a snapshot; open it again")]
+    VolumeRolledBack {
         /// The volume.
         volume: String,
     },

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use siltstone_cursor::{Epoch, Extent, MAX_BLOCKS, Run, Salvaged, Target, View};
+use siltstone_cursor::{Epoch, Extent, Run, Salvaged, Target};
 use siltstone_device::{BLOCK_BYTES, BlockAddress, LayerId, Place};
 
 use crate::{
@@ -55,13 +55,17 @@ pub(crate) struct Walk {
     pub(crate) hidden: bool,
 }
 
-/// A layer that somebody can read.
+/// A volume or snapshot that reads a layer: its own, or one that it reads through to.
 struct Reader {
-    /// `None` if no volume writes to the layer.
-    volume: Option<Arc<VolumeCore>>,
-    name: String,
-    chain: Arc<[View]>,
+    volume: Arc<VolumeCore>,
+    /// What it sees of the layer: versions of this epoch and earlier ones.
+    as_of: Epoch,
+    /// Which of its views that is.
+    depth: usize,
 }
+
+/// By layer.
+type Readers = BTreeMap<LayerId, Vec<Reader>>;
 
 /// Walks over the map and reports every reference to a frame that `judge` is not content with and
 /// that cannot be read.
@@ -72,12 +76,13 @@ pub(crate) async fn walk(
     findings: &mut Findings,
     pace: &mut Pace<'_>,
 ) {
-    let readers = readers(core);
-    let layers = readers.iter().map(|(&layer, reader)| {
-        let blocks = reader.volume.as_ref().map_or(MAX_BLOCKS, |volume| volume.len_blocks());
-        (layer, blocks)
-    });
-    let mut cursor = core.map.salvage_cursor(layers.collect(), WALK_BUDGET_BYTES, walk.thorough);
+    let readers = readers(core.volumes.read().values());
+    for reader in readers.values().flatten() {
+        // A pool that has failed is looked at as it is.
+        let _ = core.settle(&reader.volume).await;
+    }
+    let layers = lengths(&readers);
+    let mut cursor = core.map.salvage_cursor(layers, WALK_BUDGET_BYTES, walk.thorough);
     let mut unpaced = 0;
     while let Some(item) = cursor.next().await {
         match item {
@@ -89,16 +94,15 @@ pub(crate) async fn walk(
                 }
                 let Target::Stored(place) = extent.target else { continue };
                 let judgement = judge(place, extent.len_blocks);
-                let reader = &readers[&extent.layer];
-                judged(core, &walk, reader, &extent, judgement, findings, pace).await;
+                let readers = &readers[&extent.layer];
+                judged(core, &walk, readers, &extent, judgement, findings, pace).await;
             }
-            Salvaged::Unknown { layer, address, len_blocks, as_of: Epoch::MAX, .. }
-                if walk.hidden =>
-            {
-                let reader = &readers[&layer];
-                let (from, to) = (address.0, address.0 + len_blocks);
-                for (from, to) in without_newer(core, reader, layer, from, to) {
-                    report(reader, from, to, LostCause::Map, findings);
+            Salvaged::Unknown { layer, address, len_blocks, as_of, .. } if walk.hidden => {
+                for reader in readers[&layer].iter().filter(|reader| reader.as_of <= as_of) {
+                    let (from, to) = (address.0, address.0 + len_blocks);
+                    for (from, to) in still_hidden(core, reader, layer, from, to).await {
+                        report(reader, from, to, LostCause::Map, findings);
+                    }
                 }
             }
             Salvaged::Unknown { .. } => {}
@@ -106,28 +110,31 @@ pub(crate) async fn walk(
     }
 }
 
-/// The layers of volumes, and those below them. Layers of deleted volumes have entries until merges
-/// have dropped them; nobody can read those.
-fn readers(core: &Core) -> BTreeMap<LayerId, Reader> {
-    let catalog = core.catalog.lock();
-    let layers = catalog.layers.keys().map(|&layer| {
-        let chain = catalog.chain(layer).into();
-        (layer, Reader { volume: None, name: layer.to_string(), chain })
-    });
-    let mut readers: BTreeMap<LayerId, Reader> = layers.collect();
-    drop(catalog);
-    for volume in core.volumes.read().values() {
-        let (name, chain) = (volume.name.clone(), Arc::clone(&volume.chain));
-        let reader = Reader { volume: Some(Arc::clone(volume)), name, chain };
-        readers.insert(volume.layer, reader);
+/// Who reads each layer. Layers of deleted volumes have entries until merges have dropped them;
+/// nobody can read those.
+fn readers<'a>(volumes: impl Iterator<Item = &'a Arc<VolumeCore>>) -> Readers {
+    let mut readers = Readers::new();
+    for volume in volumes {
+        for (depth, view) in volume.chain.iter().enumerate() {
+            let reader = Reader { volume: Arc::clone(volume), as_of: view.as_of, depth };
+            readers.entry(view.layer).or_default().push(reader);
+        }
     }
     readers
+}
+
+/// How many blocks of each layer somebody can read.
+fn lengths(readers: &Readers) -> BTreeMap<LayerId, u64> {
+    let blocks = |readers: &Vec<Reader>| {
+        readers.iter().map(|reader| reader.volume.len_blocks()).max().unwrap_or(0)
+    };
+    readers.iter().map(|(&layer, readers)| (layer, blocks(readers))).collect()
 }
 
 async fn judged(
     core: &Core,
     walk: &Walk,
-    reader: &Reader,
+    readers: &[Reader],
     extent: &Extent,
     judgement: Judgement,
     findings: &mut Findings,
@@ -148,27 +155,29 @@ async fn judged(
             (Some(generation), all, LostCause::Frame)
         }
     };
-    for (from, to) in still_mapped(core, reader, extent).await {
-        let in_use = |generation| verify::is_same_use(core, place.segment(), generation);
-        if walk.online && !generation.is_some_and(in_use) {
-            return;
-        }
-        // Runs of blocks whose bits are set.
-        let is_lost = |at: &u64| blocks >> ((first + at - extent.address.0) % 64) & 1 == 1;
-        for at in (from..to).filter(is_lost) {
-            report(reader, at, at + 1, cause, findings);
+    for reader in readers.iter().filter(|reader| reader.as_of >= extent.epoch) {
+        for (from, to) in still_mapped(core, reader, extent).await {
+            let in_use = |generation| verify::is_same_use(core, place.segment(), generation);
+            if walk.online && !generation.is_some_and(in_use) {
+                return;
+            }
+            // Runs of blocks whose bits are set.
+            let is_lost = |at: &u64| blocks >> ((first + at - extent.address.0) % 64) & 1 == 1;
+            for at in (from..to).filter(is_lost) {
+                report(reader, at, at + 1, cause, findings);
+            }
         }
     }
 }
 
-/// The parts of an extent that readers still see, in order.
+/// The parts of an extent that a reader still sees, in order.
 async fn still_mapped(core: &Core, reader: &Reader, extent: &Extent) -> Vec<(u64, u64)> {
     let (from, to) = (extent.address.0, extent.address.0 + u64::from(extent.len_blocks));
     // In the order of every reader: what leaves the overlay is in the map by then.
     let visible = without_staged(reader, from, to);
     let mut runs: Vec<Run> = Vec::new();
     let (address, len_blocks) = (extent.address, extent.len_blocks);
-    if core.map.lookup(&reader.chain, address, len_blocks, &mut runs).await.is_err() {
+    if core.map.lookup(&reader.volume.chain, address, len_blocks, &mut runs).await.is_err() {
         // The map is damaged there: what the walk found is all there is.
         return visible;
     }
@@ -184,14 +193,54 @@ async fn still_mapped(core: &Core, reader: &Reader, extent: &Extent) -> Vec<(u64
 
 /// The parts of a range for which nothing newer than the map is staged.
 fn without_staged(reader: &Reader, from: u64, to: u64) -> Vec<(u64, u64)> {
-    let Some(volume) = &reader.volume else { return vec![(from, to)] };
-    if volume.check_exists().is_err() {
+    if reader.volume.check_exists().is_err() {
         return Vec::new();
     }
     let mut staged = Vec::new();
-    volume.overlay.read(BlockAddress(from), to - from, &mut staged);
+    reader.volume.overlay.read(BlockAddress(from), to - from, &mut staged);
     let runs = staged.iter().map(|run| (run.address.0, run.address.0 + u64::from(run.len_blocks)));
     gaps(from, to, runs)
+}
+
+/// The parts of a range, of which a layer's patches cannot say what they hold, in which a reader
+/// needs to know that.
+async fn still_hidden(
+    core: &Core,
+    reader: &Reader,
+    layer: LayerId,
+    from: u64,
+    to: u64,
+) -> Vec<(u64, u64)> {
+    if reader.depth == 0 && reader.as_of == Epoch::MAX {
+        return without_newer(core, reader, layer, from, to);
+    }
+    const PIECE_BLOCKS: u64 = 1 << 16;
+    let to = to.min(reader.volume.len_blocks());
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    let mut rest = without_staged(reader, from, to);
+    rest.reverse();
+    let mut runs = Vec::new();
+    while let Some((from, to)) = rest.pop() {
+        let end = to.min(from + PIECE_BLOCKS);
+        if end < to {
+            rest.push((end, to));
+        }
+        let len_blocks = (end - from) as u32;
+        let chain = &reader.volume.chain;
+        if core.map.lookup(chain, BlockAddress(from), len_blocks, &mut runs).await.is_ok() {
+            // A newer layer, or a newer patch, has all of it.
+        } else if len_blocks > 1 {
+            let middle = from + u64::from(len_blocks / 2);
+            rest.extend([(middle, end), (from, middle)]);
+        } else {
+            match out.last_mut() {
+                Some(last) if last.1 == from => last.1 = end,
+                _ => out.push((from, end)),
+            }
+        }
+        runs.clear();
+    }
+    out
 }
 
 /// The parts of a range for which nothing newer than patches is known.
@@ -233,33 +282,32 @@ fn gaps(from: u64, to: u64, runs: impl Iterator<Item = (u64, u64)>) -> Vec<(u64,
 /// Reports blocks `[from, to)` as lost, as far as the volume reaches.
 fn report(reader: &Reader, from: u64, to: u64, cause: LostCause, findings: &mut Findings) {
     let block = BLOCK_BYTES as u64;
-    let size_bytes = reader.volume.as_ref().map_or(u64::MAX, |volume| volume.size_bytes());
+    let size_bytes = reader.volume.size_bytes();
     let offset_bytes = from.saturating_mul(block);
     let end_bytes = to.saturating_mul(block).min(size_bytes);
     if offset_bytes < end_bytes {
-        let (volume, len_bytes) = (reader.name.clone(), end_bytes - offset_bytes);
+        let (volume, len_bytes) = (reader.volume.name.clone(), end_bytes - offset_bytes);
         findings.report_lost(LostRange { volume, offset_bytes, len_bytes, cause });
     }
 }
 
 /// What damage of the map hides of one volume, in order.
 pub(crate) async fn hidden(core: &Core, volume: &Arc<VolumeCore>) -> Vec<LostRange> {
-    let reader = Reader {
-        volume: Some(Arc::clone(volume)),
-        name: volume.name.clone(),
-        chain: Arc::clone(&volume.chain),
-    };
+    let readers = readers([volume].into_iter());
+    // A pool that has failed is looked at as it is.
+    let _ = core.settle(volume).await;
     let mut findings = Findings::new(usize::MAX);
-    let layers = [(volume.layer, volume.len_blocks())].into();
-    let mut cursor = core.map.salvage_cursor(layers, WALK_BUDGET_BYTES, false);
+    let mut cursor = core.map.salvage_cursor(lengths(&readers), WALK_BUDGET_BYTES, false);
     while let Some(item) = cursor.next().await {
-        if let Salvaged::Unknown { layer, address, len_blocks, as_of: Epoch::MAX, .. } = item {
+        let Salvaged::Unknown { layer, address, len_blocks, as_of, .. } = item else { continue };
+        for reader in readers[&layer].iter().filter(|reader| reader.as_of <= as_of) {
             let to = address.0 + len_blocks;
-            for (from, to) in without_newer(core, &reader, layer, address.0, to) {
-                report(&reader, from, to, LostCause::Map, &mut findings);
+            for (from, to) in still_hidden(core, reader, layer, address.0, to).await {
+                report(reader, from, to, LostCause::Map, &mut findings);
             }
         }
     }
+    findings.sort();
     findings.lost
 }
 

@@ -1,4 +1,4 @@
-//! A pool: its life, and where its parts are: `create`, `open`, `volumes`.
+//! A pool: its life, and where its parts are: `create`, `open`, `volumes`, `snapshots`.
 
 use std::{path::Path, sync::Arc};
 
@@ -21,8 +21,10 @@ use crate::{
 mod create;
 mod open;
 mod replay;
+mod snapshots;
 mod volumes;
 
+pub use snapshots::SnapshotInfo;
 pub use volumes::VolumeInfo;
 
 /// Largest batch, and so the largest change, in bytes.
@@ -96,8 +98,9 @@ impl Pool {
     /// As `checkpoint`.
     pub async fn checkpoint_async(&self) -> Result<()> {
         self.core.check_writable()?;
-        self.core.drain().await?;
-        self.store_catalog().await
+        let core = &self.core;
+        core.drain().await?;
+        core.checkpointing.run(false, || core.health.check()).await
     }
 
     /// Collects garbage until there is none left that is worth it, however much room there is.
@@ -183,11 +186,6 @@ impl Pool {
             Some(pipeline) => pipeline.stop(&self.core).await,
             None => Ok(()),
         }
-    }
-
-    async fn store_catalog(&self) -> Result<()> {
-        let core = &self.core;
-        core.checkpointing.run(false, || core.health.check()).await
     }
 
     pub(crate) fn core(&self) -> &Core {

@@ -1,7 +1,7 @@
 //! The body of the checkpoint record: from where recovery starts.
 //!
 //! ```text
-//! head | frontier segments | catalog | patch manifest
+//! head | frontier segments | beginnings of epochs | catalog | patch manifest
 //! ```
 
 use std::collections::BTreeSet;
@@ -13,9 +13,9 @@ use zerocopy::{
     little_endian::{U32, U64},
 };
 
-use crate::{catalog::Catalog, error::MetadataError};
+use crate::{catalog::Catalog, epochs::Epochs, error::MetadataError};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// 64 bytes.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -32,7 +32,8 @@ struct DiskHead {
     manifest_bytes: U32,
     /// Over the versions of all pages of the segment table.
     table_versions_sum: U64,
-    reserved: [u8; 16],
+    epoch_count: U32,
+    reserved: [u8; 12],
 }
 const _: () = assert!(size_of::<DiskHead>() == 64);
 
@@ -61,6 +62,8 @@ pub(crate) struct CheckpointBody {
     pub(crate) table_versions_sum: u64,
     /// The segments that later units may be in, with the generation that counts.
     pub(crate) frontier: Vec<(SegmentId, u64)>,
+    /// What dates the changes after `sequence`.
+    pub(crate) epochs: Epochs,
     pub(crate) catalog: Catalog,
     pub(crate) manifest: Manifest,
 }
@@ -79,7 +82,8 @@ impl CheckpointBody {
             catalog_bytes: U32::new(catalog.len() as u32),
             manifest_bytes: U32::new(manifest.len() as u32),
             table_versions_sum: U64::new(self.table_versions_sum),
-            reserved: [0; 16],
+            epoch_count: U32::new(self.epochs.len()),
+            reserved: [0; 12],
         };
         let mut out = head.as_bytes().to_vec();
         for &(id, generation) in &self.frontier {
@@ -90,6 +94,7 @@ impl CheckpointBody {
             };
             out.extend_from_slice(segment.as_bytes());
         }
+        self.epochs.encode(&mut out);
         out.extend_from_slice(&catalog);
         out.extend_from_slice(&manifest);
         out
@@ -131,6 +136,7 @@ impl CheckpointBody {
             }
             frontier.push((id, segment.generation.get()));
         }
+        let (epochs, rest) = Epochs::decode(rest, head.epoch_count.get())?;
         let catalog_bytes = head.catalog_bytes.get() as usize;
         let (catalog, rest) = rest.split_at_checked(catalog_bytes).ok_or_else(short)?;
         let manifest_bytes = head.manifest_bytes.get() as usize;
@@ -144,6 +150,7 @@ impl CheckpointBody {
             next_generation: head.next_generation.get(),
             table_versions_sum: head.table_versions_sum.get(),
             frontier,
+            epochs,
             catalog: Catalog::decode(catalog)?,
             manifest: Manifest::decode(manifest)?,
         })

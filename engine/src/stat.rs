@@ -125,7 +125,10 @@ impl Pool {
     /// If the map cannot be read.
     pub fn stat(&self) -> Result<PoolStat> {
         let core = self.core();
-        let volumes: Vec<_> = core.volumes.read().values().cloned().collect();
+        let volumes: Vec<_> = {
+            let volumes = core.volumes.read();
+            volumes.values().filter(|volume| !volume.is_snapshot()).cloned().collect()
+        };
         let mut volume_stats = Vec::with_capacity(volumes.len());
         for volume in volumes {
             let blocks = pollster::block_on(async {

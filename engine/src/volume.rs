@@ -5,7 +5,9 @@ use std::sync::Arc;
 use siltstone_device::{BLOCK_BYTES, BlockAddress};
 
 use crate::{
-    core::Core, error::Result, staged_data::BlockSums, stats::add, volume_core::VolumeCore,
+    core::Core,
+    error::{EngineError, Result},
+    staged_data::BlockSums, stats::add, volume_core::VolumeCore,
 };
 
 mod change;
@@ -17,7 +19,8 @@ pub use write_buffer::WriteBuffer;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// A handle to a volume. Cheap to clone; every method may be called from any thread.
+/// A handle to a volume, or to a snapshot, which refuses changes. Cheap to clone; every method may
+/// be called from any thread.
 ///
 /// Each operation comes in two forms: a blocking one (`read_at`) and an asynchronous one (`read`)
 /// that any executor can drive. A completed write is visible to every later read through any
@@ -41,10 +44,17 @@ impl Volume {
         self.shared.size_bytes()
     }
 
-    /// Whether the pool refuses changes.
+    /// Whether it refuses changes: the pool does, or it is a snapshot.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.core.read_only
+        self.core.read_only || self.shared.is_snapshot()
+    }
+
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.shared.is_snapshot() {
+            return Err(EngineError::SnapshotReadOnly { snapshot: self.name().into() });
+        }
+        self.core.check_writable()
     }
 
     /// Reads `out.len()` bytes at `offset_bytes`.
@@ -132,12 +142,14 @@ impl Volume {
             note_hole(start, len);
         };
         if skip == 0 && len_bytes.is_multiple_of(BLOCK) {
-            return self.core.read_blocks(&self.shared, BlockAddress(first), out, &mut note).await;
+            self.core.read_blocks(&self.shared, BlockAddress(first), out, &mut note).await?;
+        } else {
+            let mut blocks = self.core.buffers.take((end - first) as usize * BLOCK_BYTES);
+            self.core.read_blocks(&self.shared, BlockAddress(first), &mut blocks, &mut note).await?;
+            out.copy_from_slice(&blocks[skip..skip + wanted_len]);
         }
-        let mut blocks = self.core.buffers.take((end - first) as usize * BLOCK_BYTES);
-        self.core.read_blocks(&self.shared, BlockAddress(first), &mut blocks, &mut note).await?;
-        out.copy_from_slice(&blocks[skip..skip + wanted_len]);
-        Ok(())
+        // What nobody can read any more is forgotten, and would read as zeros.
+        self.shared.check_exists()
     }
 
     /// Memory for a write of `len_bytes` at `offset_bytes`, to be filled and handed to
@@ -212,7 +224,7 @@ impl Volume {
     /// As `discard`.
     pub async fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         self.shared.check_range(offset_bytes, len_bytes)?;
-        self.core.check_writable()?;
+        self.check_writable()?;
         let first = offset_bytes.div_ceil(BLOCK);
         let mut end = (offset_bytes + len_bytes) / BLOCK;
         if offset_bytes + len_bytes == self.shared.size_bytes() {
@@ -229,7 +241,7 @@ impl Volume {
     /// As `write_zeroes`.
     pub async fn zero(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         self.shared.check_range(offset_bytes, len_bytes)?;
-        self.core.check_writable()?;
+        self.check_writable()?;
         let end_bytes = offset_bytes + len_bytes;
         let is_to_end = end_bytes == self.shared.size_bytes();
         self.zero_range(offset_bytes, end_bytes, is_to_end, end_bytes).await?;

@@ -1,15 +1,15 @@
-//! A volume as the pipeline sees it; what `Volume` handles share.
+//! A volume, or a snapshot, as the pipeline sees it; what `Volume` handles share.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
 };
 
-use siltstone_cursor::View;
-use siltstone_device::{BLOCK_BYTES, LayerId};
+use siltstone_cursor::{Epoch, View};
+use siltstone_device::{BLOCK_BYTES, LayerId, Sequence};
 
 use crate::{
-    catalog::VolumeRecord,
+    catalog::{SnapshotRecord, VolumeRecord},
     error::{EngineError, Result},
     overlay::Overlay,
     read_ahead::Streams,
@@ -24,23 +24,87 @@ pub(crate) struct VolumeCore {
     pub(crate) chain: Arc<[View]>,
     pub(crate) level: i8,
     size_bytes: AtomicU64,
-    deleted: AtomicBool,
+    /// Whether handles are of use, as an [`End`].
+    end: AtomicU8,
+    /// What is read through the layer's ancestors, or of a snapshot, is in the map once every
+    /// change up to here is.
+    settled_at: AtomicU64,
+    is_settled: AtomicBool,
     pub(crate) overlay: Overlay,
     pub(crate) streams: Streams,
 }
 
+/// Why handles to a volume are of no more use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The volume is gone.
+    Deleted = 1,
+    /// Its name stands for something else.
+    RolledBack = 2,
+}
+
 impl VolumeCore {
-    pub(crate) fn new(name: &str, record: &VolumeRecord, chain: Vec<View>) -> Self {
+    /// A volume; `chain` is its layer's. What that shows of others is in the map once every change
+    /// up to `settled_at` is.
+    pub(crate) fn new(
+        name: &str,
+        record: &VolumeRecord,
+        chain: Vec<View>,
+        settled_at: Sequence,
+    ) -> Self {
         Self {
             name: name.into(),
             layer: record.layer,
-            chain: chain.into(),
             level: record.level,
             size_bytes: AtomicU64::new(record.size_bytes),
-            deleted: AtomicBool::new(false),
+            end: AtomicU8::new(0),
+            settled_at: AtomicU64::new(settled_at.0),
+            // The volume's own changes are in its overlay until they are in the map.
+            is_settled: AtomicBool::new(chain.len() == 1 && chain[0].as_of == Epoch::MAX),
+            chain: chain.into(),
             overlay: Overlay::default(),
             streams: Streams::default(),
         }
+    }
+
+    /// A snapshot.
+    pub(crate) fn snapshot(
+        name: &str,
+        record: &SnapshotRecord,
+        chain: Vec<View>,
+        settled_at: Sequence,
+    ) -> Self {
+        let SnapshotRecord { view, size_bytes, level, .. } = *record;
+        let volume = VolumeRecord { id: 0, layer: view.layer, size_bytes, level };
+        Self::new(name, &volume, chain, settled_at)
+    }
+
+    /// Whether it is a snapshot, which never changes.
+    pub(crate) fn is_snapshot(&self) -> bool {
+        self.chain[0].as_of != Epoch::MAX
+    }
+
+    /// Whether a change of a layer, made in some epoch, can be seen in it.
+    pub(crate) fn sees(&self, layer: LayerId, epoch: Epoch) -> bool {
+        self.chain.iter().any(|view| view.layer == layer && epoch <= view.as_of)
+    }
+
+    /// Whether everything that is not in the overlay is in the map.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_settled.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn settled_at(&self) -> Sequence {
+        Sequence(self.settled_at.load(Ordering::Acquire))
+    }
+
+    /// Changes that were logged are under way again, up to this one.
+    pub(crate) fn settle_at(&self, sequence: Sequence) {
+        self.settled_at.store(sequence.0, Ordering::Release);
+    }
+
+    pub(crate) fn note_settled(&self) {
+        self.is_settled.store(true, Ordering::Release);
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
@@ -55,15 +119,21 @@ impl VolumeCore {
         self.size_bytes().div_ceil(BLOCK_BYTES as u64)
     }
 
-    pub(crate) fn mark_deleted(&self) {
-        self.deleted.store(true, Ordering::Release);
+    /// Makes every handle refuse what is asked of it from now on.
+    pub(crate) fn end(&self, end: End) {
+        self.end.store(end as u8, Ordering::Release);
     }
 
     pub(crate) fn check_exists(&self) -> Result<()> {
-        if self.deleted.load(Ordering::Acquire) {
-            return Err(EngineError::VolumeDeleted { volume: self.name.clone() });
+        let end = self.end.load(Ordering::Acquire);
+        let volume = || self.name.clone();
+        if end == End::Deleted as u8 {
+            Err(EngineError::VolumeDeleted { volume: volume() })
+        } else if end == End::RolledBack as u8 {
+            Err(EngineError::VolumeRolledBack { volume: volume() })
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     /// Checks that a range lies in the volume.

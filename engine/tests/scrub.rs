@@ -416,6 +416,10 @@ impl Runtime for SleepClock {
         self.start + *self.slept.lock().unwrap()
     }
 
+    fn unix_seconds(&self) -> u64 {
+        0
+    }
+
     fn sleep_until(&self, deadline: Instant) -> Sleep {
         let (start, slept) = (self.start, Arc::clone(&self.slept));
         Box::pin(async move {

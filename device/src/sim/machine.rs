@@ -326,6 +326,11 @@ impl Runtime for Machine {
         self.start + self.elapsed()
     }
 
+    fn unix_seconds(&self) -> u64 {
+        // Some day in 2001.
+        1_000_000_000 + self.elapsed().as_secs()
+    }
+
     fn sleep_until(&self, deadline: Instant) -> Sleep {
         let deadline = deadline.saturating_duration_since(self.start);
         let this = self.this.clone();

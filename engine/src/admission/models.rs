@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use siltstone_cursor::View;
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, LayerId,
     sync::{
@@ -13,7 +14,7 @@ use siltstone_device::{
 
 use super::*;
 use crate::{
-    catalog::{Catalog, VolumeRecord},
+    catalog::VolumeRecord,
     staged_data::StagedData,
 };
 
@@ -26,7 +27,7 @@ struct Queued {
 impl Queued {
     fn new(batch_blocks: usize) -> Shared<Self> {
         let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 1 << 20, level: 1 };
-        let volume = VolumeCore::new("v", &record, Catalog::new().chain(LayerId(1)));
+        let volume = VolumeCore::new("v", &record, vec![View::live(LayerId(1))], Sequence(0));
         let runtime = Arc::new(Timeless(Instant::now()));
         let (batch_bytes, linger) = (batch_blocks * BLOCK_BYTES, Duration::from_secs(1));
         let admission = Admission::new(Sequence(0), batch_bytes, linger, runtime);

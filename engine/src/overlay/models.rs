@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use siltstone_cursor::View;
 use siltstone_device::{
     AlignedBuffer,
     sync::{
@@ -13,7 +14,7 @@ use siltstone_device::{
 use super::*;
 use crate::{
     admission::{Admission, Admittable, Refusal},
-    catalog::{Catalog, VolumeRecord},
+    catalog::VolumeRecord,
 };
 
 const BLOCK: BlockAddress = BlockAddress(0);
@@ -28,7 +29,7 @@ struct Store {
 impl Store {
     fn new() -> Shared<Self> {
         let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 4096, level: 1 };
-        let volume = VolumeCore::new("v", &record, Catalog::new().chain(LayerId(1)));
+        let volume = VolumeCore::new("v", &record, vec![View::live(LayerId(1))], Sequence(0));
         let runtime = Arc::new(Timeless(Instant::now()));
         let admission = Admission::new(Sequence(0), 1 << 20, Duration::from_secs(1), runtime);
         Shared::new(Self { volume: Arc::new(volume), admission, map: AtomicU64::new(0) })

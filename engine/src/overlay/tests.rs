@@ -1,14 +1,15 @@
 use std::time::Instant;
 
 use proptest::prelude::*;
+use siltstone_cursor::View;
 use siltstone_device::AlignedBuffer;
 
 use super::*;
-use crate::catalog::{Catalog, VolumeRecord};
+use crate::catalog::VolumeRecord;
 
 fn volume() -> Arc<VolumeCore> {
     let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 1 << 30, level: 1 };
-    Arc::new(VolumeCore::new("v", &record, Catalog::new().chain(LayerId(1))))
+    Arc::new(VolumeCore::new("v", &record, vec![View::live(LayerId(1))], Sequence(0)))
 }
 
 fn change(volume: &Arc<VolumeCore>, sequence: u64, address: u64, len: u32) -> Arc<Change> {

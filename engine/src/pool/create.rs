@@ -19,6 +19,7 @@ use siltstone_nvram::{CheckpointStore, Log, MarkStore};
 use super::{Pool, log_identity, log_region, open_nvram};
 use crate::{
     catalog::Catalog,
+    epochs::Epochs,
     config::{CreateOptions, INDEX_MEMORY_BYTES, MAX_THRESHOLD},
     error::{EngineError, MetadataError, Result},
     layout::{Layout, MARKS},
@@ -138,6 +139,7 @@ async fn create_on(
         next_generation: table.next_generation(),
         table_versions_sum: stored.versions_sum,
         frontier: Vec::new(),
+        epochs: Epochs::new(),
         catalog: Catalog::new(),
         manifest: Manifest::empty(),
     };

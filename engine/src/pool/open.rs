@@ -9,10 +9,10 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use siltstone_cursor::{Map, MapConfig};
+use siltstone_cursor::{Map, MapConfig, View};
 use siltstone_dedup::{InFlight, Index};
 use siltstone_device::{
-    BufferPool, Device, Runtime, Threads,
+    BufferPool, Device, Runtime, Sequence, Threads,
     file::{self, Access, FileOptions},
 };
 use siltstone_nvram::{CheckpointStore, GroupCommit, Log, MarkStore};
@@ -21,7 +21,7 @@ use super::{MAX_BATCH_BYTES, Pool, log_identity, log_region, open_nvram, replay:
 use crate::{
     admission::Admission,
     budget::Budget,
-    catalog::{Catalog, VolumeRecord},
+    catalog::{Catalog, SnapshotRecord, VolumeRecord},
     checkpointer::{self, Checkpointing},
     collector::{Collection, Collector},
     config::{OpenOptions, Tuning},
@@ -37,6 +37,7 @@ use crate::{
     recovery::{self},
     repair::Repair,
     segment_table::SegmentTable,
+    snapshot_name::SnapshotName,
     space::Space,
     stats::Stats,
     summaries::SummaryCache,
@@ -161,7 +162,7 @@ async fn open_on(
     let mut recovered =
         recovery::scan_frontier(&device, &buffers, pool, &layout, &body, &table).await?;
     let map_config = MapConfig::new(pool, layout.geometry(), tuning.page_cache_bytes);
-    let map = Map::open(Arc::clone(&device), map_config, body.manifest);
+    let map = Map::open(Arc::clone(&device), map_config, body.manifest.clone());
     let log_device = nvram.unwrap_or_else(|| Arc::clone(&device));
     let (log, mut replay) =
         Log::open(log_device, log_region(&layout), log_identity(&superblock)).await?;
@@ -179,8 +180,9 @@ async fn open_on(
         health: Arc::new(Health::default()),
         flushing: tokio::sync::Mutex::new(()),
         stats: Stats::default(),
-        volumes: RwLock::new(volumes(&body.catalog)),
-        catalog: Mutex::new(body.catalog),
+        volumes: RwLock::new(volumes(&body.catalog, recovered.sequence)),
+        epochs: RwLock::new(body.epochs.clone()),
+        catalog: Mutex::new(body.catalog.clone()),
         staging: Budget::new(tuning.staging_bytes),
         admission: Admission::new(
             recovered.sequence,
@@ -203,9 +205,10 @@ async fn open_on(
             batch: None,
         }),
         checkpoints,
+        marks: Marks::new(marks, body.unit),
+        record: tokio::sync::Mutex::new(body),
         checkpointing: Checkpointing::new(Arc::clone(&runtime)),
         collection: Collection::default(),
-        marks: Marks::new(marks, body.unit),
         repairs,
         frame_cache: Arc::new(FrameCache::new(tuning.frame_cache_bytes)),
         index_is_warm: Milestone::default(),
@@ -240,12 +243,18 @@ async fn open_on(
     Ok(core)
 }
 
-fn volumes(catalog: &Catalog) -> BTreeMap<String, Arc<VolumeCore>> {
+fn volumes(catalog: &Catalog, settled_at: Sequence) -> BTreeMap<String, Arc<VolumeCore>> {
     let volume = |(name, record): (&String, &VolumeRecord)| {
-        let core = VolumeCore::new(name, record, catalog.chain(record.layer));
-        (name.clone(), Arc::new(core))
+        let chain = catalog.chain(View::live(record.layer));
+        (name.clone(), Arc::new(VolumeCore::new(name, record, chain, settled_at)))
     };
-    catalog.volumes.iter().map(volume).collect()
+    let snapshot = |(name, record): (SnapshotName, &SnapshotRecord)| {
+        let (name, chain) = (name.to_string(), catalog.chain(record.view));
+        let core = VolumeCore::snapshot(&name, record, chain, settled_at);
+        (name, Arc::new(core))
+    };
+    let volumes = catalog.volumes.iter().map(volume);
+    volumes.chain(catalog.snapshots().map(snapshot)).collect()
 }
 
 /// The tuning as far as the pool's shape allows it: the tail of a segment that a unit does not

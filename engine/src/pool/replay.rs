@@ -1,13 +1,18 @@
 //! Admitting again what the NVRAM log holds and no unit does.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
-use siltstone_cursor::MAX_BLOCKS;
-use siltstone_device::Sequence;
+use siltstone_cursor::{MAX_BLOCKS, View};
+use siltstone_device::{LayerId, Sequence};
 
 use super::MAX_BATCH_BYTES;
 use crate::{
     admission::Admittable,
+    catalog::VolumeRecord,
+    config::MAX_VOLUME_BYTES,
     core::Core,
     error::{MetadataError, Result},
     overlay::ChangeBody,
@@ -15,6 +20,7 @@ use crate::{
     recovery::RecoveredUnits,
     space::worst_case_bytes,
     staged_data::{BlockSums, StagedData},
+    volume_core::VolumeCore,
 };
 
 /// Admits again what the log holds and no unit does. Returns up to where every change is found.
@@ -24,8 +30,11 @@ pub(super) async fn replay_log(
     units: &RecoveredUnits,
 ) -> Result<Sequence> {
     let mut reached = units.sequence;
-    let by_layer: BTreeMap<_, _> =
-        core.volumes.read().values().map(|volume| (volume.layer, Arc::clone(volume))).collect();
+    let mut by_layer: BTreeMap<_, _> = {
+        let volumes = core.volumes.read();
+        let live = volumes.values().filter(|volume| !volume.is_snapshot());
+        live.map(|volume| (volume.layer, Arc::clone(volume))).collect()
+    };
     while let Some(record) = replay.next_record().await? {
         for change in record.changes() {
             check_range(&change)?;
@@ -38,12 +47,10 @@ pub(super) async fn replay_log(
                 return Err(units.missing(reached, Sequence(change.sequence.0 - 1)));
             }
             reached = change.sequence;
-            // A deletion is stored with all changes of its volume, so those are skipped above.
-            let volume = by_layer.get(&change.layer).ok_or(MetadataError::Inconsistent {
-                structure: "NVRAM log record",
-                field: "layer",
-                value: change.layer.0.into(),
-            })?;
+            let volume = match by_layer.entry(change.layer) {
+                Entry::Occupied(volume) => volume.into_mut(),
+                Entry::Vacant(vacant) => vacant.insert(former(core, change.layer)?),
+            };
             let body = match change.body {
                 siltstone_nvram::ChangeBody::Data(data) => {
                     let mut memory = core.buffers.take(data.len());
@@ -75,8 +82,42 @@ pub(super) async fn replay_log(
             );
         }
     }
-    core.commit.advance(core.admission.admitted());
+    let admitted = core.admission.admitted();
+    core.commit.advance(admitted);
+    core.epochs.write().begin_by(admitted.next());
+    settle(core, admitted);
     Ok(reached)
+}
+
+/// Stands for a volume that was deleted or rolled back after a change of it was logged. The change
+/// takes its place in the order like any other, and what it leaves in the map nobody can read.
+fn former(core: &Core, layer: LayerId) -> Result<Arc<VolumeCore>> {
+    if !core.catalog.lock().is_former(layer) {
+        let (structure, field) = ("NVRAM log record", "layer");
+        return Err(MetadataError::Inconsistent { structure, field, value: layer.0.into() }.into());
+    }
+    let record = VolumeRecord { id: 0, layer, size_bytes: MAX_VOLUME_BYTES, level: 1 };
+    let chain = vec![View::live(layer)];
+    Ok(Arc::new(VolumeCore::new(&layer.to_string(), &record, chain, Sequence(0))))
+}
+
+/// Lets snapshots and clones see the changes that were admitted again: from the map, once these are
+/// there, or, where no pipeline takes them there, from overlays of their own.
+fn settle(core: &Core, admitted: Sequence) {
+    let volumes = core.volumes.read();
+    if !core.read_only {
+        volumes.values().for_each(|volume| volume.settle_at(admitted));
+        return;
+    }
+    // In order, so that of each block every overlay ends with the newest change that it may show;
+    // a clone's own changes are all newer than those of its snapshot.
+    let epochs = core.epochs.read();
+    for change in core.admission.unpublished_after(Sequence(0)).changes {
+        let epoch = epochs.of(change.sequence);
+        let seeing = volumes.values().filter(|volume| volume.sees(change.layer(), epoch));
+        seeing.for_each(|volume| volume.overlay.insert(&change));
+    }
+    volumes.values().for_each(|volume| volume.note_settled());
 }
 
 /// Refuses a change that no volume is large enough for: no program of ours logged it.
@@ -102,7 +143,7 @@ fn check_range(change: &siltstone_nvram::Change<'_>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use siltstone_device::{BlockAddress, LayerId};
+    use siltstone_device::BlockAddress;
 
     #[test]
     fn a_logged_change_past_the_last_address_is_refused() {

@@ -55,7 +55,7 @@ impl Volume {
     /// Admits the whole blocks of a buffer, which `sums` is of, as they are, and merges a partial
     /// head and tail.
     pub(super) async fn admit_buffer(&self, buffer: WriteBuffer, sums: BlockSums) -> Result<()> {
-        self.core.check_writable()?;
+        self.check_writable()?;
         let (start, end) = (buffer.offset_bytes, buffer.offset_bytes + buffer.len_bytes as u64);
         if start.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK) {
             let address = BlockAddress(start / BLOCK);

@@ -1,0 +1,375 @@
+//! Promises: a snapshot shows what its volume held at one moment, for as long as it exists, whatever
+//! becomes of the volume; snapshots taken together show the same moment; clones and volumes that
+//! were rolled back go on from there; what nobody can read any more comes back as free space.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use siltstone_device::{SeededRandom, sim::SimDevice};
+use siltstone_engine::{
+    CreateOptions, EngineError, OpenOptions, Pool, SnapshotName, Tuning, Volume, VolumeOptions,
+};
+
+const MIB: u64 = 1 << 20;
+const BLOCK: u64 = 4096;
+
+fn open_as(device: &Arc<SimDevice>, read_only: bool) -> Pool {
+    let tuning = Tuning { staging_bytes: 4 << 20, memtable_entries: 300, ..Tuning::default() };
+    let options = OpenOptions { tuning, read_only };
+    Pool::open_on(device.clone(), None, &options).unwrap()
+}
+
+fn open(device: &Arc<SimDevice>) -> Pool {
+    open_as(device, false)
+}
+
+fn create(size_bytes: u64) -> (Arc<SimDevice>, Pool) {
+    let device = SimDevice::new(size_bytes);
+    let options = CreateOptions { index_memory_bytes: 4 << 20, ..CreateOptions::default() };
+    Pool::create_on(device.clone(), None, &options).unwrap();
+    let pool = open(&device);
+    (device, pool)
+}
+
+fn name(name: &str) -> SnapshotName {
+    name.parse().unwrap()
+}
+
+/// A block of some version; 0 is a hole.
+fn content(version: u64) -> Vec<u8> {
+    let mut block = vec![0; BLOCK as usize];
+    if version > 0 {
+        SeededRandom::new(version).fill(&mut block);
+    }
+    block
+}
+
+fn write(disk: &Volume, block: u64, version: u64) {
+    disk.write_at(block * BLOCK, &content(version)).unwrap();
+}
+
+fn assert_holds(disk: &Volume, versions: &[u64]) {
+    assert_eq!(disk.size_bytes(), versions.len() as u64 * BLOCK, "{disk:?}");
+    let mut all = vec![0; versions.len() * BLOCK as usize];
+    disk.read_at(0, &mut all).unwrap();
+    for ((at, &version), found) in (0..).zip(versions).zip(all.chunks(BLOCK as usize)) {
+        assert!(found == content(version), "block {at} of {disk:?} is not version {version}");
+    }
+}
+
+/// Volumes and snapshots, and what each is to hold.
+#[derive(Default)]
+struct Model {
+    volumes: BTreeMap<String, Vec<u64>>,
+    snapshots: BTreeMap<SnapshotName, Vec<u64>>,
+    versions: u64,
+    names: u64,
+}
+
+impl Model {
+    fn any<K: Clone, V>(of: &BTreeMap<K, V>, random: &mut SeededRandom) -> Option<K> {
+        let at = random.below(of.len().max(1) as u64) as usize;
+        of.keys().nth(at).cloned()
+    }
+
+    fn new_name(&mut self) -> String {
+        self.names += 1;
+        format!("n{}", self.names)
+    }
+
+    fn step(&mut self, pool: &Pool, random: &mut SeededRandom) {
+        let Some(volume) = Self::any(&self.volumes, random) else {
+            let name = self.new_name();
+            let blocks = 1 + random.below(300);
+            pool.create_volume(&name, &VolumeOptions::new(blocks * BLOCK)).unwrap();
+            self.volumes.insert(name, vec![0; blocks as usize]);
+            return;
+        };
+        let snapshot = Self::any(&self.snapshots, random);
+        let are_many = self.volumes.len() > 2;
+        let versions = self.volumes.get_mut(&volume).unwrap();
+        let blocks = versions.len() as u64;
+        match (random.below(100), snapshot) {
+            (0..50, _) => {
+                let disk = pool.volume(&volume).unwrap();
+                let first = random.below(blocks);
+                for at in first..(first + 1 + random.below(20)).min(blocks) {
+                    self.versions += 1;
+                    // Some of it is a duplicate.
+                    let version = if random.below(4) == 0 { 1 + at } else { self.versions };
+                    versions[at as usize] = version;
+                    write(&disk, at, version);
+                }
+            }
+            (50..58, _) => {
+                let disk = pool.volume(&volume).unwrap();
+                let first = random.below(blocks);
+                let len = (1 + random.below(60)).min(blocks - first);
+                disk.discard(first * BLOCK, len * BLOCK).unwrap();
+                versions[first as usize..(first + len) as usize].fill(0);
+            }
+            (58..72, _) => {
+                let own = self.new_name();
+                let of: Vec<_> = self.volumes.keys().filter(|_| random.below(3) > 0).collect();
+                let names: Vec<_> =
+                    of.iter().map(|volume| SnapshotName::new(volume, &own).unwrap()).collect();
+                pool.create_snapshots(&names).unwrap();
+                for name in names {
+                    let versions = self.volumes[&name.volume].clone();
+                    self.snapshots.insert(name, versions);
+                }
+            }
+            (72..78, Some(snapshot)) => {
+                pool.delete_snapshots(std::slice::from_ref(&snapshot)).unwrap();
+                self.snapshots.remove(&snapshot);
+            }
+            (78..82, Some(snapshot)) => {
+                let clone = self.new_name();
+                pool.clone_snapshot(&snapshot, &clone).unwrap();
+                self.volumes.insert(clone, self.snapshots[&snapshot].clone());
+            }
+            (82..85, Some(snapshot)) => {
+                let before = pool.volume(&snapshot.volume).unwrap();
+                pool.roll_back(&snapshot).unwrap();
+                let versions = self.snapshots[&snapshot].clone();
+                self.volumes.insert(snapshot.volume, versions);
+                let refused = before.read_at(0, &mut [0; 512]).unwrap_err();
+                assert!(matches!(refused, EngineError::VolumeRolledBack { .. }), "{refused}");
+            }
+            (85..88, _) if are_many => {
+                pool.delete_volume_and_snapshots(&volume).unwrap();
+                self.volumes.remove(&volume);
+                self.snapshots.retain(|name, _| name.volume != volume);
+            }
+            (88..90, _) => {
+                let blocks = 1 + random.below(300);
+                pool.resize_volume(&volume, blocks * BLOCK).unwrap();
+                versions.resize(blocks as usize, 0);
+            }
+            (90..92, _) => pool.checkpoint().unwrap(),
+            (92..93, _) => pool.collect_garbage().unwrap(),
+            (_, Some(snapshot)) => self.check_snapshot(pool, &snapshot),
+            _ => self.check_volume(pool, &volume),
+        }
+    }
+
+    fn check_volume(&self, pool: &Pool, volume: &str) {
+        assert_holds(&pool.volume(volume).unwrap(), &self.volumes[volume]);
+    }
+
+    fn check_snapshot(&self, pool: &Pool, snapshot: &SnapshotName) {
+        let disk = pool.volume(&snapshot.to_string()).unwrap();
+        assert_holds(&disk, &self.snapshots[snapshot]);
+    }
+
+    fn check(&self, pool: &Pool) {
+        let names: Vec<_> = pool.volumes().into_iter().map(|volume| volume.name).collect();
+        assert!(names.iter().eq(self.volumes.keys()), "{names:?}");
+        let names: Vec<_> = pool
+            .snapshots()
+            .iter()
+            .map(|info| SnapshotName::new(&info.volume, &info.snapshot).unwrap())
+            .collect();
+        assert_eq!(names, self.snapshots.keys().cloned().collect::<Vec<_>>());
+        self.volumes.keys().for_each(|volume| self.check_volume(pool, volume));
+        self.snapshots.keys().for_each(|snapshot| self.check_snapshot(pool, snapshot));
+    }
+}
+
+#[test]
+fn any_history_of_snapshots_clones_and_writes_reads_as_it_should() {
+    for seed in 0..6 {
+        let (device, mut pool) = create(64 * MIB);
+        let mut random = SeededRandom::new(seed);
+        let mut model = Model::default();
+        for _ in 0..4 {
+            for _ in 0..150 {
+                model.step(&pool, &mut random);
+            }
+            model.check(&pool);
+            pool.close().unwrap();
+            pool = open(&device);
+            model.check(&pool);
+        }
+        let report = pool.check(&mut |_| {}).unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+    }
+}
+
+/// A power cut right after a snapshot was taken leaves it whole, with writes that nobody had flushed;
+/// also where the pool is then opened for reading only, so that nothing leaves the log.
+#[test]
+fn a_snapshot_is_durable_when_it_has_been_taken() {
+    for read_only in [false, true] {
+        let (device, pool) = create(64 * MIB);
+        let disk = pool.create_volume("disk", &VolumeOptions::new(8 * BLOCK)).unwrap();
+        write(&disk, 0, 1);
+        pool.checkpoint().unwrap();
+        write(&disk, 1, 2);
+        pool.create_snapshots(&[name("disk@first")]).unwrap();
+        write(&disk, 0, 3);
+        write(&disk, 1, 4);
+        let clone = pool.clone_snapshot(&name("disk@first"), "clone").unwrap();
+        write(&clone, 1, 5);
+        pool.create_snapshots(&[name("disk@second"), name("clone@second")]).unwrap();
+        write(&clone, 1, 6);
+        clone.flush().unwrap();
+        let survivor = device.crash_at(device.history_len(), &mut SeededRandom::new(1));
+        pool.abandon();
+        let pool = open_as(&survivor, read_only);
+        let holds = |volume: &str, versions: [u64; 2]| {
+            let mut all = [0; 8];
+            all[..2].copy_from_slice(&versions);
+            assert_holds(&pool.volume(volume).unwrap(), &all);
+        };
+        holds("disk@first", [1, 2]);
+        holds("disk@second", [3, 4]);
+        holds("clone@second", [1, 5]);
+        holds("disk", [3, 4]);
+        holds("clone", [1, 6]);
+    }
+}
+
+/// A writer counts up in one volume and then in the other; snapshots of both, taken while it does,
+/// show the second at the first's count or one behind.
+#[test]
+fn snapshots_taken_together_show_one_moment() {
+    let (_device, pool) = create(64 * MIB);
+    let pair = ["a", "b"]
+        .map(|name| pool.create_volume(name, &VolumeOptions::new(8 * BLOCK)).unwrap());
+    let stop = AtomicBool::new(false);
+    let count = |disk: &Volume| {
+        let mut count = [0; 8];
+        disk.read_at(0, &mut count).unwrap();
+        u64::from_le_bytes(count)
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for count in 1u64.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                for disk in &pair {
+                    disk.write_at(0, &count.to_le_bytes()).unwrap();
+                }
+            }
+        });
+        let mut last = 0;
+        for number in 0..40 {
+            let names = ["a", "b"].map(|v| SnapshotName::new(v, &number.to_string()).unwrap());
+            let before = count(&pair[1]);
+            pool.create_snapshots(&names).unwrap();
+            let [a, b] = names.map(|name| count(&pool.volume(&name.to_string()).unwrap()));
+            assert!(a == b || a == b + 1, "{a} and {b}");
+            assert!(b >= before && a >= last, "{b} after {before}, {a} after {last}");
+            last = a;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn snapshots_are_read_only_and_end_when_they_are_deleted() {
+    let (_device, pool) = create(64 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(8 * BLOCK)).unwrap();
+    write(&disk, 0, 1);
+    pool.create_snapshots(&[name("disk@s")]).unwrap();
+    let snapshot = pool.volume("disk@s").unwrap();
+    assert!(snapshot.is_read_only() && !disk.is_read_only());
+    let refused = [
+        snapshot.write_at(0, &[1; 512]),
+        snapshot.discard(0, BLOCK),
+        snapshot.write_zeroes(0, 512),
+        pool.resize_volume("disk@s", BLOCK),
+    ];
+    for refused in refused {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, EngineError::SnapshotReadOnly { .. }), "{error}");
+    }
+    let error = pool.delete_volume("disk@s").unwrap_err();
+    assert!(matches!(error, EngineError::NoSuchVolume { .. }), "{error}");
+    let error = pool.delete_volume("disk").unwrap_err();
+    assert!(matches!(error, EngineError::HasSnapshots { snapshots: 1, .. }), "{error}");
+    pool.delete_snapshots(&[name("disk@s")]).unwrap();
+    let error = snapshot.read_at(0, &mut [0; 512]).unwrap_err();
+    assert!(matches!(error, EngineError::VolumeDeleted { .. }), "{error}");
+    assert!(matches!(pool.volume("disk@s"), Err(EngineError::NoSuchSnapshot { .. })));
+    assert_holds(&disk, &[1, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+/// What only a snapshot held is free once it is deleted, and what a rolled-back volume had written.
+#[test]
+fn what_nobody_reads_any_more_comes_back() {
+    let (_device, pool) = create(128 * MIB);
+    let blocks = 4096;
+    let disk = pool.create_volume("disk", &VolumeOptions::new(blocks * BLOCK)).unwrap();
+    let fill = |disk: &Volume, from: u64| {
+        for at in 0..blocks {
+            write(disk, at, from + at);
+        }
+        disk.flush().unwrap();
+    };
+    let free = || {
+        pool.collect_garbage().unwrap();
+        pool.free_bytes()
+    };
+    let written = blocks * BLOCK;
+    let empty = free();
+    fill(&disk, 1 << 20);
+    let once = free();
+    assert!(once + written <= empty, "{once} of {empty} bytes are free");
+    pool.create_snapshots(&[name("disk@s")]).unwrap();
+    fill(&disk, 2 << 20);
+    let twice = free();
+    assert!(twice + written <= once, "{twice} of {once} bytes are free");
+    pool.roll_back(&name("disk@s")).unwrap();
+    let back = free();
+    assert!(back + written / 16 >= once, "{back} of {once} bytes are free");
+    let disk = pool.volume("disk").unwrap();
+    assert_holds(&disk, &(0..blocks).map(|at| (1 << 20) + at).collect::<Vec<_>>());
+    fill(&disk, 3 << 20);
+    pool.delete_snapshots(&[name("disk@s")]).unwrap();
+    let deleted = free();
+    assert!(deleted + written / 16 >= once, "{deleted} of {once} bytes are free");
+    pool.delete_volume("disk").unwrap();
+    let nothing = free();
+    assert!(nothing + written / 16 >= empty, "{nothing} of {empty} bytes are free");
+}
+
+/// A change that was logged for a volume which was deleted later is not in the way of opening.
+#[test]
+fn logged_changes_of_volumes_that_are_gone_are_passed_over() {
+    let (device, pool) = create(64 * MIB);
+    let disks = ["a", "b", "c"]
+        .map(|name| pool.create_volume(name, &VolumeOptions::new(8 * BLOCK)).unwrap());
+    pool.create_snapshots(&[name("b@s")]).unwrap();
+    for (disk, version) in disks.iter().zip(1..) {
+        write(disk, 0, version);
+        disk.flush().unwrap();
+    }
+    pool.delete_volume("a").unwrap();
+    let b = pool.roll_back(&name("b@s")).unwrap();
+    write(&b, 1, 9);
+    write(&disks[2], 1, 10);
+    b.flush().unwrap();
+    let survivor = device.crash_at(device.history_len(), &mut SeededRandom::new(1));
+    pool.abandon();
+    let mut pool = open(&survivor);
+    for _ in 0..2 {
+        assert!(pool.volume("a").is_err());
+        assert_holds(&pool.volume("b").unwrap(), &[0, 9, 0, 0, 0, 0, 0, 0]);
+        assert_holds(&pool.volume("c").unwrap(), &[3, 10, 0, 0, 0, 0, 0, 0]);
+        pool.abandon();
+        pool = open(&survivor);
+    }
+}
