@@ -371,6 +371,13 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         | E::CatalogFull { .. }
         | E::IdsExhausted
         | E::VolumeDeleted { .. }
+        | E::VolumeRolledBack { .. }
+        | E::NoSuchSnapshot { .. }
+        | E::SnapshotExists { .. }
+        | E::NotASnapshot { .. }
+        | E::HasSnapshots { .. }
+        | E::SnapshotReadOnly { .. }
+        | E::TooManyAncestors { .. }
         | E::OutOfRange { .. } => ExitStatus::Refused,
         E::Failed { cause } => engine_status(cause),
         E::Log(LogError::TooLarge { .. } | LogError::Refused { .. })

@@ -112,9 +112,8 @@ impl Epochs {
         for start in own {
             let start = DiskStart::ref_from_bytes(start).expect("a chunk has its size");
             let (epoch, first) = (start.epoch.get(), start.first_sequence.get());
-            let follows = |&(last, last_first): &(Epoch, Sequence)| {
-                last.0 < epoch && last_first.0 <= first
-            };
+            let follows =
+                |&(last, last_first): &(Epoch, Sequence)| last.0 < epoch && last_first.0 <= first;
             if epoch >= MAX_EPOCH.0 || !starts.last().is_none_or(follows) {
                 return Err(wrong("epoch", epoch.into()));
             }

@@ -7,7 +7,9 @@ use siltstone_device::{BLOCK_BYTES, BlockAddress};
 use crate::{
     core::Core,
     error::{EngineError, Result},
-    staged_data::BlockSums, stats::add, volume_core::VolumeCore,
+    staged_data::BlockSums,
+    stats::add,
+    volume_core::VolumeCore,
 };
 
 mod change;
@@ -145,7 +147,9 @@ impl Volume {
             self.core.read_blocks(&self.shared, BlockAddress(first), out, &mut note).await?;
         } else {
             let mut blocks = self.core.buffers.take((end - first) as usize * BLOCK_BYTES);
-            self.core.read_blocks(&self.shared, BlockAddress(first), &mut blocks, &mut note).await?;
+            self.core
+                .read_blocks(&self.shared, BlockAddress(first), &mut blocks, &mut note)
+                .await?;
             out.copy_from_slice(&blocks[skip..skip + wanted_len]);
         }
         // What nobody can read any more is forgotten, and would read as zeros.

@@ -245,8 +245,8 @@ fn a_snapshot_is_durable_when_it_has_been_taken() {
 #[test]
 fn snapshots_taken_together_show_one_moment() {
     let (_device, pool) = create(64 * MIB);
-    let pair = ["a", "b"]
-        .map(|name| pool.create_volume(name, &VolumeOptions::new(8 * BLOCK)).unwrap());
+    let pair =
+        ["a", "b"].map(|name| pool.create_volume(name, &VolumeOptions::new(8 * BLOCK)).unwrap());
     let stop = AtomicBool::new(false);
     let count = |disk: &Volume| {
         let mut count = [0; 8];
@@ -332,18 +332,20 @@ fn what_nobody_reads_any_more_comes_back() {
     fill(&disk, 2 << 20);
     let twice = free();
     assert!(twice + written <= once, "{twice} of {once} bytes are free");
-    pool.roll_back(&name("disk@s")).unwrap();
-    let back = free();
-    assert!(back + written / 16 >= once, "{back} of {once} bytes are free");
-    let disk = pool.volume("disk").unwrap();
-    assert_holds(&disk, &(0..blocks).map(|at| (1 << 20) + at).collect::<Vec<_>>());
-    fill(&disk, 3 << 20);
     pool.delete_snapshots(&[name("disk@s")]).unwrap();
     let deleted = free();
     assert!(deleted + written / 16 >= once, "{deleted} of {once} bytes are free");
-    pool.delete_volume("disk").unwrap();
+    pool.create_snapshots(&[name("disk@t")]).unwrap();
+    fill(&disk, 3 << 20);
+    pool.roll_back(&name("disk@t")).unwrap();
+    let back = free();
+    assert!(back + written / 16 >= once, "{back} of {once} bytes are free");
+    let disk = pool.volume("disk").unwrap();
+    assert_holds(&disk, &(0..blocks).map(|at| (2 << 20) + at).collect::<Vec<_>>());
+    pool.delete_volume_and_snapshots("disk").unwrap();
     let nothing = free();
-    assert!(nothing + written / 16 >= empty, "{nothing} of {empty} bytes are free");
+    // But for a frontier segment that was begun.
+    assert!(nothing + written / 4 >= empty, "{nothing} of {empty} bytes are free");
 }
 
 /// A change that was logged for a volume which was deleted later is not in the way of opening.

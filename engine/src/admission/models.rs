@@ -13,10 +13,7 @@ use siltstone_device::{
 };
 
 use super::*;
-use crate::{
-    catalog::VolumeRecord,
-    staged_data::StagedData,
-};
+use crate::{catalog::VolumeRecord, staged_data::StagedData};
 
 /// A queue whose batches are full at `batch_blocks`, and a volume.
 struct Queued {

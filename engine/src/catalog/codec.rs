@@ -14,7 +14,8 @@ use zerocopy::{
 };
 
 use super::{
-    Catalog, MAX_DEPTH, MAX_ID, MAX_LAYERS, MAX_SNAPSHOTS, MAX_VOLUMES, SnapshotRecord, VolumeRecord,
+    Catalog, MAX_DEPTH, MAX_ID, MAX_LAYERS, MAX_SNAPSHOTS, MAX_VOLUMES, SnapshotRecord,
+    VolumeRecord,
 };
 use crate::{
     config::{self, VolumeOptions},

@@ -19,8 +19,8 @@ use siltstone_nvram::{CheckpointStore, Log, MarkStore};
 use super::{Pool, log_identity, log_region, open_nvram};
 use crate::{
     catalog::Catalog,
-    epochs::Epochs,
     config::{CreateOptions, INDEX_MEMORY_BYTES, MAX_THRESHOLD},
+    epochs::Epochs,
     error::{EngineError, MetadataError, Result},
     layout::{Layout, MARKS},
     record::CheckpointBody,

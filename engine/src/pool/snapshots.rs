@@ -79,12 +79,14 @@ impl Pool {
                 core.epochs.write().begin(next)?;
                 Ok(Sequence(next.0 - 1))
             })?;
-            names.iter().map(|name| {
-                let record = catalog.snapshot(name)?;
-                let chain = catalog.chain(record.view);
-                Ok(Arc::new(VolumeCore::snapshot(&name.to_string(), record, chain, last)))
-            })
-            .collect::<Result<Vec<_>>>()
+            names
+                .iter()
+                .map(|name| {
+                    let record = catalog.snapshot(name)?;
+                    let chain = catalog.chain(record.view);
+                    Ok(Arc::new(VolumeCore::snapshot(&name.to_string(), record, chain, last)))
+                })
+                .collect::<Result<Vec<_>>>()
         })?;
         // What a snapshot holds is durable before the snapshot is.
         core.flush().await?;
