@@ -1,6 +1,7 @@
 //! The command line.
 
 pub(crate) mod pool;
+pub(crate) mod snapshot;
 pub(crate) mod torture;
 
 use std::{ffi::OsString, path::PathBuf};

@@ -18,7 +18,7 @@ const IDLE_READ_BYTES: usize = 32 << 20;
 /// One answer to a block status request describes at most so much, to take a bounded time.
 const MAX_STATUS_BYTES: u64 = 16 << 30;
 
-/// A pool's volumes, as they are at the moment of asking.
+/// A pool's volumes and snapshots, as they are at the moment of asking.
 pub(crate) struct PoolCatalog {
     pool: Arc<Pool>,
     buffers: BufferPool,
@@ -33,7 +33,10 @@ impl PoolCatalog {
 
 impl Catalog for PoolCatalog {
     fn list(&self) -> Vec<String> {
-        self.pool.volumes().into_iter().map(|volume| volume.name).collect()
+        let volumes = self.pool.volumes().into_iter().map(|volume| volume.name);
+        let snapshots = self.pool.snapshots().into_iter();
+        let snapshots = snapshots.map(|info| format!("{}@{}", info.volume, info.snapshot));
+        volumes.chain(snapshots).collect()
     }
 
     /// The empty name opens the only volume, if there is just one.
@@ -191,9 +194,12 @@ pub(crate) fn joined(mut ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
 fn export_error(error: EngineError) -> ExportError {
     match error {
         EngineError::NoSpace { .. } | EngineError::Map(MapError::NoSpace) => ExportError::NoSpace,
-        EngineError::ReadOnly => ExportError::ReadOnly,
+        EngineError::ReadOnly | EngineError::SnapshotReadOnly { .. } => ExportError::ReadOnly,
         EngineError::Closing => ExportError::ShuttingDown,
-        EngineError::VolumeDeleted { .. } => ExportError::Deleted,
+        // Whoever reads what the volume holds now must not take it for what it held before.
+        EngineError::VolumeDeleted { .. } | EngineError::VolumeRolledBack { .. } => {
+            ExportError::Deleted
+        }
         EngineError::OutOfRange { .. } => ExportError::Invalid { source: error.into() },
         _ => ExportError::io(error),
     }

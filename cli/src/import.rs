@@ -94,6 +94,9 @@ fn volume_for(
     let given_bytes = arguments.size.map(|size| size.0);
     let (volume, is_new) = match pool.volume(name) {
         Ok(volume) => {
+            if volume.is_read_only() {
+                return Err(EngineError::SnapshotReadOnly { snapshot: name.clone() }.into());
+            }
             let volumes = pool.volumes();
             let level = volumes.iter().find(|info| info.name == *name).map(|info| info.level);
             let same_size = given_bytes.is_none_or(|bytes| bytes == volume.size_bytes());

@@ -32,6 +32,7 @@ mod scrub;
 mod serve;
 mod session;
 mod size;
+mod snapshot;
 mod stat;
 mod target;
 mod terminal;

@@ -41,6 +41,8 @@ impl PoolCommand {
     pub(crate) fn operation(&self) -> &dyn PoolOperation {
         match self {
             Self::Volume(command) => command,
+            Self::Snapshot(command) => command,
+            Self::Clone(arguments) => arguments,
             Self::Import(arguments) => arguments,
             Self::Export(arguments) => arguments,
             Self::Stat(arguments) => arguments,

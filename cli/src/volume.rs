@@ -39,8 +39,11 @@ impl PoolOperation for VolumeCommand {
                 pool.resize_volume(name, size.0)?;
                 session.print(&format!("volume '{name}' has {} now\n", human(size.0)))
             }
-            Self::Delete { name, .. } => {
-                pool.delete_volume(name)?;
+            Self::Delete { name, snapshots, .. } => {
+                match snapshots {
+                    true => pool.delete_volume_and_snapshots(name)?,
+                    false => pool.delete_volume(name)?,
+                }
                 session.print(&format!("deleted volume '{name}'\n"))
             }
         }

@@ -1,5 +1,6 @@
 //! File systems on a volume, through nbdfuse and a loop mount: files are copied in, the file
-//! system is unmounted, checked, mounted again and compared. Needs root, FUSE and loop devices;
+//! system is unmounted, checked, mounted again and compared; and one of which snapshots are taken
+//! while it is written to is mounted as it was at each. Needs root, FUSE and loop devices;
 //! says so and passes where they are missing.
 
 #![allow(clippy::unwrap_used)] // In tests, a panic is how failure is reported.
@@ -7,8 +8,11 @@
 mod support;
 
 use std::{
+    fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::Duration,
 };
@@ -75,11 +79,18 @@ impl Drop for Mounted {
     }
 }
 
-fn files_survive(make: &str, options: &[&str], check: &str, check_options: &[&str]) {
-    let programs = ["nbdfuse", "fusermount3", "mount", make, check];
+/// Whether everything that this needs is here.
+fn have(programs: &[&str]) -> bool {
     let there = |program: &&str| Command::new(program).arg("-V").output().is_ok();
-    if !programs.iter().all(there) || !Path::new("/dev/fuse").exists() {
+    let all = programs.iter().all(there) && Path::new("/dev/fuse").exists();
+    if !all {
         println!("one of {programs:?} or /dev/fuse is missing: not tested");
+    }
+    all
+}
+
+fn files_survive(make: &str, options: &[&str], check: &str, check_options: &[&str]) {
+    if !have(&["nbdfuse", "fusermount3", "mount", make, check]) {
         return;
     }
     let folder = Folder::new();
@@ -128,4 +139,70 @@ fn an_ext4_file_system_survives() {
 #[test]
 fn an_xfs_file_system_survives() {
     files_survive("mkfs.xfs", &["-q", "-f"], "xfs_repair", &["-n"]);
+}
+
+/// Files that were synced before a snapshot are in it, whole; the file system in it recovers as after
+/// a power cut.
+#[test]
+fn a_file_system_recovers_in_snapshots_that_were_taken_while_it_was_written() {
+    if !has("mke2fs") || !have(&["nbdfuse", "fusermount3", "mount", "fsck.ext4"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let pool = folder.pool("512M");
+    let server = Server::start(&pool, &["--create", "disk=128M"]);
+    let file = folder.path("disk");
+    let Some(fused) = Fused::mount(&server.uri("disk"), file.clone(), 128 << 20) else {
+        println!("this system does not let nbdfuse mount: not tested");
+        return;
+    };
+    run("mkfs.ext4", ["-q", "-F", file.to_str().unwrap()]);
+    let Some(mounted) = Mounted::mount(&file, folder.path("mount")) else { return };
+    let content = |number: u32| number.to_le_bytes().repeat(50_000);
+    let synced = AtomicU32::new(0);
+    // How many files had been synced when each snapshot was asked for.
+    let mut known = Vec::new();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (synced, stop, mounted) = (&synced, &stop, &mounted);
+        let writer = scope.spawn(move || {
+            for number in 0..400 {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let mut file = File::create(mounted.0.join(number.to_string())).unwrap();
+                file.write_all(&content(number)).unwrap();
+                file.sync_all().unwrap();
+                synced.store(number + 1, Ordering::SeqCst);
+            }
+        });
+        for snapshot in 0..3 {
+            thread::sleep(Duration::from_millis(400));
+            known.push(synced.load(Ordering::SeqCst));
+            let name = format!("disk@{snapshot}");
+            siltstone(["snapshot", "create", &pool, &name]).succeeds();
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+    });
+    drop(mounted);
+    fused.unmount();
+    for (snapshot, count) in known.iter().enumerate() {
+        // The journal of a file system that was in use is replayed where that can be written.
+        let clone = format!("clone{snapshot}");
+        siltstone(["clone", &pool, &format!("disk@{snapshot}"), &clone]).succeeds();
+        let file = folder.path(&clone);
+        let fused = Fused::mount(&server.uri(&clone), file.clone(), 128 << 20).unwrap();
+        let mounted = Mounted::mount(&file, folder.path("mount")).unwrap();
+        for number in 0..*count {
+            let found = fs::read(mounted.0.join(number.to_string())).unwrap();
+            assert!(found == content(number), "file {number} of {count} in snapshot {snapshot}");
+        }
+        drop(mounted);
+        run("fsck.ext4", ["-f", "-n", file.to_str().unwrap()]);
+        fused.unmount();
+    }
+    println!("snapshots held {known:?} synced files");
+    assert!(server.stop().success());
+    siltstone(["check", &pool]).succeeds();
 }

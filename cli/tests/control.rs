@@ -63,6 +63,15 @@ fn keep_busy(server: &Server, stop: &AtomicBool) -> u64 {
     rounds
 }
 
+/// Stops a client also if the test fails: the end of its scope waits for it.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Commands that work and commands that fail, in an order in which they make sense; with what
 /// stands on their standard input.
 const COMMANDS: &[(Option<&str>, &[&str])] = &[
@@ -95,6 +104,29 @@ const COMMANDS: &[(Option<&str>, &[&str])] = &[
     (None, &["export", "pool.silt", "image", "missing/never"]),
     (None, &["export", "pool.silt", "image", "pool.silt", "--force"]),
     (None, &["export", "pool.silt", "image", "/dev/null"]),
+    (None, &["snapshot", "create", "pool.silt", "image@one", "streamed@one"]),
+    (None, &["snapshot", "create", "pool.silt", "image@two", "streamed@one"]),
+    (None, &["snapshot", "create", "pool.silt", "image@"]),
+    (None, &["snapshot", "create", "pool.silt", "other@one"]),
+    (None, &["import", "pool.silt", "image", "other-image"]),
+    (None, &["import", "pool.silt", "image@one", "other-image"]),
+    (None, &["import", "pool.silt", "image@new", "other-image"]),
+    (None, &["export", "pool.silt", "image@one", "exported", "--force"]),
+    (None, &["clone", "pool.silt", "image@one", "copy"]),
+    (None, &["clone", "pool.silt", "image@one", "copy"]),
+    (None, &["clone", "pool.silt", "image", "another"]),
+    (None, &["export", "pool.silt", "copy", "exported", "--force"]),
+    (None, &["volume", "delete", "pool.silt", "image"]),
+    (None, &["volume", "resize", "pool.silt", "image@one", "--size", "1M"]),
+    (None, &["snapshot", "rollback", "pool.silt", "image@one"]),
+    (None, &["snapshot", "rollback", "pool.silt", "image@two"]),
+    (None, &["export", "pool.silt", "image", "exported", "--force"]),
+    (None, &["snapshot", "delete", "pool.silt", "streamed@one", "streamed@two"]),
+    (None, &["snapshot", "delete", "pool.silt", "streamed@one"]),
+    (None, &["volume", "delete", "pool.silt", "image", "--snapshots"]),
+    (None, &["snapshot", "list", "pool.silt"]),
+    (None, &["snapshot", "list", "pool.silt", "image"]),
+    (None, &["export", "pool.silt", "copy", "exported", "--force"]),
     (None, &["volume", "delete", "pool.silt", "other"]),
     (None, &["volume", "delete", "pool.silt", "a disk"]),
     (None, &["volume", "list", "pool.silt"]),
@@ -120,6 +152,7 @@ fn commands_do_and_say_the_same_whether_the_pool_is_served_or_not() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let client = scope.spawn(|| keep_busy(&server, &stop));
+        let _stop = StopOnDrop(&stop);
         for (input, arguments) in COMMANDS {
             let expected = run_in(offline, *input, arguments);
             let found = run_in(live, *input, arguments);
@@ -129,14 +162,14 @@ fn commands_do_and_say_the_same_whether_the_pool_is_served_or_not() {
                 assert!(read(live) == read(offline), "{file} after {arguments:?}");
             }
         }
-        let export = ["export", "pool.silt", "image", "-"];
+        let export = ["export", "pool.silt", "copy", "-"];
         let [expected, found] = [offline, live].map(|folder| {
             let output = command().current_dir(folder.path("")).args(export).output().unwrap();
             assert!(output.status.success());
             (output.stdout, String::from_utf8(output.stderr).unwrap())
         });
         assert!(found.0 == expected.0, "what is exported to a pipe");
-        assert!(found.1.starts_with("exported volume 'image' to standard output: 9 MiB in "));
+        assert!(found.1.starts_with("exported volume 'copy' to standard output: 9 MiB in "));
         // What only other figures can be the same of.
         for arguments in [&["stat", "pool.silt"][..], &["scrub", "pool.silt"], &["gc", "pool.silt"]]
         {
@@ -162,7 +195,7 @@ fn commands_do_and_say_the_same_whether_the_pool_is_served_or_not() {
     for folder in &folders {
         assert_eq!(
             run_in(folder, None, &["volume", "list", "pool.silt"]).succeeds(),
-            "NAME      SIZE    LEVEL\nbusy      2 MiB   1\nimage     9 MiB   1\n\
+            "NAME      SIZE    LEVEL\nbusy      2 MiB   1\ncopy      9 MiB   1\n\
              streamed  16 MiB  1\n"
         );
         run_in(folder, None, &["check", "pool.silt"]).succeeds();

@@ -11,6 +11,7 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::snapshot::{CloneArguments, SnapshotCommand};
 use crate::size::Size;
 
 /// A pool, and how its server is reached if it is being served.
@@ -61,14 +62,23 @@ pub(crate) enum PoolCommand {
     /// Create, list, resize and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Take, list and delete snapshots, and go back to them.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Create a volume that holds what a snapshot does.
+    ///
+    /// It shares with the snapshot what neither overwrites. It takes no time and no space, whatever
+    /// the snapshot's size.
+    Clone(CloneArguments),
     /// Copy a raw image into a volume.
     ///
     /// The volume is created if it does not exist. One that exists holds the image afterwards,
     /// and zeros behind it.
     Import(ImportArguments),
-    /// Copy a volume into a raw image; what the volume does not store becomes holes.
+    /// Copy a volume or a snapshot into a raw image; what the volume does not store becomes holes.
     ///
-    /// Of a volume that clients write to meanwhile, some parts are older than others.
+    /// Of a volume that clients write to meanwhile, some parts are older than others; of a snapshot
+    /// (VOLUME@SNAPSHOT), all are of one moment.
     Export(ExportArguments),
     /// Say what a pool holds and what it costs.
     Stat(StatArguments),
@@ -129,6 +139,9 @@ pub(crate) enum VolumeCommand {
         pool: PoolArgument,
         /// The volume's name.
         name: String,
+        /// Delete its snapshots as well; without this, a volume that has any is not deleted.
+        #[arg(long)]
+        snapshots: bool,
     },
 }
 
@@ -162,7 +175,7 @@ pub(crate) struct ImportArguments {
 pub(crate) struct ExportArguments {
     #[command(flatten)]
     pub(crate) pool: PoolArgument,
-    /// The volume's name.
+    /// The volume, or VOLUME@SNAPSHOT.
     pub(crate) volume: String,
     /// The image: a file, a block device, or - for standard output.
     #[serde(serialize_with = "as_shown")]

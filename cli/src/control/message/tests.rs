@@ -26,7 +26,7 @@ fn encoded(line: &[&str]) -> Value {
 /// raise [`VERSION`].
 #[test]
 fn commands_look_on_the_wire_as_those_of_this_version() {
-    assert_eq!(VERSION, 1);
+    assert_eq!(VERSION, 2);
     let pool = json!({ "path": "p" });
     for (line, expected) in [
         (
@@ -44,7 +44,27 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
         ),
         (
             &["volume", "delete", "p", "v"],
-            json!({ "volume": { "delete": { "pool": pool, "name": "v" } } }),
+            json!({ "volume": { "delete": { "pool": pool, "name": "v", "snapshots": false } } }),
+        ),
+        (
+            &["snapshot", "create", "p", "v", "w@s"],
+            json!({ "snapshot": { "create": { "pool": pool, "snapshots": ["v", "w@s"] } } }),
+        ),
+        (
+            &["snapshot", "list", "p", "v"],
+            json!({ "snapshot": { "list": { "pool": pool, "volume": "v", "json": false } } }),
+        ),
+        (
+            &["snapshot", "delete", "p", "v@s"],
+            json!({ "snapshot": { "delete": { "pool": pool, "snapshots": ["v@s"] } } }),
+        ),
+        (
+            &["snapshot", "rollback", "p", "v@s"],
+            json!({ "snapshot": { "rollback": { "pool": pool, "snapshot": "v@s" } } }),
+        ),
+        (
+            &["clone", "p", "v@s", "w"],
+            json!({ "clone": { "pool": pool, "snapshot": "v@s", "name": "w" } }),
         ),
         (
             &["import", "p", "v", "f"],
