@@ -6,8 +6,10 @@
 //!   `cargo bench -p siltstone-benches --bench throughput -- --help`.
 //! - `dedup_study`: what thresholds and index budgets keep and cost, as tables and plots.
 //!   `cargo bench -p siltstone-benches --bench dedup_study -- --help`.
+//! - `snapshots`: what taking, cloning and having a thousand of them costs.
+//!   `cargo bench -p siltstone-benches --bench snapshots -- --help`.
 //!
-//! All data is real: [`data`] takes it from this system's own files.
+//! All data is real but for `snapshots`: [`data`] takes it from this system's own files.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

@@ -4,6 +4,7 @@
 //! is broken: what decodes must survive being encoded again.
 
 use pollster::block_on;
+use siltstone_cursor::View;
 use siltstone_device::{
     BLOCK_BYTES, ByteOffset, Place, SegmentId,
     header::{self, HEADER_BYTES, Identity, Kind},
@@ -55,8 +56,12 @@ pub fn superblock(bytes: &[u8]) {
 /// Reads the bytes as a catalog.
 pub fn catalog(bytes: &[u8]) {
     let Ok(catalog) = Catalog::decode(bytes) else { return };
+    let visibilities = catalog.visibilities();
     for volume in catalog.volumes.values() {
-        assert!(catalog.chain(volume.layer).len() <= catalog.layers.len() + 1);
+        assert!(catalog.chain(View::live(volume.layer)).len() <= visibilities.len());
+    }
+    for (_, snapshot) in catalog.snapshots() {
+        assert!(catalog.chain(snapshot.view).len() <= visibilities.len());
     }
     let mut again = Vec::new();
     catalog.encode(&mut again);

@@ -413,20 +413,25 @@ fn a_reader_that_knows_only_the_tables_finds_a_block() {
     assert_eq!(of_mark("sequence"), 1, "one change was written");
     let head = newest + header_bytes;
     let body = |field| reader.get(&image, head, "engine/src/record.rs DiskHead", field);
-    assert_eq!((body("version"), body("unit")), (1, 1));
-    let catalog = head
+    assert_eq!((body("version"), body("unit")), (2, 1));
+    let epochs = head
         + reader.len("engine/src/record.rs DiskHead")
         + body("frontier_count") as usize * reader.len("record.rs DiskFrontier");
+    assert_eq!(
+        (body("epoch_count"), reader.get(&image, epochs, "epochs.rs DiskStart", "epoch")),
+        (1, 0)
+    );
+    let catalog = epochs + reader.len("epochs.rs DiskStart");
     let manifest = catalog + body("catalog_bytes") as usize;
 
     // The volume and its layer.
-    let of_catalog = |field| reader.get(&image, catalog, "catalog.rs DiskHead", field);
+    let of_catalog = |field| reader.get(&image, catalog, "catalog/codec.rs DiskHead", field);
     assert_eq!((of_catalog("volume_count"), of_catalog("layer_count")), (1, 1));
-    let layer = catalog + reader.len("catalog.rs DiskHead");
-    let volume = layer + reader.len("catalog.rs DiskLayer");
-    let layer = reader.get(&image, layer, "catalog.rs DiskLayer", "id");
-    assert_eq!(reader.get(&image, volume, "catalog.rs DiskVolume", "layer"), layer);
-    let name = volume + reader.len("catalog.rs DiskVolume");
+    let layer = catalog + reader.len("catalog/codec.rs DiskHead");
+    let volume = layer + reader.len("catalog/codec.rs DiskLayer");
+    let layer = reader.get(&image, layer, "catalog/codec.rs DiskLayer", "id");
+    assert_eq!(reader.get(&image, volume, "catalog/codec.rs DiskVolume", "layer"), layer);
+    let name = volume + reader.len("catalog/codec.rs DiskVolume");
     assert_eq!(&image[name..][..4], b"disk");
 
     // The patch, its only page, and the entry of block 0.

@@ -52,7 +52,7 @@ pub fn empty() -> Arc<SimDevice> {
     device.snapshot()
 }
 
-/// A pool whose power was cut: patches, segments, and records in its log.
+/// A pool whose power was cut: patches, segments, snapshots, a clone, and records in its log.
 pub fn lived_in() -> Arc<SimDevice> {
     let device = empty();
     let pool = Pool::open_on(device.clone(), None, &options()).expect("it is whole");
@@ -71,6 +71,15 @@ pub fn lived_in() -> Arc<SimDevice> {
         match round {
             9 => volume.discard(first * block, 3 * block).expect("there is room"),
             8 | 16 => pool.checkpoint().expect("the device does not fail"),
+            6 | 14 => {
+                let name = format!("{VOLUME}@{round}").parse().expect("it can be a name");
+                pool.create_snapshots(&[name]).expect("the name is free");
+            }
+            18 => {
+                let name = format!("{VOLUME}@6").parse().expect("it can be a name");
+                let clone = pool.clone_snapshot(&name, "clone").expect("the name is free");
+                clone.write_at(first * block, &data).expect("there is room");
+            }
             _ if round % 4 == 3 => volume.flush().expect("the device does not fail"),
             _ => {}
         }

@@ -105,8 +105,11 @@ fn use_pool(device: &Arc<SimDevice>) -> std::result::Result<(), EngineError> {
     let read_only = OpenOptions { read_only: true, ..pool::options() };
     if let Ok(pool) = Pool::open_on(device.clone(), None, &read_only) {
         let _ = pool.check(&mut |_| {});
-        for info in pool.volumes() {
-            let volume = pool.volume(&info.name)?;
+        let volumes = pool.volumes().into_iter().map(|info| info.name);
+        let snapshots = pool.snapshots().into_iter();
+        let snapshots = snapshots.map(|info| format!("{}@{}", info.volume, info.snapshot));
+        for name in volumes.chain(snapshots) {
+            let volume = pool.volume(&name)?;
             for at in 0..VOLUME_BLOCKS.min(volume.size_bytes() / BLOCK_BYTES as u64) {
                 let _ = volume.read_at(at * BLOCK_BYTES as u64, &mut data[..BLOCK_BYTES]);
             }
@@ -119,8 +122,13 @@ fn use_pool(device: &Arc<SimDevice>) -> std::result::Result<(), EngineError> {
     volume.discard(20 * BLOCK_BYTES as u64, 3 * BLOCK_BYTES as u64)?;
     volume.write_at(1000, &data[..3000])?;
     volume.flush()?;
+    let snapshot = format!("{VOLUME}@new").parse()?;
+    pool.create_snapshots(std::slice::from_ref(&snapshot))?;
+    volume.discard(0, 8 * BLOCK_BYTES as u64)?;
     pool.checkpoint()?;
     volume.read_at(0, &mut data)?;
+    pool.roll_back(&snapshot)?.read_at(0, &mut data)?;
+    pool.delete_snapshots(&[snapshot])?;
     pool.close()
 }
 

@@ -38,7 +38,8 @@ fn parts_of_checkpoint(body: &[u8]) -> Option<(&[u8], &[u8])> {
         let bytes = body.get(at..at + 4)?.try_into().ok()?;
         Some(u32::from_le_bytes(bytes) as usize)
     };
-    let start = 64 + word(4)? * 16;
+    // Behind the head, frontier segments and the beginnings of epochs.
+    let start = 64 + word(4)? * 16 + word(48)? * 16;
     let middle = start + word(32)?;
     Some((body.get(start..middle)?, body.get(middle..middle + word(36)?)?))
 }
