@@ -15,7 +15,8 @@
 //! - `checkpointer` (with `segment_table`, `frontier`, `space`, `record`, `catalog`): makes the state
 //!   a place to recover from, and frees what nothing refers to.
 //! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
-//! - `recovery` (with `repair` and `marks`), `stat`: coming back, counting.
+//! - `recovery` (with `repair`, `marks` and `warm`), `stat`: coming back, counting.
+//! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which.
 //! - `check` and `scrub` (with `verify`, `lost`, `findings`, `pace`): looking at everything, offline
 //!   and in use.
 //!
@@ -72,6 +73,7 @@ mod superblock;
 mod verify;
 mod volume;
 mod volume_core;
+mod warm;
 mod write_unit;
 
 pub use check::{CheckOptions, CheckProgress, CheckReport};

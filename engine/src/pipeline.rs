@@ -18,8 +18,8 @@ use crate::{
     marks, recovery,
     reduce::Reducer,
     sealer::{Message, Sealer},
-    segment_table::SegmentState,
     summaries::SummaryCache,
+    warm,
 };
 
 /// The running tasks of a pool.
@@ -57,7 +57,7 @@ impl Pipeline {
         let marker = spawn(pool, "marker", async move { marks::run(&core).await })?;
         let warmer = if pool.tuning.warm_index {
             let core = Arc::clone(pool);
-            Some(spawn(pool, "index-warmer", async move { warm_index(&core).await })?)
+            Some(spawn(pool, "index-warmer", async move { warm::warm_index(&core).await })?)
         } else {
             pool.index_is_warm.set();
             None
@@ -136,35 +136,6 @@ async fn reduce(core: &Core, sealer: &mpsc::UnboundedSender<Message>) {
     }
     // The sealer may be gone already after a failure.
     let _ = sealer.send(Message::ReducerStopped);
-}
-
-/// Fills the index from the summaries on the device, so that a restart does not store anew what
-/// is there. In the background, segment by segment, and stopped at once when the pool closes.
-pub(crate) async fn warm_index(core: &Core) {
-    let layout = &core.superblock.layout;
-    for id in (0..core.table.len()).map(siltstone_device::SegmentId) {
-        let Some(segment) = core.table.segment(id) else { continue };
-        let mut at = layout.geometry().segment_start(id);
-        // Behind what counts may stand units that recovery passed over.
-        let end = at.plus(segment.used_bytes.into());
-        if segment.state != SegmentState::Data {
-            continue;
-        }
-        while at < end {
-            if core.stopping.load(Ordering::Acquire) || core.health.check().is_err() {
-                return;
-            }
-            let Some(summary) = core.summaries.read(at).await else { break };
-            if summary.generation != segment.generation {
-                break;
-            }
-            let unit = SummaryCache::unit_at(at);
-            core.index.insert_batch(&summary.fingerprints, unit);
-            at = at.plus(summary.unit_bytes.into());
-        }
-    }
-    tracing::debug!(entries = core.index.stats().entries, "the index is warm");
-    core.index_is_warm.set();
 }
 
 /// Tells the index of units that patches cover.

@@ -14,8 +14,9 @@ use crate::{
     core::Core,
     error::{EngineError, Result},
     layout::Layout,
-    pipeline::{self, Pipeline},
+    pipeline::Pipeline,
     superblock::Superblock,
+    warm,
 };
 
 mod create;
@@ -151,7 +152,7 @@ impl Pool {
     pub async fn wait_index_warm_async(&self) -> Result<()> {
         let core = &self.core;
         if core.read_only && !core.index_is_warm.is_set() {
-            pipeline::warm_index(core).await;
+            warm::warm_index(core).await;
         }
         core.index_is_warm.wait(|| core.health.check_open()).await
     }

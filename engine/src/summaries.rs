@@ -195,7 +195,7 @@ impl SummaryCache {
             let known = ahead.iter().any(|(started, _)| *started == address);
             if !known
                 && ahead.len() < MAX_AHEAD
-                && let Some(read) = self.first_read(address)
+                && let Some(read) = self.start_read(address)
             {
                 ahead.push((address, read));
             }
@@ -223,7 +223,7 @@ impl SummaryCache {
         // Started together, then awaited.
         let addresses = units.iter().map(|&unit| Self::address_of(unit));
         let reads: Vec<_> =
-            addresses.filter_map(|address| Some((address, self.first_read(address)?))).collect();
+            addresses.filter_map(|address| Some((address, self.start_read(address)?))).collect();
         for (address, read) in reads {
             if let Some(summary) = self.finish_read(address, read).await {
                 self.insert(address, &summary);
@@ -231,14 +231,8 @@ impl SummaryCache {
         }
     }
 
-    /// Reads the summary of the unit at `address`, if there is one.
-    pub(crate) async fn read(&self, address: ByteOffset) -> Option<Summary> {
-        let read = self.first_read(address)?;
-        self.finish_read(address, read).await
-    }
-
-    /// Starts to read what is usually all of a summary.
-    fn first_read(&self, address: ByteOffset) -> Option<Pending<AlignedBuffer>> {
+    /// Starts to read what is usually all of the summary of the unit at `address`.
+    pub(crate) fn start_read(&self, address: ByteOffset) -> Option<Pending<AlignedBuffer>> {
         let start = address.0.checked_sub(self.layout.data_start.0)?;
         let left = self.layout.segment_bytes - start % self.layout.segment_bytes;
         let bytes = (FIRST_READ_BYTES as u64).min(left) as usize;
@@ -246,7 +240,8 @@ impl SummaryCache {
         Some(request::read(&*self.device, address, self.buffers.take(bytes)))
     }
 
-    async fn finish_read(
+    /// The summary, if there is one.
+    pub(crate) async fn finish_read(
         &self,
         address: ByteOffset,
         read: Pending<AlignedBuffer>,

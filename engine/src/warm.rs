@@ -1,0 +1,87 @@
+//! Filling the index when a pool has been opened, from the summaries of all write units, so that what
+//! is written soon is compared with what has been there all along.
+//!
+//! In the background, behind clients. The newest segments come first: what was written last is most
+//! likely to come again. The summaries of a segment tell only one after the other where the next one
+//! is, so many segments are read at the same time, which is what keeps a fast device busy.
+
+use std::sync::atomic::Ordering;
+
+use siltstone_device::{ByteOffset, SegmentId};
+
+use crate::{
+    core::Core,
+    segment_table::{Segment, SegmentState},
+    summaries::SummaryCache,
+};
+
+/// Segments whose summaries are read at the same time.
+const SEGMENTS_AT_ONCE: usize = 32;
+
+/// How far a segment has been read.
+struct Reading {
+    generation: u64,
+    at: ByteOffset,
+    end: ByteOffset,
+}
+
+impl Reading {
+    /// Behind what counts may stand units that recovery passed over.
+    fn of(core: &Core, id: SegmentId, segment: &Segment) -> Self {
+        let at = core.superblock.layout.geometry().segment_start(id);
+        let end = at.plus(segment.used_bytes.into());
+        Self { generation: segment.generation, at, end }
+    }
+}
+
+/// Tells the index of every fingerprint on the device; stops at once when the pool closes.
+pub(crate) async fn warm_index(core: &Core) {
+    let began = core.runtime.now();
+    let ids = (0..core.table.len()).map(SegmentId);
+    let mut segments: Vec<_> = ids
+        .filter_map(|id| Some((id, core.table.segment(id)?)))
+        .filter(|(_, segment)| segment.state == SegmentState::Data && segment.used_bytes > 0)
+        .map(|(id, segment)| (segment.generation, id))
+        .collect();
+    segments.sort_unstable();
+    let mut readings: Vec<Reading> = Vec::new();
+    loop {
+        while readings.len() < SEGMENTS_AT_ONCE
+            && let Some((generation, id)) = segments.pop()
+        {
+            // It may have been freed and used again since; what is written now is told anyway.
+            let segment = core.table.segment(id).expect("the table does not shrink");
+            if segment.generation == generation {
+                readings.push(Reading::of(core, id, &segment));
+            }
+        }
+        if readings.is_empty() {
+            break;
+        }
+        // All are under way before the first is awaited.
+        let reads: Vec<_> =
+            readings.iter().map(|reading| core.summaries.start_read(reading.at)).collect();
+        for (reading, read) in readings.iter_mut().zip(reads) {
+            let summary = match read {
+                Some(read) => core.summaries.finish_read(reading.at, read).await,
+                None => None,
+            };
+            match summary {
+                Some(summary) if summary.generation == reading.generation => {
+                    let unit = SummaryCache::unit_at(reading.at);
+                    core.index.insert_batch(&summary.fingerprints, unit);
+                    reading.at = reading.at.plus(summary.unit_bytes.into());
+                }
+                // What is damaged is not found by its fingerprint, nor what comes behind it.
+                _ => reading.at = reading.end,
+            }
+            if core.stopping.load(Ordering::Acquire) || core.health.check().is_err() {
+                return;
+            }
+        }
+        readings.retain(|reading| reading.at < reading.end);
+    }
+    let (entries, elapsed) = (core.index.stats().entries, core.runtime.now() - began);
+    tracing::debug!(entries, ?elapsed, "the index is warm");
+    core.index_is_warm.set();
+}
