@@ -1,4 +1,4 @@
-//! What snapshots cost: taking and cloning them, among a thousand and on a volume of 1 TiB; and
+//! What snapshots and discards cost: taking and cloning snapshots, among a thousand and on a volume of 1 TiB; and
 //! reading a volume that has a thousand of them, with writes in between, against the same volume
 //! with the same writes and none.
 //!
@@ -68,6 +68,11 @@ struct Figures {
     read_us_oldest: f64,
     read_us_middle: f64,
     read_us_newest: f64,
+    /// Milliseconds for discarding all of the volume, 1 TiB, and a flush.
+    discard_ms: f64,
+    /// Bytes free in the pool without snapshots: with its volume, with all of that discarded and
+    /// collected, and when it was new.
+    free_bytes: [u64; 3],
 }
 
 /// A pool in a file that is removed at the end.
@@ -190,6 +195,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let plain = Bed::new(name("without"), pool_bytes)?;
     let kept = Bed::new(name("with"), pool_bytes)?;
     let pool = plain.open()?;
+    let free_new = pool.free_bytes();
     live(&pool, &arguments, &mut |_| Ok(()))?;
     pool.close()?;
 
@@ -231,19 +237,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (disk_without, disk_with) = (without.volume("disk")?, with.volume("disk")?);
     let times = read(&[&disk_without, &disk_with, &oldest, &middle, &newest], &arguments)?;
     let map_bytes = |pool: &Pool| -> Result<u64, Box<dyn Error>> { Ok(pool.stat()?.map_bytes) };
+    let (map_bytes_without, map_bytes_with) = (map_bytes(&without)?, map_bytes(&with)?);
+    without.collect_garbage()?;
+    let free_full = without.free_bytes();
+    let discarded = || disk_without.discard(0, 1 << 40).and_then(|()| disk_without.flush());
+    let (discard, done) = timed(discarded);
+    done?;
+    without.collect_garbage()?;
     let figures = Figures {
         flush_ms: spread(flushes),
         create_ms: spread(creates),
         clone_ms: spread(clones),
         roll_back_ms: spread(back),
         delete_ms: spread(deletes),
-        map_bytes_without: map_bytes(&without)?,
-        map_bytes_with: map_bytes(&with)?,
+        map_bytes_without,
+        map_bytes_with,
         read_us_without: times[0],
         read_us_with: times[1],
         read_us_oldest: times[2],
         read_us_middle: times[3],
         read_us_newest: times[4],
+        discard_ms: discard.as_secs_f64() * 1e3,
+        free_bytes: [free_full, without.free_bytes(), free_new],
     };
     report(&arguments, &figures);
     if let Some(path) = &arguments.json {
@@ -280,4 +295,7 @@ fn report(arguments: &Arguments, figures: &Figures) {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let (without, with) = (figures.map_bytes_without, figures.map_bytes_with);
     println!("map: {:.1} MiB without, {:.1} MiB with snapshots", mib(without), mib(with));
+    let [full, empty, new] = figures.free_bytes.map(mib);
+    println!("discard of all of 1 TiB, and a flush: {:.1} ms;", figures.discard_ms);
+    println!("then, collected, {empty:.0} MiB of {new:.0} are free again, of which {full:.0} were");
 }
