@@ -8,6 +8,8 @@
 //!   `cargo bench -p siltstone-benches --bench dedup_study -- --help`.
 //! - `snapshots`: what taking, cloning and having a thousand of them costs.
 //!   `cargo bench -p siltstone-benches --bench snapshots -- --help`.
+//! - `ageing`: what overwriting a pool many times does to it.
+//!   `cargo bench -p siltstone-benches --bench ageing -- --help`.
 //!
 //! All data is real but for `snapshots`: [`data`] takes it from this system's own files.
 #![forbid(unsafe_code)]
