@@ -201,6 +201,10 @@ fn fill(pool: &Pool, source: &Source, arguments: &Arguments) -> Outcome<(Volume,
         for lane in &mut lanes {
             pollster::block_on(lane.grow(&volume))?;
         }
+        // What is on its way does not count yet: waited for where it matters.
+        if pool.counters().unit_bytes >= goal_bytes / 10 * 9 {
+            pool.flush()?;
+        }
         let counters = pool.counters();
         let used_bytes = counters.unit_bytes + counters.map_page_bytes;
         if used_bytes >= goal_bytes {

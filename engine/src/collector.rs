@@ -41,6 +41,7 @@ mod victims;
 use mover::{Moved, Mover, Victims};
 use output::Output;
 use survey::{Survey, Surveying};
+use victims::Room;
 
 /// Map pages that one step of a sweep reads or writes.
 const STEP_PAGES: usize = 128;
@@ -189,10 +190,7 @@ impl Collector {
     fn begin_round(&mut self, step: &Step<'_>) {
         let core = step.core;
         let is_forced = step.is_urgent || core.collection.is_forced();
-        let segment_bytes = core.superblock.layout.segment_bytes;
-        let pool_bytes = u64::from(core.table.len()) * segment_bytes;
-        let free_bytes = core.space.free_bytes(core.room());
-        let limit = victims::live_limit(free_bytes, pool_bytes, is_forced);
+        let limit = room_of(core).live_limit(is_forced);
         let victims = limit.map_or_else(Victims::new, |limit| self.choose(core, limit));
         if !victims.is_empty() {
             tracing::debug!(segments = victims.len(), "a garbage collection begins");
@@ -310,11 +308,21 @@ impl Collector {
         if matches!(self.state, State::Idle) && !is_forced {
             return None;
         }
-        let pool_bytes = u64::from(core.table.len()) * core.superblock.layout.segment_bytes;
-        let free_bytes = core.space.free_bytes(core.room());
-        let times = if is_forced { 0 } else { victims::pause_times(free_bytes, pool_bytes) };
+        let times = if is_forced { 0 } else { room_of(core).pause_times() };
         // While batches are on their way, there is nothing to do but to let them come.
         Some((took * times).max(MIN_PAUSE))
+    }
+}
+
+/// How the pool's bytes are used.
+fn room_of(core: &Core) -> Room {
+    let segments = core.table.data_segments();
+    let used = segments.iter().map(|(_, segment)| u64::from(segment.used_bytes)).sum::<u64>();
+    let live: u64 = segments.iter().map(|(_, segment)| victims::live_bytes(segment)).sum();
+    Room {
+        free: core.space.free_bytes(core.room()),
+        dead: used - live,
+        total: u64::from(core.table.len()) * core.superblock.layout.segment_bytes,
     }
 }
 

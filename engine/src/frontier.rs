@@ -14,6 +14,9 @@ use crate::{
     space::reserve_segments,
 };
 
+/// Segments that lie ready if there is any room beyond the reserve.
+const MIN_READY: usize = 3;
+
 /// A frontier segment that is being written, or was, and is not settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FrontierSegment {
@@ -41,6 +44,8 @@ struct Inner {
     begun: VecDeque<FrontierSegment>,
     /// In the last stored record and not begun.
     ready: VecDeque<(SegmentId, u64)>,
+    /// How many of those the last checkpoint left: the most that the room allowed.
+    granted: usize,
     /// Bytes left in the open segment.
     open_bytes: u64,
 }
@@ -50,7 +55,8 @@ impl Frontier {
         // A quarter gigabyte, so that a checkpoint has time to finish, but no more than the
         // pool can spare.
         let target = ((256 << 20) / segment_bytes).min(u64::from(segment_count) / 8).max(3);
-        let inner = Inner { begun: VecDeque::new(), ready: VecDeque::new(), open_bytes: 0 };
+        let (begun, ready) = Default::default();
+        let inner = Inner { begun, ready, granted: target as usize, open_bytes: 0 };
         Self {
             inner: Mutex::new(inner),
             extended: Event::new(),
@@ -120,9 +126,11 @@ impl Frontier {
         inner.ready.len() as u64 * self.segment_bytes + inner.open_bytes
     }
 
-    /// Whether less than half of the frontier is left.
+    /// Whether less than half is left of what the last checkpoint could give: where there is
+    /// little room, that is little, and checkpoints in quick succession would not make it more.
     pub(crate) fn is_low(&self) -> bool {
-        self.inner.lock().ready.len() < self.target.div_ceil(2)
+        let inner = self.inner.lock();
+        inner.ready.len() < inner.granted.div_ceil(2).max(1)
     }
 
     /// Checkpoint: begun segments that are full and whose changes all lie in patches become data.
@@ -137,14 +145,18 @@ impl Frontier {
         }
     }
 
-    /// Checkpoint: reserves segments up to the target, as far as the pool has any beyond its
-    /// reserve. Of that, half serves as the last resort by which a full pool still takes trims.
+    /// Checkpoint: reserves segments up to the target, but no more than half of what the pool has
+    /// beyond its reserve, or [`MIN_READY`]: the collector needs room as well, and what lies ready
+    /// here serves nothing else. Of the reserve, half is the last resort by which a full pool still
+    /// takes trims.
     pub(crate) fn reserve(&self, table: &SegmentTable) -> Reservation {
         let inner = self.inner.lock();
+        let spare = table.free_segments().saturating_sub(self.keep_segments) as usize;
+        let target = self.target.min(((inner.ready.len() + spare) / 2).max(MIN_READY));
         let mut segments: Vec<_> = inner.begun.iter().map(|s| (s.id, s.generation)).collect();
         segments.extend(inner.ready.iter().copied());
         let mut added = Vec::new();
-        while inner.ready.len() + added.len() < self.target {
+        while inner.ready.len() + added.len() < target {
             let is_last_resort = inner.ready.is_empty() && added.is_empty();
             let keep = if is_last_resort { self.keep_segments / 2 } else { self.keep_segments };
             if table.free_segments() <= keep {
@@ -161,7 +173,10 @@ impl Frontier {
 
     /// Checkpoint: the record is stored; the sealer may use what it names.
     pub(crate) fn extend(&self, added: Vec<(SegmentId, u64)>) {
-        self.inner.lock().ready.extend(added);
+        let mut inner = self.inner.lock();
+        inner.ready.extend(added);
+        inner.granted = inner.ready.len();
+        drop(inner);
         self.extended.notify(usize::MAX);
     }
 

@@ -5,15 +5,21 @@
 //! implementation of a log-structured file system", 1992, section 3.5). How much may live in a
 //! victim follows the room that is left: with plenty of room nothing is moved that would die by
 //! itself; when there is little, whatever yields anything is.
+//!
+//! How much is little depends on how much there could be: what is dead can become free, the rest
+//! cannot. A pool of which nine tenths live is not emptier for moving all that lives again and
+//! again; it does best if most of the rest is dead, and little of it free.
 
 use siltstone_device::SegmentId;
 
 use crate::segment_table::{Segment, SegmentState};
 
-/// Above this share of free room nothing is collected, in 1/1024.
+/// Above this share of the pool that is free nothing is collected, in 1/1024.
 const PLENTY: u64 = 1024 * 30 / 100;
-/// Below this share all that yields anything is collected.
-const SHORT: u64 = 1024 * 8 / 100;
+/// Nor above this share of what does not live.
+const PLENTY_OF_SLACK: u64 = 1024 * 35 / 100;
+/// Of what is plenty, below this share all that yields anything is collected.
+const SHORT: u64 = 1024 * 25 / 100;
 /// Most that may live in a victim when there is just less than plenty.
 const LIVE_AT_PLENTY: u64 = 1024 * 25 / 100;
 /// Most that may live in a victim at all: emptying one that is fuller yields next to nothing.
@@ -21,22 +27,40 @@ const LIVE_AT_MOST: u64 = 1024 * 95 / 100;
 /// The longest pause between two steps of a round.
 const MAX_PAUSE_TIMES: u32 = 8;
 
-/// How full a segment may be to be worth emptying, in 1/1024 of its bytes; `None` to collect
-/// nothing. `free` of `total` bytes can still be written.
-pub(super) fn live_limit(free: u64, total: u64, is_forced: bool) -> Option<u64> {
-    let share = free.saturating_mul(1024) / total.max(1);
-    if is_forced || share <= SHORT {
-        return Some(LIVE_AT_MOST);
-    }
-    let short_by = PLENTY.checked_sub(share).filter(|&by| by > 0)?;
-    Some(LIVE_AT_PLENTY + (LIVE_AT_MOST - LIVE_AT_PLENTY) * short_by / (PLENTY - SHORT))
+/// How a pool's bytes are used at some moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Can still be written.
+    pub(super) free: u64,
+    /// Are in use, and nothing refers to them.
+    pub(super) dead: u64,
+    pub(super) total: u64,
 }
 
-/// How long to pause between two steps, in times of what a step takes.
-pub(super) fn pause_times(free: u64, total: u64) -> u32 {
-    let share = free.saturating_mul(1024) / total.max(1);
-    let room = share.clamp(SHORT, PLENTY) - SHORT;
-    (u64::from(MAX_PAUSE_TIMES) * room / (PLENTY - SHORT)) as u32
+impl Room {
+    /// How short of plenty free room is, in 1/1024 of the way to being short; `None` if it is not.
+    fn shortage(self) -> Option<u64> {
+        let of_slack = (self.free + self.dead) / 1024 * PLENTY_OF_SLACK;
+        let plenty = (self.total / 1024 * PLENTY).min(of_slack).max(1);
+        let short = plenty / 1024 * SHORT;
+        let short_by = plenty.checked_sub(self.free).filter(|&by| by > 0)?;
+        Some((u128::from(short_by) * 1024 / u128::from(plenty - short)).min(1024) as u64)
+    }
+
+    /// How full a segment may be to be worth emptying, in 1/1024 of its bytes; `None` to collect
+    /// nothing.
+    pub(super) fn live_limit(self, is_forced: bool) -> Option<u64> {
+        if is_forced {
+            return Some(LIVE_AT_MOST);
+        }
+        Some(LIVE_AT_PLENTY + (LIVE_AT_MOST - LIVE_AT_PLENTY) * self.shortage()? / 1024)
+    }
+
+    /// How long to pause between two steps, in times of what a step takes.
+    pub(super) fn pause_times(self) -> u32 {
+        let room = 1024 - self.shortage().unwrap_or(0);
+        (u64::from(MAX_PAUSE_TIMES) * room / 1024) as u32
+    }
 }
 
 /// Bytes of a data segment that are estimated to live: the share of its blocks that map entries
@@ -95,12 +119,24 @@ mod tests {
         (0..).map(SegmentId).zip(segments.iter().copied())
     }
 
+    fn room(free: u64, dead: u64) -> Room {
+        Room { free: free << 20, dead: dead << 20, total: 1000 << 20 }
+    }
+
     #[test]
     fn nothing_is_collected_while_there_is_plenty_of_room() {
-        assert_eq!(live_limit(31, 100, false), None);
-        assert_eq!(live_limit(31, 100, true), Some(LIVE_AT_MOST));
-        assert_eq!(live_limit(5, 100, false), Some(LIVE_AT_MOST));
-        assert_eq!(live_limit(0, 0, false), Some(LIVE_AT_MOST));
+        assert_eq!(room(310, 690).live_limit(false), None);
+        assert_eq!(room(310, 690).live_limit(true), Some(LIVE_AT_MOST));
+        assert_eq!(room(50, 500).live_limit(false), Some(LIVE_AT_MOST));
+        let nothing = Room { free: 0, dead: 0, total: 0 };
+        assert_eq!(nothing.live_limit(false), Some(LIVE_AT_MOST));
+    }
+
+    /// Moving what lives does not make room.
+    #[test]
+    fn a_pool_that_is_full_of_what_lives_is_left_alone() {
+        assert_eq!(room(50, 10).live_limit(false), None);
+        assert!(room(50, 100).live_limit(false).is_some());
     }
 
     #[test]
@@ -129,11 +165,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_less_room_the_fuller_the_victims(free in 0..1000u64, less in 0..1000u64) {
-            prop_assume!(less <= free);
-            let limit = |free| live_limit(free, 1000, false).unwrap_or(0);
+        fn the_less_room_the_fuller_the_victims(
+            free in 0..1000u64,
+            less in 0..1000u64,
+            dead in 0..1000u64,
+        ) {
+            prop_assume!(less <= free && free + dead <= 1000);
+            // What is not free any more lives.
+            let limit = |free| room(free, dead).live_limit(false).unwrap_or(0);
             prop_assert!(limit(less) >= limit(free));
             prop_assert!(limit(less) <= LIVE_AT_MOST);
+            prop_assert!(room(free, dead).pause_times() <= MAX_PAUSE_TIMES);
+            prop_assert!(room(less, dead).pause_times() <= room(free, dead).pause_times());
         }
 
         #[test]
@@ -146,7 +189,6 @@ mod tests {
             let chosen = choose(numbered(&segments), 200_000, limit, budget);
             let live = |id: &SegmentId| live_bytes(&segments[id.0 as usize]);
             prop_assert!(chosen.iter().all(|id| live(id) * 1024 <= limit * 200_000));
-            prop_assert!(pause_times(budget, 500_000) <= MAX_PAUSE_TIMES);
             prop_assert!(chosen.is_sorted_by_key(live));
             let moved: u64 = chosen.iter().map(live).sum();
             prop_assert!(moved <= budget);

@@ -19,9 +19,10 @@ use crate::{
 /// What a change without data holds of the staging budget.
 const ZERO_STAGED_BYTES: usize = 512;
 
-/// A write gives up once so many rounds of reclaiming in a row have freed nothing: a dead segment
-/// is condemned by one checkpoint and freed by the next (see the segment table).
-const FRUITLESS_ROUNDS: usize = 2;
+/// A write gives up once so many rounds of reclaiming in a row have freed nothing: the first leaves
+/// the map as it is; then a dead segment is condemned by one checkpoint and freed by the next (see
+/// the segment table).
+const FRUITLESS_ROUNDS: usize = 3;
 
 /// Rounds of garbage collection that a write waits for before those count as fruitless, too.
 const COLLECTED_ROUNDS: usize = 64;
@@ -207,7 +208,7 @@ impl Volume {
             }
             let before = core.space.unpromised_bytes(core.room());
             let rounds = core.collection.rounds();
-            core.reclaim().await?;
+            core.reclaim(fruitless > 0).await?;
             let freed = core.space.unpromised_bytes(core.room()) > before;
             if core.collection.is_busy() {
                 // It frees something in the end, or ends.
@@ -247,11 +248,12 @@ impl Core {
     }
 
     /// Sends everything through the pipeline and checkpoints, so that promises are settled, dead
-    /// segments are freed, and the collector works.
-    async fn reclaim(&self) -> Result<()> {
+    /// segments are freed, and the collector works. If that has not helped, `thoroughly` merges the
+    /// map, which shows what else is dead, and collects what yields anything.
+    async fn reclaim(&self, thoroughly: bool) -> Result<()> {
         self.drain().await?;
         // Merging everything is for once, before a collection, and not for each of its steps.
-        let compact = !self.collection.is_busy();
+        let compact = thoroughly && !self.collection.is_busy();
         self.checkpointing.run(compact, || self.health.check()).await
     }
 }
