@@ -58,7 +58,7 @@ struct Arguments {
     /// The pool's size.
     #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u64).range(128..))]
     size_mib: u64,
-    /// How much of the pool what lives takes, in percent.
+    /// How much of what is free in the empty pool is filled, in percent.
     #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(1..=95))]
     fill: u64,
     /// How many times the pool's size is written.
@@ -125,7 +125,8 @@ fn age(arguments: &Arguments) -> Outcome<bool> {
     let pool = open(&counted)?;
     let empty_bytes = pool.free_bytes();
 
-    let (volume, mut lanes) = fill(&pool, &source, arguments)?;
+    let goal_bytes = (empty_bytes / 100 * arguments.fill).next_multiple_of(BLOCK_BYTES as u64);
+    let (volume, mut lanes) = fill(&pool, &source, arguments.skew, goal_bytes)?;
     let mut report = Report::new(pool.stat()?, arguments.skew);
     let lane_bytes = (counted.size_bytes() as f64 * arguments.times / LANES as f64) as u64;
     let threads = std::thread::available_parallelism()?.get();
@@ -191,12 +192,15 @@ fn make_device(path: &Path, bytes: u64) -> Outcome<Arc<dyn Device>> {
 }
 
 /// Writes blocks until they take their share of the pool.
-fn fill(pool: &Pool, source: &Source, arguments: &Arguments) -> Outcome<(Volume, Vec<Lane>)> {
-    let size_bytes = arguments.size_mib << 20;
+fn fill(
+    pool: &Pool,
+    source: &Source,
+    skew: f64,
+    goal_bytes: u64,
+) -> Outcome<(Volume, Vec<Lane>)> {
     // Thin: as large as it could get if everything shrank to a sixteenth.
-    let volume = pool.create_volume(VOLUME, &VolumeOptions::new(size_bytes * 16))?;
-    let mut lanes = Lane::all(LANES, source, arguments.skew);
-    let goal_bytes = size_bytes / 100 * arguments.fill;
+    let volume = pool.create_volume(VOLUME, &VolumeOptions::new(goal_bytes * 16))?;
+    let mut lanes = Lane::all(LANES, source, skew);
     loop {
         for lane in &mut lanes {
             pollster::block_on(lane.grow(&volume))?;

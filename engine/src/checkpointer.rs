@@ -239,7 +239,7 @@ pub(crate) async fn checkpoint(
     let step =
         Step { core, source, layers: &layers, covered, count_started: count, is_urgent: compact };
     collector.step(step).await?;
-    core.table.reclaim(covered, count_started, collector.open_segment());
+    core.table.reclaim(covered, count_started, &collector.open_segments());
 
     let mut record = core.record.lock().await;
     let number = core.checkpoints.newest() + 1;

@@ -23,7 +23,7 @@
 //! under way checkpoints follow each other, with pauses that grow with the room that is left.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
@@ -41,7 +41,7 @@ mod victims;
 use mover::{Moved, Mover, Victims};
 use output::Output;
 use survey::{Survey, Surveying};
-use victims::Room;
+use victims::{Bounds, Room};
 
 /// Map pages that one step of a sweep reads or writes.
 const STEP_PAGES: usize = 128;
@@ -142,9 +142,9 @@ impl Collector {
         Self { state: State::Idle, output, survey, surveyed_at: None, immovable }
     }
 
-    /// The segment that moved blocks go to: not to be freed, even if nothing refers to it yet.
-    pub(crate) fn open_segment(&self) -> Option<SegmentId> {
-        self.output.open_segment()
+    /// The segments that moved blocks go to: not to be freed, even if nothing refers to them yet.
+    pub(crate) fn open_segments(&self) -> BTreeSet<SegmentId> {
+        self.output.open_segments()
     }
 
     /// Who moves blocks while patches are merged, if a round is under way: what is merged need not be
@@ -201,7 +201,7 @@ impl Collector {
             self.state = State::Surveying(Surveying::begin(core));
         } else {
             core.collection.forced.store(false, Ordering::Release);
-            self.output.close_if_dead(core);
+            self.output.close_dead(core);
         }
         let is_busy = !matches!(self.state, State::Idle);
         core.collection.busy.store(is_busy, Ordering::Release);
@@ -210,9 +210,9 @@ impl Collector {
     fn choose(&self, core: &Core, live_limit: u64) -> Victims {
         let segment_bytes = core.superblock.layout.segment_bytes;
         let pool_bytes = u64::from(core.table.len()) * segment_bytes;
-        let open = self.output.open_segment();
+        let open = self.output.open_segments();
         let is_movable = |id: &SegmentId, segment: &Segment| {
-            Some(*id) != open && self.immovable.get(id) != Some(&segment.generation)
+            !open.contains(id) && self.immovable.get(id) != Some(&segment.generation)
         };
         let segments = core.table.data_segments().into_iter();
         let segments = segments.filter(|(id, segment)| is_movable(id, segment));
@@ -220,7 +220,9 @@ impl Collector {
         // One segment whatever the pool's size, if there is room.
         let share = (pool_bytes / MAX_SHARE_OF_POOL).min(MAX_ROUND_BYTES).max(segment_bytes);
         let move_bytes = self.output.room_bytes(core).min(share);
-        let chosen = victims::choose(segments, segment_bytes, live_limit, move_bytes);
+        let next_generation = core.table.next_generation();
+        let bounds = Bounds { segment_bytes, live_limit, move_bytes, next_generation };
+        let chosen = victims::choose(segments, bounds);
         let generation = |id: SegmentId| Some((id, core.table.segment(id)?.generation));
         chosen.into_iter().filter_map(generation).collect()
     }

@@ -319,14 +319,14 @@ impl SegmentTable {
         Ok(())
     }
 
-    /// Finds what can be freed, but for `keep`, which is being filled. `covered` counts the batches
+    /// Finds what can be freed, but for `keep`, which are being filled. `covered` counts the batches
     /// that patches cover, `count_started` those that any reducer has begun: it is asked after
     /// segments are condemned, for a batch that begins before that may still link to them.
     pub(crate) fn reclaim(
         &self,
         covered: u64,
         count_started: impl FnOnce() -> u64,
-        keep: Option<SegmentId>,
+        keep: &BTreeSet<SegmentId>,
     ) {
         let mut inner = self.inner.lock();
         let condemned = std::mem::take(&mut inner.condemned);
@@ -344,7 +344,7 @@ impl SegmentTable {
         for id in std::mem::take(&mut inner.suspects) {
             let segment = inner.segments[id.0 as usize];
             match segment.state {
-                _ if keep == Some(id) => {
+                _ if keep.contains(&id) => {
                     inner.suspects.insert(id);
                 }
                 SegmentState::Data if segment.references == 0 => {

@@ -7,7 +7,7 @@ use siltstone_cursor::{Extent, MapError, Relocating, Relocator, Target};
 use siltstone_dedup::{Candidate, Fingerprint, ShortFingerprint, fingerprint_blocks};
 use siltstone_device::{BLOCK_BYTES, Place, SegmentId};
 
-use super::output::Output;
+use super::output::{Age, Output};
 use crate::{core::Core, segment_table::SegmentState, stats::add};
 
 /// The least zstd level of what is stored anew: it is likely to stay, and nobody waits for it.
@@ -64,11 +64,16 @@ impl Relocator for Mover<'_> {
 
     fn relocate<'b>(&'b mut self, extents: &'b mut [Extent]) -> Relocating<'b> {
         Box::pin(async move {
-            let mut moving = self.unmoved(extents).into();
-            while !*self.is_full
-                && let Some(runs) = take_unit(&mut moving, self.output.unit_blocks(self.core))
-            {
-                self.move_runs(&runs).await?;
+            let unmoved = self.unmoved(extents);
+            for age in Age::ALL {
+                let of_age = |run: &&FrameRun| self.age(run.first) == age;
+                let mut moving = unmoved.iter().filter(of_age).copied().collect();
+                while !*self.is_full
+                    && let Some(runs) =
+                        take_unit(&mut moving, self.output.unit_blocks(self.core, age))
+                {
+                    self.move_runs(&runs, age).await?;
+                }
             }
             for extent in extents {
                 // A victim that came free may be in use again, at the very places.
@@ -97,6 +102,11 @@ struct FrameRun {
 }
 
 impl Mover<'_> {
+    fn age(&self, place: Place) -> Age {
+        let generation = self.victims.get(&place.segment()).copied().unwrap_or(0);
+        Age::of(self.core, generation)
+    }
+
     /// The blocks of victims that `extents` refer to and that have not been moved, each once, in
     /// the order of the extents.
     fn unmoved(&self, extents: &[Extent]) -> Vec<FrameRun> {
@@ -125,7 +135,7 @@ impl Mover<'_> {
 
     /// Finds new places for at most a unit of blocks. One that cannot be read stays where it is:
     /// its loss is for who reads it, or for a scrub, to report.
-    async fn move_runs(&mut self, runs: &[FrameRun]) -> Result<(), MapError> {
+    async fn move_runs(&mut self, runs: &[FrameRun], age: Age) -> Result<(), MapError> {
         let core = self.core;
         let places: Vec<Place> = runs.iter().flat_map(blocks_of).collect();
         let mut plain = core.buffers.take(places.len() * BLOCK_BYTES);
@@ -166,7 +176,7 @@ impl Mover<'_> {
             return Ok(());
         }
         self.output.make_way(core).await?;
-        let new = match self.output.store(core, &stored, &stored_shorts, LEVEL) {
+        let new = match self.output.store(core, age, &stored, &stored_shorts, LEVEL) {
             Err(MapError::NoSpace) => {
                 *self.is_full = true;
                 return Ok(());

@@ -1,9 +1,14 @@
 //! Where moved blocks go: segments of the collector's own, filled unit by unit.
 //!
+//! What has lived long goes to other segments than what has not ([`Age`]): blocks that die at about
+//! the same time leave segments that are all dead or all alive, and moving either is no work.
+//!
 //! They are no part of the frontier: only patches of a later checkpoint refer to what is written
 //! here, and that checkpoint flushes the device first, so recovery need not look. A unit of the
 //! collector has number 0 and no entries; its summary serves the index and verification. A segment
 //! that was being filled when the pool was closed stays as full as it is.
+
+use std::collections::BTreeSet;
 
 use siltstone_cursor::MapError;
 use siltstone_dedup::ShortFingerprint;
@@ -30,13 +35,40 @@ const UNIT_BLOCKS: usize = 256;
 /// Units under way to the device.
 const MAX_IN_FLIGHT: usize = 8;
 
+/// Pools with fewer segments do not tell blocks by age.
+const MIN_SEGMENTS_BY_AGE: u32 = 128;
+
 /// The number that units of the collector have: those of the sealer count from 1.
 const UNIT_NUMBER: u64 = 0;
+
+/// How long a block has lived where it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Age {
+    /// Less than it takes to write as many segments as the pool has.
+    Young,
+    /// Longer.
+    Old,
+}
+
+impl Age {
+    pub(super) const ALL: [Self; 2] = [Self::Young, Self::Old];
+
+    /// Of blocks in a segment of some generation. In a small pool all count as young: it has no
+    /// segments to spare.
+    pub(super) fn of(core: &Core, generation: u64) -> Self {
+        let segments = core.table.len();
+        let age = core.table.next_generation().saturating_sub(generation);
+        let is_old = segments >= MIN_SEGMENTS_BY_AGE && age >= segments.into();
+        if is_old { Self::Old } else { Self::Young }
+    }
+}
 
 /// See the module's page.
 pub(super) struct Output {
     compressor: Compressor,
-    open: Option<OpenSegment>,
+    /// By age.
+    open: [Option<OpenSegment>; 2],
     in_flight: Vec<Written>,
 }
 
@@ -60,36 +92,40 @@ fn worst_bytes(blocks: usize) -> usize {
 
 impl Output {
     pub(super) fn new() -> Self {
-        Self { compressor: Compressor::new(), open: None, in_flight: Vec::new() }
+        Self { compressor: Compressor::new(), open: [None, None], in_flight: Vec::new() }
     }
 
-    /// The segment that is being filled.
-    pub(super) fn open_segment(&self) -> Option<SegmentId> {
-        self.open.as_ref().map(|open| open.id)
+    /// The segments that are being filled.
+    pub(super) fn open_segments(&self) -> BTreeSet<SegmentId> {
+        self.open.iter().flatten().map(|open| open.id).collect()
     }
 
     /// Bytes that can be stored before only what is kept back for patches is left.
     pub(super) fn room_bytes(&self, core: &Core) -> u64 {
         let segment_bytes = core.superblock.layout.segment_bytes;
         let spare = core.table.free_segments().saturating_sub(core.space.patch_segments());
-        let left = self.open.as_ref().map_or(0, |open| segment_bytes - open.used_bytes);
+        let left = |open: &OpenSegment| segment_bytes - open.used_bytes;
+        let left: u64 = self.open.iter().flatten().map(left).sum();
         left + spare * segment_bytes
     }
 
-    /// Gives up a segment in which nothing lives any more.
-    pub(super) fn close_if_dead(&mut self, core: &Core) {
-        let segment = self.open_segment().and_then(|id| core.table.segment(id));
-        if segment.is_some_and(|segment| segment.references == 0) {
-            self.open = None;
+    /// Gives up segments in which nothing lives any more.
+    pub(super) fn close_dead(&mut self, core: &Core) {
+        let is_dead = |open: &mut OpenSegment| {
+            core.table.segment(open.id).is_some_and(|segment| segment.references == 0)
+        };
+        for open in &mut self.open {
+            open.take_if(is_dead);
         }
     }
 
     /// How many blocks to store next, so that they fit what is left of the open segment even if
     /// they do not compress; if less than a frame would, as many as a new segment takes at once.
-    pub(super) fn unit_blocks(&self, core: &Core) -> usize {
+    pub(super) fn unit_blocks(&self, core: &Core, age: Age) -> usize {
         let most = (core.tuning.batch_bytes / BLOCK_BYTES).min(UNIT_BLOCKS);
         let segment_bytes = core.superblock.layout.segment_bytes;
-        let left = self.open.as_ref().map_or(0, |open| segment_bytes - open.used_bytes) as usize;
+        let open = self.open[age as usize].as_ref();
+        let left = open.map_or(0, |open| segment_bytes - open.used_bytes) as usize;
         let fits = |blocks: &usize| worst_bytes(*blocks) <= left;
         let fitting = (0..=most).rev().find(fits).unwrap_or(0);
         if fitting >= FRAME_BLOCKS { fitting } else { most }
@@ -103,6 +139,7 @@ impl Output {
     pub(super) fn store(
         &mut self,
         core: &Core,
+        age: Age,
         plain: &[u8],
         fingerprints: &[ShortFingerprint],
         level: i8,
@@ -128,15 +165,15 @@ impl Output {
         let unit_bytes = end.next_multiple_of(BLOCK_BYTES);
         buffer.set_len(unit_bytes);
         buffer[end..].fill(0);
-        self.make_room(core, unit_bytes as u64)?;
-        Ok(self.place(core, buffer, &frames, fingerprints))
+        self.make_room(core, age, unit_bytes as u64)?;
+        Ok(self.place(core, age, buffer, &frames, fingerprints))
     }
 
     /// Makes sure that the open segment has room.
-    fn make_room(&mut self, core: &Core, unit_bytes: u64) -> Result<(), MapError> {
+    fn make_room(&mut self, core: &Core, age: Age, unit_bytes: u64) -> Result<(), MapError> {
         let segment_bytes = core.superblock.layout.segment_bytes;
         let fits = |open: &OpenSegment| open.used_bytes + unit_bytes <= segment_bytes;
-        if self.open.as_ref().is_some_and(fits) {
+        if self.open[age as usize].as_ref().is_some_and(fits) {
             return Ok(());
         }
         if core.table.free_segments() <= core.space.patch_segments() {
@@ -144,7 +181,7 @@ impl Output {
         }
         let taken = core.table.take(SegmentState::Data).ok_or(MapError::NoSpace)?;
         let (id, generation) = taken;
-        self.open = Some(OpenSegment { id, generation, used_bytes: 0 });
+        self.open[age as usize] = Some(OpenSegment { id, generation, used_bytes: 0 });
         Ok(())
     }
 
@@ -152,11 +189,12 @@ impl Output {
     fn place(
         &mut self,
         core: &Core,
+        age: Age,
         mut buffer: AlignedBuffer,
         frames: &[PlannedFrame],
         fingerprints: &[ShortFingerprint],
     ) -> Vec<Place> {
-        let open = self.open.as_mut().expect("room was made");
+        let open = self.open[age as usize].as_mut().expect("room was made");
         let segment_start = core.superblock.layout.geometry().segment_start(open.id);
         let address = segment_start.plus(open.used_bytes);
         let pool = core.superblock.pool;

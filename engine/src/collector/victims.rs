@@ -1,14 +1,18 @@
 //! Which segments to empty: pure arithmetic on what the segment table knows.
 //!
 //! Moving what lives in a segment costs as much as it is; freeing the segment yields as much as is
-//! dead in it. The emptiest come first (greedy selection; Rosenblum and Ousterhout, "The design and
-//! implementation of a log-structured file system", 1992, section 3.5). How much may live in a
-//! victim follows the room that is left: with plenty of room nothing is moved that would die by
-//! itself; when there is little, whatever yields anything is.
+//! dead in it. What is young and dying will soon be emptier by itself; what has lived long will go
+//! on to, and room in its segments stays lost until it is moved. So the yield is weighed by age
+//! (cost-benefit selection; Rosenblum and Ousterhout, "The design and implementation of a
+//! log-structured file system", 1992, section 3.5). How much may live in a victim follows the room
+//! that is left: with plenty of room nothing is moved that would die by itself; when there is
+//! little, whatever yields anything is.
 //!
 //! How much is little depends on how much there could be: what is dead can become free, the rest
 //! cannot. A pool of which nine tenths live is not emptier for moving all that lives again and
 //! again; it does best if most of the rest is dead, and little of it free.
+
+use std::cmp::Reverse;
 
 use siltstone_device::SegmentId;
 
@@ -71,17 +75,27 @@ pub(super) fn live_bytes(segment: &Segment) -> u64 {
     u64::from(segment.used_bytes) * live / stored.max(1)
 }
 
-/// The emptiest data segments of `segment_bytes` of which at most `live_limit` / 1024 lives, as long
-/// as what lives in them fits into `move_bytes`: a victim that is not quite emptied yields nothing,
-/// and what was moved takes its space twice until it is. The unused tail of a
-/// segment counts as yield only if it is long: where units have just not fitted, moving them again
-/// would end no better.
+/// What choosing goes by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) segment_bytes: u64,
+    /// Most that may live in a victim, in 1/1024.
+    pub(super) live_limit: u64,
+    /// Most that may live in all of them.
+    pub(super) move_bytes: u64,
+    /// The generation that the next segment gets: ages are counted from it.
+    pub(super) next_generation: u64,
+}
+
+/// The data segments that yield the most for the work, and most lastingly, as long as what lives
+/// in them fits into `move_bytes`: a victim that is not quite emptied yields nothing, and what was
+/// moved takes its space twice until it is. The unused tail of a segment counts as yield only if it
+/// is long: where units have just not fitted, moving them again would end no better.
 pub(super) fn choose(
     segments: impl Iterator<Item = (SegmentId, Segment)>,
-    segment_bytes: u64,
-    live_limit: u64,
-    move_bytes: u64,
+    bounds: Bounds,
 ) -> Vec<SegmentId> {
+    let Bounds { segment_bytes, live_limit, move_bytes, next_generation } = bounds;
     let candidate = |(id, segment): (SegmentId, Segment)| {
         let live = live_bytes(&segment);
         let used = u64::from(segment.used_bytes);
@@ -90,17 +104,21 @@ pub(super) fn choose(
             // One without references is freed without being moved.
             && segment.references > 0
             && live * 1024 <= live_limit * of_bytes;
-        is_worth_it.then_some((live, id))
+        let age = next_generation.saturating_sub(segment.generation).max(1);
+        // Reading all of it and writing what lives, in bytes, for so many bytes.
+        let cost = of_bytes + live;
+        let worth = u128::from(of_bytes.saturating_sub(live)) * u128::from(age) * 1024;
+        is_worth_it.then(|| (Reverse(worth / u128::from(cost.max(1))), live, id))
     };
     let mut candidates: Vec<_> = segments.filter_map(candidate).collect();
     candidates.sort_unstable();
     let mut moved = 0;
-    let fits = |&(live, _): &(u64, SegmentId)| {
+    let fits = |&(_, live, _): &(Reverse<u128>, u64, SegmentId)| {
         // Estimated, and packed anew: it may take a little more than it did.
         moved += live + live / 16;
         moved <= move_bytes
     };
-    candidates.into_iter().take_while(fits).map(|(_, id)| id).collect()
+    candidates.into_iter().take_while(fits).map(|(_, _, id)| id).collect()
 }
 
 #[cfg(test)]
@@ -139,22 +157,36 @@ mod tests {
         assert!(room(50, 100).live_limit(false).is_some());
     }
 
+    fn bounds(segment_bytes: u64, live_limit: u64, move_bytes: u64) -> Bounds {
+        Bounds { segment_bytes, live_limit, move_bytes, next_generation: 101 }
+    }
+
     #[test]
     fn the_emptiest_go_first_and_dead_ones_are_left_to_die() {
         let segments = [segment(100, 90), segment(100, 10), segment(100, 0), segment(100, 40)];
-        let chosen = choose(numbered(&segments), 100_000, 600, 54_000);
+        let chosen = choose(numbered(&segments), bounds(100_000, 600, 54_000));
         assert_eq!(chosen, [SegmentId(1), SegmentId(3)]);
-        let one = choose(numbered(&segments), 100_000, 600, 20_000);
+        let one = choose(numbered(&segments), bounds(100_000, 600, 20_000));
         assert_eq!(one, [SegmentId(1)], "the other does not fit");
+    }
+
+    /// What is young dies by itself; what has lived long keeps its segment's room for ever.
+    #[test]
+    fn the_old_go_before_younger_ones_that_are_emptier() {
+        let young = Segment { generation: 99, ..segment(100, 40) };
+        let segments = [young, segment(100, 80)];
+        let chosen = choose(numbered(&segments), bounds(100_000, 1000, 1 << 30));
+        assert_eq!(chosen, [SegmentId(1), SegmentId(0)]);
     }
 
     /// Or a forced collection would never end.
     #[test]
     fn what_has_just_been_packed_is_no_victim() {
         let packed = segment(90, 90);
-        assert!(choose(numbered(&[packed]), 100_000, LIVE_AT_MOST, 1 << 30).is_empty());
+        assert!(choose(numbered(&[packed]), bounds(100_000, LIVE_AT_MOST, 1 << 30)).is_empty());
         let cut_short = segment(30, 30);
-        assert_eq!(choose(numbered(&[cut_short]), 100_000, LIVE_AT_MOST, 1 << 30).len(), 1);
+        let chosen = choose(numbered(&[cut_short]), bounds(100_000, LIVE_AT_MOST, 1 << 30));
+        assert_eq!(chosen, [SegmentId(0)]);
     }
 
     #[test]
@@ -186,10 +218,10 @@ mod tests {
             budget in 0..500_000u64,
         ) {
             let segments: Vec<_> = shapes.iter().map(|&(s, r)| segment(s, r)).collect();
-            let chosen = choose(numbered(&segments), 200_000, limit, budget);
+            let chosen = choose(numbered(&segments), bounds(200_000, limit, budget));
             let live = |id: &SegmentId| live_bytes(&segments[id.0 as usize]);
             prop_assert!(chosen.iter().all(|id| live(id) * 1024 <= limit * 200_000));
-            prop_assert!(chosen.is_sorted_by_key(live));
+            prop_assert!(chosen.is_sorted_by_key(live), "of the same age, the emptiest go first");
             let moved: u64 = chosen.iter().map(live).sum();
             prop_assert!(moved <= budget);
         }

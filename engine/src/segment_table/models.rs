@@ -49,7 +49,7 @@ impl Pool {
             self.table.apply(&Edit { data_references, ..Edit::default() }).unwrap();
             *covered += 1;
         }
-        self.table.reclaim(*covered, || *self.started.lock(), None);
+        self.table.reclaim(*covered, || *self.started.lock(), &BTreeSet::new());
     }
 }
 

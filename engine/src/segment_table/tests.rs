@@ -180,11 +180,11 @@ fn a_segment_is_freed_only_after_the_batches_that_could_still_link_to_it() {
             );
             2
         },
-        None,
+        &BTreeSet::new(),
     );
-    table.reclaim(1, || 2, None);
+    table.reclaim(1, || 2, &BTreeSet::new());
     assert_eq!(table.segment(id).unwrap().state, SegmentState::Data);
-    table.reclaim(2, || 2, None);
+    table.reclaim(2, || 2, &BTreeSet::new());
     assert_eq!(table.segment(id).unwrap().state, SegmentState::Freeing);
 }
 
