@@ -1,6 +1,6 @@
 //! What can go wrong with the map.
 
-use siltstone_device::{ByteOffset, DeviceError, header::HeaderError};
+use siltstone_device::{ByteOffset, DeviceError, Place, header::HeaderError};
 
 /// An operation's failure.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -24,6 +24,14 @@ pub enum MapError {
         /// Why.
         source: DeviceError,
     },
+    /// A block changed in memory while a relocator moved it. The operation was abandoned.
+    #[error(
+        "the block at {from} changed in memory while it was moved: memory or processor may be faulty"
+    )]
+    Altered {
+        /// Where the block was.
+        from: Place,
+    },
     /// A page is damaged, or not the page that should be there.
     #[error("patch {patch}, page at {address}: {source}")]
     Page {
@@ -34,6 +42,15 @@ pub enum MapError {
         /// Why.
         source: PageError,
     },
+}
+
+impl MapError {
+    /// Whether a page could not be read or is not what it should be: of a patch, which a next try
+    /// leaves alone.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Page { .. })
+    }
 }
 
 /// Why bytes are not the page that was expected.

@@ -70,6 +70,7 @@ pub use error::{MapError, PageError};
 pub use extent::{Extent, Key, MAX_BLOCKS, Run, Target};
 pub use manifest::{Manifest, ManifestError};
 pub use map::{Map, MapConfig, SequenceRun};
+pub use page::ENTRIES_PER_PAGE;
 pub use patch::PageExtent;
 pub use policy::{Limits, Packing};
 pub use salvage::{SalvageCursor, Salvaged};

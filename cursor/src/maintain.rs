@@ -9,7 +9,10 @@
 //! of an earlier epoch than that of the newest change that was published before the memtable was
 //! frozen, or what the label sees is lost.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
 
 use parking_lot::RwLock;
 use siltstone_device::LayerId;
@@ -118,11 +121,16 @@ impl Map {
     /// Does one bounded piece of the merging that the policy wants; `None` if it wants none.
     ///
     /// # Errors
-    /// [`MapError::NoSpace`], a device failure, or a damaged page: nothing has changed then.
+    /// [`MapError::NoSpace`], a device failure, or a damaged page: nothing has changed then. After
+    /// a damaged page ([`MapError::is_damage`]) the next step leaves that patch alone and does
+    /// something else.
     pub async fn merge_step(&self, rewrite: Rewrite<'_>) -> Result<Option<Edit>, MapError> {
         let layers = rewrite.layers;
         let has_garbage = |held: &HeldLayer| held.has_garbage(&layers(held.layer));
-        let decide = |version: &Version| policy::decide(version, &self.shared.limits, &has_garbage);
+        let limits = &self.shared.limits;
+        let decide = |version: &Version, damaged: &BTreeSet<u64>| {
+            policy::decide(version, limits, &has_garbage, damaged)
+        };
         self.step(rewrite, &decide).await
     }
 
@@ -134,10 +142,10 @@ impl Map {
     pub async fn compact_step(&self, rewrite: Rewrite<'_>) -> Result<Option<Edit>, MapError> {
         let layers = rewrite.layers;
         let has_garbage = |held: &HeldLayer| held.has_garbage(&layers(held.layer));
-        let decide = |version: &Version| {
-            let limits = &self.shared.limits;
-            policy::decide_compaction(version, limits)
-                .or_else(|| policy::decide(version, limits, &has_garbage))
+        let limits = &self.shared.limits;
+        let decide = |version: &Version, damaged: &BTreeSet<u64>| {
+            policy::decide_compaction(version, limits, damaged)
+                .or_else(|| policy::decide(version, limits, &has_garbage, damaged))
         };
         self.step(rewrite, &decide).await
     }
@@ -163,22 +171,22 @@ impl Map {
     ) -> Result<Option<Edit>, MapError> {
         let open = self.shared.append.lock().tail.segment;
         let segment_pages = self.shared.store.geometry.pages_per_segment();
-        let decide = |version: &Version| {
-            policy::decide_relocation(version, packing, open, segment_pages, made_before)
+        let decide = |version: &Version, damaged: &BTreeSet<u64>| {
+            policy::decide_relocation(version, packing, open, segment_pages, made_before, damaged)
         };
         self.step(rewrite, &decide).await
     }
 
-    /// Does what `decide` decides.
+    /// Does what `decide` decides, who is told of damaged patches.
     pub(crate) async fn step(
         &self,
-        rewrite: Rewrite<'_>,
-        decide: &(dyn Fn(&Version) -> Option<Decision> + Sync),
+        mut rewrite: Rewrite<'_>,
+        decide: &(dyn Fn(&Version, &BTreeSet<u64>) -> Option<Decision> + Sync),
     ) -> Result<Option<Edit>, MapError> {
         let _maintenance = Maintenance::begin(&self.shared);
         let snapshot = self.shared.snapshot();
         let old = &snapshot.version;
-        let Some(decision) = decide(old) else { return Ok(None) };
+        let Some(decision) = decide(old, &self.shared.damaged()) else { return Ok(None) };
         let mut edit = Edit::default();
         let job = match decision {
             Decision::Move(patch) => {
@@ -191,7 +199,12 @@ impl Map {
         self.shared.counters.merges.fetch_add(1, Ordering::Relaxed);
         let merge = merge_of_job(&self.shared, &job);
         let level = job.output_level;
-        let merged = self.shared.rewrite(merge, true, level, old, rewrite, &mut edit).await?;
+        if job.gathers() {
+            // In parts, each would begin with what the last one wrote.
+            rewrite.max_pages = usize::MAX;
+        }
+        let merged = self.shared.rewrite(merge, true, level, old, rewrite, &mut edit).await;
+        let merged = merged.inspect_err(|error| self.shared.note_damage(error))?;
         let version = policy::apply(old, &job, merged.cut, merged.written.patches.clone());
         Ok(Some(self.shared.install(old, version, Some(merged.written), false, edit)))
     }
@@ -214,6 +227,18 @@ fn merge_of_job(shared: &Shared, job: &Job) -> Merge {
 }
 
 impl Shared {
+    /// Patches of which a page was found damaged, or could not be read, when they were to be
+    /// rewritten: until the map is opened again, they stay as they are.
+    pub(crate) fn damaged(&self) -> BTreeSet<u64> {
+        self.damaged.lock().clone()
+    }
+
+    pub(crate) fn note_damage(&self, error: &MapError) {
+        if let MapError::Page { patch, .. } | MapError::Read { patch, .. } = error {
+            self.damaged.lock().insert(*patch);
+        }
+    }
+
     /// Merges, filters and writes. `counted` says whether the inputs are patches, whose entries
     /// count as references until they are consumed.
     async fn rewrite(

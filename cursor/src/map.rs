@@ -4,15 +4,18 @@
 //! time freezes, writes and merges (the checkpointer), which is asserted.
 //!
 //! Lock order: `current`, then the active memtable, then the frozen one, then a shard of the page
-//! cache. `append` is taken alone. No lock is held across a device wait.
+//! cache. `append` and `damaged` are taken alone. No lock is held across a device wait.
 //!
 //! Invariants: readers see every version whole, because one pointer is exchanged. A publisher
 //! holds `current` for reading while it inserts, so that nothing is inserted into a memtable that
 //! has been frozen.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -71,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) append: Mutex<AppendPoint>,
     pub(crate) limits: Limits,
     pub(crate) counters: Counters,
+    /// Patches that cannot be rewritten because a page of them is damaged.
+    pub(crate) damaged: Mutex<BTreeSet<u64>>,
     /// Set while one thread freezes, writes or merges.
     pub(crate) maintained: AtomicBool,
 }
@@ -110,6 +115,7 @@ impl Map {
             append: Mutex::new(AppendPoint { tail, next_patch, spares: Vec::new() }),
             limits,
             counters: Counters::default(),
+            damaged: Mutex::default(),
             maintained: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared) }
@@ -215,6 +221,12 @@ impl Map {
     #[must_use]
     pub fn spare_segments(&self) -> Vec<SegmentId> {
         self.shared.append.lock().spares.clone()
+    }
+
+    /// Whether some patches are left as they are because a page of them is damaged.
+    #[must_use]
+    pub fn has_damaged(&self) -> bool {
+        !self.shared.damaged.lock().is_empty()
     }
 
     /// Numbers for the operator.

@@ -42,7 +42,8 @@ struct PageHead {
 const ENTRIES_START: usize = HEADER_BYTES + size_of::<PageHead>();
 const _: () = assert!(ENTRIES_START == 48);
 /// Entries that fit in a page.
-pub(crate) const ENTRIES_PER_PAGE: usize = (PAGE_BYTES - ENTRIES_START) / ENTRY_BYTES;
+/// Entries in a full page.
+pub const ENTRIES_PER_PAGE: usize = (PAGE_BYTES - ENTRIES_START) / ENTRY_BYTES;
 const _: () = assert!(ENTRIES_PER_PAGE == 168);
 const CHECKSUM_FIELD: std::ops::Range<usize> = 8..12;
 

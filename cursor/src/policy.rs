@@ -20,10 +20,16 @@
 //!   ([`Packing`]).
 //! - What only a deleted layer or label could see is dropped by rewriting, in their level, the
 //!   patches that may have it (`HeldLayer`).
+//! - A patch with a damaged page is left where it is, and so is what would have to be merged with
+//!   it. Newer patches of level 0 that wait for that are merged with each other, so that they do not
+//!   grow in number.
 //! - A patch that overlaps nothing below moves down as it is. Small patches (frequent checkpoints
 //!   write them) are merged with their neighbours instead, so that patches do not grow in number.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use siltstone_device::SegmentId;
 
@@ -79,50 +85,110 @@ pub(crate) struct Job {
     pub(crate) output_level: u8,
 }
 
+impl Job {
+    /// Whether patches of level 0 stay there.
+    pub(crate) fn gathers(&self) -> bool {
+        self.output_level == 0
+    }
+}
+
 /// The most urgent thing to do, or `None` if the levels are in shape and no patch has what nobody
-/// can read since a layer or a label was deleted.
+/// can read since a layer or a label was deleted; or if patches in `damaged` are in the way.
 pub(crate) fn decide(
     version: &Version,
     limits: &Limits,
     has_garbage: &dyn Fn(&HeldLayer) -> bool,
+    damaged: &BTreeSet<u64>,
 ) -> Option<Decision> {
-    let begun = version.patches().find(|patch| patch.draining).map(|patch| patch.level);
-    if let Some(level) = begun {
-        return Some(merge_down(version, limits, usize::from(level)));
+    if let Some(level) = begun(version, limits, damaged) {
+        return merge_down(version, limits, level, damaged);
     }
-    if let Some(level) = fullest(version, limits) {
-        return Some(merge_down(version, limits, level));
+    for level in full_levels(version, limits) {
+        let decision = merge_down(version, limits, level, damaged);
+        let decision =
+            decision.or_else(|| if level == 0 { gather(version, damaged) } else { None });
+        if decision.is_some() {
+            return decision;
+        }
     }
     let has_garbage = |patch: &&Arc<Patch>| patch.layers.iter().any(has_garbage);
-    if version.newest().iter().any(|patch| has_garbage(&patch)) {
-        return Some(merge_down(version, limits, 0));
+    if version.newest().iter().any(|patch| has_garbage(&patch))
+        && let Some(decision) = merge_down(version, limits, 0, damaged)
+    {
+        return Some(decision);
     }
-    let patch = version.sorted().iter().flatten().find(has_garbage)?;
-    Some(Decision::Merge(in_place(patch)))
+    let mut whole = version.sorted().iter().flatten().filter(|patch| !damaged.contains(&patch.id));
+    whole.find(has_garbage).map(|patch| Decision::Merge(in_place(patch)))
+}
+
+/// The level in which a merge was begun that can go on.
+fn begun(version: &Version, limits: &Limits, damaged: &BTreeSet<u64>) -> Option<usize> {
+    // One merge is begun at a time, but those that met damage stay as they are.
+    let levels = version.levels().iter().enumerate();
+    let mut begun = levels.filter(|(_, level)| level.iter().any(|patch| patch.draining));
+    begun.find_map(|(level, _)| {
+        let Decision::Merge(job) = merge_down(version, limits, level, damaged)? else {
+            return None;
+        };
+        job.sources.iter().any(|patch| patch.draining).then_some(level)
+    })
+}
+
+/// Merges the patches of level 0 into one sequence, those aside that a damaged one is newer than:
+/// for when they cannot be merged down. `None` if they are one.
+fn gather(version: &Version, damaged: &BTreeSet<u64>) -> Option<Decision> {
+    let mut sources = above_damage(version, damaged);
+    sources.sort_by_key(|patch| patch.first);
+    let overlap = sources.windows(2).any(|pair| pair[1].first <= pair[0].last);
+    overlap.then(|| Decision::Merge(gathering(above_damage(version, damaged))))
+}
+
+fn gathering(sources: Vec<Arc<Patch>>) -> Job {
+    Job { sources, targets: Vec::new(), output_level: 0 }
+}
+
+/// The patches of level 0, newest first, before the first damaged one.
+fn above_damage(version: &Version, damaged: &BTreeSet<u64>) -> Vec<Arc<Patch>> {
+    let newest = version.newest().iter();
+    newest.take_while(|patch| !damaged.contains(&patch.id)).cloned().collect()
 }
 
 /// What to do next to bring all patches into one level, where nothing superseded is left: merge
-/// the uppermost level down. `None` once there is only one.
-pub(crate) fn decide_compaction(version: &Version, limits: &Limits) -> Option<Decision> {
+/// the uppermost level down. `None` once there is only one, but for what damage keeps where it is.
+pub(crate) fn decide_compaction(
+    version: &Version,
+    limits: &Limits,
+    damaged: &BTreeSet<u64>,
+) -> Option<Decision> {
+    if let Some(level) = begun(version, limits, damaged) {
+        return merge_down(version, limits, level, damaged);
+    }
     let filled = |level: &Vec<Arc<Patch>>| !level.is_empty();
-    let uppermost = version.levels().iter().position(filled)?;
     let deepest = version.levels().iter().rposition(filled)?;
-    let begun = version.patches().find(|patch| patch.draining);
-    let level = begun.map_or(uppermost, |patch| usize::from(patch.level));
-    (level == 0 || level < deepest).then(|| merge_down(version, limits, level))
+    let mut levels = 0..deepest.max(1);
+    let down = levels.find_map(|level| merge_down(version, limits, level, damaged));
+    down.or_else(|| gather(version, damaged))
 }
 
-/// Whether a merge was begun and not finished.
-pub(crate) fn is_merge_begun(version: &Version) -> bool {
-    version.patches().any(|patch| patch.draining)
-}
-
-/// Finishes the merge that was begun, or else merges level 0 down.
-pub(crate) fn decide_emptying(version: &Version, limits: &Limits) -> Option<Decision> {
-    let begun = version.patches().find(|patch| patch.draining);
-    let level = begun.map_or(0, |patch| usize::from(patch.level));
-    let is_empty = version.levels()[level].is_empty();
-    (!is_empty).then(|| merge_down(version, limits, level))
+/// Finishes the merge that was begun, or else merges level 0 down, as long as it has patches with
+/// numbers below `made_before`. If that cannot be done, rewrites them where they are.
+pub(crate) fn decide_emptying(
+    version: &Version,
+    limits: &Limits,
+    made_before: u64,
+    damaged: &BTreeSet<u64>,
+) -> Option<Decision> {
+    if let Some(level) = begun(version, limits, damaged) {
+        return merge_down(version, limits, level, damaged);
+    }
+    let is_old = |patch: &Arc<Patch>| patch.id < made_before;
+    if !version.newest().iter().any(is_old) {
+        return None;
+    }
+    merge_down(version, limits, 0, damaged).or_else(|| {
+        let sources = above_damage(version, damaged);
+        sources.iter().any(is_old).then(|| Decision::Merge(gathering(sources)))
+    })
 }
 
 /// Rewrites a patch in its own level.
@@ -159,6 +225,7 @@ pub(crate) fn decide_relocation(
     open: Option<SegmentId>,
     segment_pages: u32,
     made_before: u64,
+    damaged: &BTreeSet<u64>,
 ) -> Option<Decision> {
     struct Held<'a> {
         pages: u64,
@@ -167,7 +234,8 @@ pub(crate) fn decide_relocation(
     }
     let mut segments: BTreeMap<SegmentId, Held<'_>> = BTreeMap::new();
     for patch in version.patches() {
-        let movable = (patch.level > 0 && patch.id < made_before).then_some(patch);
+        let is_whole = !damaged.contains(&patch.id);
+        let movable = (patch.level > 0 && patch.id < made_before && is_whole).then_some(patch);
         for extent in patch.pages.iter().filter(|extent| Some(extent.segment) != open) {
             let empty = Held { pages: 0, movable };
             let held = segments.entry(extent.segment).or_insert(empty);
@@ -185,30 +253,65 @@ pub(crate) fn decide_relocation(
     Some(Decision::Merge(in_place(patch)))
 }
 
-/// The level that exceeds its limit by the largest factor, if one does.
-fn fullest(version: &Version, limits: &Limits) -> Option<usize> {
+/// The levels that exceed their limits, that with the largest factor first.
+fn full_levels(version: &Version, limits: &Limits) -> Vec<usize> {
     // Factors in thousandths; 1000 or more is over the limit.
     let level0 = version.newest().len() as u64 * 1000 / limits.level0_patches.max(1) as u64;
     let mut target = limits.level1_pages;
-    let mut fullest = (level0, 0);
+    let mut full = vec![(level0, 0)];
     for (index, level) in version.sorted().iter().enumerate().take(MAX_LEVELS - 2) {
         let pages: u64 = level.iter().map(|patch| patch.page_count()).sum();
         let fill = if pages > target { pages.saturating_mul(1000) / target.max(1) } else { 0 };
-        if fill > fullest.0 {
-            fullest = (fill, index + 1);
-        }
+        full.push((fill, index + 1));
         target = target.saturating_mul(limits.fanout);
     }
-    (fullest.0 >= 1000).then_some(fullest.1)
+    full.retain(|&(fill, _)| fill >= 1000);
+    full.sort_by_key(|&(fill, level)| (std::cmp::Reverse(fill), level));
+    full.into_iter().map(|(_, level)| level).collect()
 }
 
-fn merge_down(version: &Version, limits: &Limits, level: usize) -> Decision {
-    let sources = if level == 0 { level0_sources(version) } else { vec![cheapest(version, level)] };
+/// Merges patches of a level down; `None` if there are none for which nothing damaged is needed.
+fn merge_down(
+    version: &Version,
+    limits: &Limits,
+    level: usize,
+    damaged: &BTreeSet<u64>,
+) -> Option<Decision> {
+    let is_whole = |decision: &Decision| match decision {
+        Decision::Move(patch) => !damaged.contains(&patch.id),
+        Decision::Merge(job) => {
+            !job.sources.iter().chain(&job.targets).any(|patch| damaged.contains(&patch.id))
+        }
+    };
+    if version.levels().get(level).is_none_or(Vec::is_empty) {
+        return None;
+    }
+    if level == 0 {
+        return Some(merge_of(version, limits, 0, level0_sources(version), damaged))
+            .filter(is_whole);
+    }
+    let merge =
+        |patch: &Arc<Patch>| merge_of(version, limits, level, vec![Arc::clone(patch)], damaged);
+    if damaged.is_empty() {
+        return cheapest_first(version, level).first().map(merge);
+    }
+    cheapest_first(version, level).iter().map(merge).find(is_whole)
+}
+
+fn merge_of(
+    version: &Version,
+    limits: &Limits,
+    level: usize,
+    sources: Vec<Arc<Patch>>,
+    damaged: &BTreeSet<u64>,
+) -> Decision {
     let first = sources.iter().map(|patch| patch.first).min().expect("a merge has sources");
     let end = sources.iter().map(|patch| patch.end()).max().expect("a merge has sources");
     let below = version.levels().get(level + 1).map_or(&[][..], Vec::as_slice);
     let overlapping = Version::overlapping(below, first, end);
-    let small = |patch: &Arc<Patch>| patch.page_count() < limits.small_patch_pages;
+    let small = |patch: &Arc<Patch>| {
+        patch.page_count() < limits.small_patch_pages && !damaged.contains(&patch.id)
+    };
     if let [source] = sources.as_slice()
         && overlapping.is_empty()
         && source.holes == 0
@@ -243,17 +346,17 @@ fn level0_sources(version: &Version) -> Vec<Arc<Patch>> {
     if begun.is_empty() { level0.to_vec() } else { begun }
 }
 
-/// The patch that is being drained, or else the one that overlaps the least below for its size.
-fn cheapest(version: &Version, level: usize) -> Arc<Patch> {
-    let patches = &version.levels()[level];
+/// The patch that is being drained, then those that overlap the least below for their size.
+fn cheapest_first(version: &Version, level: usize) -> Vec<Arc<Patch>> {
+    let mut patches = version.levels()[level].clone();
     let below = version.levels().get(level + 1).map_or(&[][..], Vec::as_slice);
-    let cost = |patch: &&Arc<Patch>| {
+    let cost = |patch: &Arc<Patch>| {
         let overlapping = Version::overlapping(below, patch.first, patch.end());
         let pages: u64 = overlapping.iter().map(|patch| patch.page_count()).sum();
         (!patch.draining, pages.saturating_mul(1000) / patch.page_count().max(1), patch.first)
     };
-    let cheapest: Option<&Arc<Patch>> = patches.iter().min_by_key(cost);
-    cheapest.expect("a level over its limit has patches").clone()
+    patches.sort_by_cached_key(cost);
+    patches
 }
 
 /// The version after `job` has consumed all input before `cut` (all of it, if `None`) and written

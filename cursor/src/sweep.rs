@@ -5,6 +5,8 @@
 //! need no look if whoever merges in that time passes the same relocator: nothing in them points
 //! where nothing may point any more. Patches of level 0 are merged down, since their numbers are
 //! their order; and a merge that was begun is finished first.
+//!
+//! A patch with a damaged page is passed over: what it says stays as it is.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -39,7 +41,8 @@ impl Map {
     ///
     /// # Errors
     /// [`MapError::NoSpace`], a device failure, a damaged page, or what the relocator reports:
-    /// nothing has changed then.
+    /// nothing has changed then. After a damaged page ([`MapError::is_damage`]) the next step passes
+    /// over that patch.
     ///
     /// # Panics
     /// If `rewrite` has no relocator.
@@ -50,17 +53,22 @@ impl Map {
     ) -> Result<Option<Edit>, MapError> {
         let relocator = rewrite.relocator.as_deref_mut().expect("a sweep is for a relocator");
         let version = Arc::clone(&self.shared.snapshot().version);
-        if policy::is_merge_begun(&version) || is_old(version.newest(), sweep.made_before) {
-            let limits = &self.shared.limits;
-            return self.step(rewrite, &|version| policy::decide_emptying(version, limits)).await;
+        let damaged = self.shared.damaged();
+        let (limits, made_before) = (&self.shared.limits, sweep.made_before);
+        let empty = |version: &Version, damaged: &BTreeSet<u64>| {
+            policy::decide_emptying(version, limits, made_before, damaged)
+        };
+        if empty(&version, &damaged).is_some() {
+            return self.step(rewrite, &empty).await;
         }
-        let Some(patch) = sweep.next(&version) else { return Ok(None) };
-        if !self.points_where_moved(patch, relocator).await? {
+        let Some(patch) = sweep.next(&version, &damaged) else { return Ok(None) };
+        let points = self.points_where_moved(patch, relocator).await;
+        if !points.inspect_err(|error| self.shared.note_damage(error))? {
             sweep.clean.insert(patch.id);
             return Ok(Some(Edit::default()));
         }
         let patch = Arc::clone(patch);
-        self.step(rewrite, &|_| Some(Decision::Merge(policy::in_place(&patch)))).await
+        self.step(rewrite, &|_, _| Some(Decision::Merge(policy::in_place(&patch)))).await
     }
 
     async fn points_where_moved(
@@ -87,15 +95,13 @@ impl Map {
     }
 }
 
-fn is_old(patches: &[Arc<Patch>], made_before: u64) -> bool {
-    patches.iter().any(|patch| patch.id < made_before)
-}
-
 impl Sweep {
     /// The next patch below level 0 to look at.
-    fn next<'a>(&self, version: &'a Version) -> Option<&'a Arc<Patch>> {
-        let is_due =
-            |patch: &&Arc<Patch>| patch.id < self.made_before && !self.clean.contains(&patch.id);
+    fn next<'a>(&self, version: &'a Version, damaged: &BTreeSet<u64>) -> Option<&'a Arc<Patch>> {
+        let is_due = |patch: &&Arc<Patch>| {
+            let id = &patch.id;
+            *id < self.made_before && !self.clean.contains(id) && !damaged.contains(id)
+        };
         version.sorted().iter().flatten().find(is_due)
     }
 }

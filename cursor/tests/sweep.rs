@@ -167,3 +167,85 @@ fn what_cannot_be_moved_stays() {
         assert_eq!(new, expected);
     }
 }
+
+/// A damaged page costs a sweep, and compaction, the patch that it is part of and no other.
+#[test]
+fn damaged_patches_are_passed_over_and_the_rest_is_swept() {
+    let mut total = 0;
+    for seed in 0..40 {
+        let mut segments = Segments::default();
+        let device = device();
+        let limits = Limits { patch_pages: 4, ..tiny_limits() };
+        let map = open(&device, 64, limits, Manifest::empty());
+        for round in 0..4u64 {
+            for address in (round..BLOCKS).step_by(if round == 0 { 1 } else { 7 }) {
+                let frame = (round * BLOCKS + address) as u32;
+                publish(&map, 0, address, 1, stored(OLD.0, frame % 2000, round as u8));
+            }
+            write(&map, &mut segments);
+            let rewrite = Rewrite::new(&mut segments, &layers, 7);
+            if let Some(edit) = block_on(map.merge_step(rewrite)).unwrap() {
+                segments.apply(&edit);
+            }
+        }
+        let before = contents(&map, Epoch::MAX);
+        // Any page of any patch, so that what is in the way differs from seed to seed.
+        let pages: Vec<(SegmentId, u64)> = map.manifest().pages().into_iter().collect();
+        let (segment, count) = pages[seed % pages.len()];
+        let page = (seed as u64 * 5 + 1) % (count - 1).max(1);
+        let at = support::geometry(64).page(segment, page as u32);
+        device.flip_bit(at.0 + 60, 3);
+        let map = open(&device, 64, limits, map.manifest());
+
+        let mut relocator = Move { stays: |_| false, completed: true };
+        let (mut damaged, mut steps) = (0, 0);
+        let mut sweep = map.sweep();
+        loop {
+            steps += 1;
+            assert!(steps < 2000, "a sweep never ends");
+            let mut rewrite = Rewrite::new(&mut segments, &layers, 3);
+            rewrite.relocator = Some(&mut relocator);
+            match block_on(map.sweep_step(rewrite, &mut sweep)) {
+                Ok(Some(edit)) => segments.apply(&edit),
+                Ok(None) => break,
+                Err(error) if error.is_damage() => damaged += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        loop {
+            steps += 1;
+            assert!(steps < 4000, "compaction never ends");
+            match block_on(map.compact_step(Rewrite::new(&mut segments, &layers, 5))) {
+                Ok(Some(edit)) => segments.apply(&edit),
+                Ok(None) => break,
+                Err(error) if error.is_damage() => damaged += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(damaged <= 1, "one page is damaged, and its patch is met once");
+        assert_eq!(map.has_damaged(), damaged > 0);
+        total += damaged;
+        // What can be read is right, and what of it is not behind the damage has moved.
+        let view = [View { layer: LayerId(1), as_of: Epoch::MAX }];
+        let (mut runs, mut old, mut lost) = (Vec::new(), 0, 0);
+        for address in 0..BLOCKS {
+            match block_on(map.lookup(&view, BlockAddress(address), 1, &mut runs)) {
+                Ok(()) => {
+                    let now = runs[0].target;
+                    let then = before[address as usize];
+                    let Target::Stored(place) = then else { panic!("every block was written") };
+                    assert!(now == then || now == Target::Stored(moved(place)), "{address}");
+                    old += usize::from(now == then);
+                }
+                Err(error) => {
+                    assert!(error.is_damage());
+                    lost += 1;
+                }
+            }
+        }
+        assert_eq!(damaged > 0, lost > 0, "seed {seed}");
+        // A patch here has at most four leaves.
+        assert!(old + lost <= 4 * 168, "seed {seed}: {old} stayed, {lost} lost");
+    }
+    assert!(total >= 6, "damage was met in {total} of 40 maps");
+}

@@ -16,6 +16,8 @@ const LIMITS: Limits = Limits {
     small_patch_pages: 2,
 };
 
+const NONE: BTreeSet<u64> = BTreeSet::new();
+
 fn patch(id: u64, level: u8, first: u64, last: u64, pages: u32) -> Patch {
     Patch {
         id,
@@ -44,7 +46,7 @@ fn no_garbage(_: &HeldLayer) -> bool {
 #[test]
 fn a_map_in_shape_is_left_alone() {
     let calm = version(vec![patch(1, 0, 0, 100, 9), patch(2, 1, 0, 100, 40)]);
-    assert!(decide(&calm, &LIMITS, &no_garbage).is_none());
+    assert!(decide(&calm, &LIMITS, &no_garbage, &NONE).is_none());
 }
 
 #[test]
@@ -58,7 +60,7 @@ fn a_full_level_0_is_merged_with_what_it_overlaps() {
         patch(4, 1, 65, 100, 9),
         patch(5, 1, 101, 200, 9),
     ]);
-    let Some(Decision::Merge(job)) = decide(&full, &LIMITS, &no_garbage) else { panic!() };
+    let Some(Decision::Merge(job)) = decide(&full, &LIMITS, &no_garbage, &NONE) else { panic!() };
     let ids = |patches: &[Arc<Patch>]| patches.iter().map(|patch| patch.id).collect::<Vec<_>>();
     assert_eq!(ids(&job.sources), [9, 8, 7, 6], "newest first");
     assert_eq!(ids(&job.targets), [3, 4]);
@@ -70,7 +72,7 @@ fn what_was_begun_is_finished_first_and_newer_patches_wait() {
     let mut begun = patch(5, 0, 0, 100, 9);
     begun.draining = true;
     let state = version(vec![begun, patch(6, 0, 0, 100, 9), patch(3, 1, 0, 100, 400)]);
-    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage) else { panic!() };
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage, &NONE) else { panic!() };
     assert_eq!(job.sources.len(), 1);
     assert_eq!(job.sources[0].id, 5);
 }
@@ -78,7 +80,7 @@ fn what_was_begun_is_finished_first_and_newer_patches_wait() {
 #[test]
 fn patches_of_dead_layers_are_rewritten_where_they_are() {
     let state = version(vec![patch(3, 2, 0, 100, 9)]);
-    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &|_| true) else { panic!() };
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &|_| true, &NONE) else { panic!() };
     assert_eq!((job.sources[0].id, job.targets.len(), job.output_level), (3, 0, 2));
 }
 
@@ -132,7 +134,7 @@ fn small_neighbours_are_merged_along() {
         patch(3, 2, 70, 80, 1),
         patch(4, 2, 90, 99, 1),
     ]);
-    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage) else { panic!() };
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage, &NONE) else { panic!() };
     assert_eq!(job.targets.iter().map(|patch| patch.id).collect::<Vec<_>>(), [2, 3]);
 }
 
@@ -143,7 +145,7 @@ fn a_merge_under_way_takes_no_neighbours() {
     let mut source = patch(9, 1, 50, 60, 50);
     source.draining = true;
     let state = version(vec![source, patch(2, 2, 20, 30, 1), patch(3, 2, 55, 80, 1)]);
-    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage) else { panic!() };
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage, &NONE) else { panic!() };
     assert_eq!(job.targets.iter().map(|patch| patch.id).collect::<Vec<_>>(), [3]);
 }
 
@@ -185,12 +187,12 @@ proptest! {
             state = Version::new(state.number + 1, state.patches().cloned().chain([new]));
             // Sometimes merging lags behind.
             for _ in 0..*cut.next().unwrap() % 5 {
-                let Some(decision) = decide(&state, &LIMITS, &no_garbage) else { break };
+                let Some(decision) = decide(&state, &LIMITS, &no_garbage, &NONE) else { break };
                 state = simulate(&state, decision, &mut next, *cut.next().unwrap());
             }
         }
         let mut steps = 0;
-        while let Some(decision) = decide(&state, &LIMITS, &no_garbage) {
+        while let Some(decision) = decide(&state, &LIMITS, &no_garbage, &NONE) {
             state = simulate(&state, decision, &mut next, *cut.next().unwrap());
             steps += 1;
             prop_assert!(steps < 5000, "merging never settles");
@@ -204,4 +206,57 @@ proptest! {
             target *= LIMITS.fanout;
         }
     }
+}
+
+/// Nothing that would have to read a damaged patch is begun, and everything else is.
+#[test]
+fn what_needs_a_damaged_patch_is_left_alone() {
+    let level1 = [patch(4, 1, 0, 9, 30), patch(5, 1, 20, 29, 30)];
+    let below = [patch(2, 2, 0, 9, 30), patch(3, 2, 20, 29, 30)];
+    let full = version(level1.into_iter().chain(below).collect());
+    for (damaged, expected) in [(4, Some(5)), (2, Some(5)), (5, Some(4)), (3, Some(4))] {
+        let decision = decide(&full, &LIMITS, &no_garbage, &[damaged].into());
+        let Some(Decision::Merge(job)) = decision else { panic!("nothing beside {damaged}") };
+        assert_eq!(job.sources.first().map(|patch| patch.id), expected);
+    }
+    assert!(decide(&full, &LIMITS, &no_garbage, &[2, 3].into()).is_none());
+    assert!(decide_compaction(&full, &LIMITS, &[2, 3].into()).is_none());
+    let garbage = decide(&full, &LIMITS, &|_| true, &[2, 3, 4].into());
+    let Some(Decision::Merge(job)) = garbage else { panic!("patch 5 can be rewritten") };
+    assert_eq!((job.sources[0].id, job.targets.len(), job.output_level), (5, 0, 1));
+}
+
+/// Level 0 waits for a damaged patch below it and does not grow meanwhile.
+#[test]
+fn level_0_above_damage_becomes_one_patch() {
+    let mut patches: Vec<_> = (6..10).map(|id| patch(id, 0, 0, 50, 9)).collect();
+    patches[0].draining = true;
+    patches.push(patch(1, 1, 10, 20, 9));
+    let state = version(patches);
+    let damaged = [1].into();
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage, &damaged) else {
+        panic!("four patches are too many")
+    };
+    assert!(job.gathers() && job.targets.is_empty());
+    let ids: Vec<u64> = job.sources.iter().map(|patch| patch.id).collect();
+    assert_eq!(ids, [9, 8, 7, 6]);
+    let after = apply(&state, &job, None, vec![patch(10, 0, 0, 50, 20)]);
+    assert_eq!(after.newest().len(), 1);
+    assert!(decide(&after, &LIMITS, &no_garbage, &damaged).is_none());
+    assert!(decide_compaction(&after, &LIMITS, &damaged).is_none());
+    assert!(decide_emptying(&after, &LIMITS, 10, &damaged).is_none());
+}
+
+/// What is older than a damaged patch of level 0 must not overtake it.
+#[test]
+fn only_what_is_newer_than_a_damaged_patch_of_level_0_is_gathered() {
+    let state = version((6..12).map(|id| patch(id, 0, 0, 50, 9)).collect());
+    let Some(Decision::Merge(job)) = decide(&state, &LIMITS, &no_garbage, &[8].into()) else {
+        panic!("three patches can become one")
+    };
+    let ids: Vec<u64> = job.sources.iter().map(|patch| patch.id).collect();
+    assert_eq!((ids, job.output_level), (vec![11, 10, 9], 0));
+    // Those below the damaged one stay old for ever: a sweep passes over them.
+    let after = apply(&state, &job, None, vec![patch(12, 0, 0, 50, 20)]);
+    assert!(decide_emptying(&after, &LIMITS, 12, &[8].into()).is_none());
 }
