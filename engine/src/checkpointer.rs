@@ -211,17 +211,26 @@ pub(crate) async fn checkpoint(
     // is known. One that is deleted from now on may still be told of.
     let visibilities = core.catalog.lock().visibilities();
     let layers = |layer| visibilities.get(&layer).cloned().unwrap_or_else(Visibility::dead);
-    let mut source = MetadataSegments { table: &core.table };
-    let edit = core.map.write_frozen(&mut source, &layers).await?;
+    let table = &core.table;
+    let edit = core.map.write_frozen(&mut MetadataSegments { table, keep: 0 }, &layers).await?;
     core.apply(&edit)?;
+    // The next memtable has to find room, whatever merges and the collector take.
+    let mut source = MetadataSegments { table, keep: core.space.memtable_segments() };
     let made_before = core.map.next_patch();
     let mut steps = 0;
     // The sealer must not wait for a merge when its frontier is nearly used up.
     while compact || (steps < MERGE_STEPS && !(steps > 0 && core.frontier.is_low())) {
         let step = merge_step(core, collector, &mut source, &layers, compact, made_before).await;
-        // What the steps so far let go of is free once this checkpoint is stored.
-        let step = if matches!(step, Err(MapError::NoSpace)) { None } else { step? };
-        let Some(edit) = step else { break };
+        let edit = match step {
+            Ok(Some(edit)) => edit,
+            // What the steps so far let go of is free once this checkpoint is stored.
+            Ok(None) | Err(MapError::NoSpace) => break,
+            Err(error) if error.is_damage() => {
+                core.note_damaged_patch(&error);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         core.apply(&edit)?;
         steps += 1;
     }
@@ -303,6 +312,14 @@ async fn merge_step(
 }
 
 impl Core {
+    /// A patch has a damaged page: it stays as it is, and everything else goes on. The damage is
+    /// for those who need the page, or for a scrub, to report: rewriting the map must not be what
+    /// makes a pool fail.
+    pub(crate) fn note_damaged_patch(&self, error: &MapError) {
+        add(&self.stats.counters.damaged_patches, 1);
+        tracing::warn!(%error, "part of the map is damaged and is left as it is");
+    }
+
     /// Tells the segment table what became of patches, and counts it.
     pub(crate) fn apply(&self, edit: &Edit) -> Result<()> {
         add(&self.stats.counters.map_page_bytes, edit.pages_written * BLOCK_BYTES as u64);
@@ -314,7 +331,8 @@ impl Core {
 /// replaces stay until the checkpoint is stored.
 pub(crate) fn merge_pages(core: &Core) -> usize {
     let segment_pages = core.superblock.layout.segment_bytes / BLOCK_BYTES as u64;
-    let free_pages = core.table.free_segments() * segment_pages;
+    let free = core.table.free_segments().saturating_sub(core.space.memtable_segments());
+    let free_pages = free * segment_pages;
     MERGE_PAGES.min(free_pages as usize / 2).max(1)
 }
 
@@ -336,16 +354,38 @@ async fn discard(core: &Core, freed: &[SegmentId]) {
     }
 }
 
-/// Free segments for patches.
+/// Free segments for patches, but for the last `keep`.
 struct MetadataSegments<'a> {
     table: &'a SegmentTable,
+    keep: u64,
 }
 
 impl SegmentSource for MetadataSegments<'_> {
     fn allocate(&mut self) -> Option<SegmentId> {
+        if self.table.free_segments() <= self.keep {
+            return None;
+        }
         self.table.take(SegmentState::Metadata).map(|(id, _)| id)
     }
 }
 
 #[cfg(all(test, loom))]
 mod models;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::CreateOptions, layout::Layout};
+
+    #[test]
+    fn what_rewrites_patches_leaves_segments_for_the_next_memtable() {
+        let layout = Layout::new(64 << 20, &CreateOptions::default());
+        let table = SegmentTable::new(1, layout.expect("a pool of 64 MiB can be made"));
+        let mut merges = MetadataSegments { table: &table, keep: 3 };
+        while merges.allocate().is_some() {}
+        assert_eq!(table.free_segments(), 3);
+        let mut memtable = MetadataSegments { table: &table, keep: 0 };
+        assert!((0..3).all(|_| memtable.allocate().is_some()));
+        assert_eq!(memtable.allocate(), None);
+    }
+}

@@ -61,8 +61,10 @@ const MAX_TIMES_STUCK: u32 = 3;
 pub(crate) struct Collection {
     /// A round is under way.
     busy: AtomicBool,
-    /// Rounds are wanted until one finds nothing to do, however much room there is.
-    forced: AtomicBool,
+    /// Rounds are wanted until none is worth it in segments of earlier generations than this,
+    /// however much room there is; 0 if they are not. What is written later does not count, or a
+    /// pool in use would be collected for ever.
+    forced_below: AtomicU64,
     /// Rounds that have ended.
     rounds: AtomicU64,
 }
@@ -78,14 +80,24 @@ impl Collection {
         self.rounds.load(Ordering::Acquire)
     }
 
-    /// Asks for rounds until one finds nothing to collect.
-    pub(crate) fn force(&self) {
-        self.forced.store(true, Ordering::Release);
+    /// Asks for rounds until there is nothing to collect in segments of generations below this.
+    pub(crate) fn force(&self, below: u64) {
+        self.forced_below.fetch_max(below, Ordering::AcqRel);
     }
 
     /// Whether that is still to be done.
     pub(crate) fn is_forced(&self) -> bool {
-        self.forced.load(Ordering::Acquire)
+        self.forced_below().is_some()
+    }
+
+    fn forced_below(&self) -> Option<u64> {
+        Some(self.forced_below.load(Ordering::Acquire)).filter(|&below| below > 0)
+    }
+
+    /// What was asked for up to a generation is done.
+    fn end_forced(&self, below: u64) {
+        // If something else is there, more has been asked for since.
+        let _ = self.forced_below.compare_exchange(below, 0, Ordering::AcqRel, Ordering::Acquire);
     }
 }
 
@@ -97,8 +109,8 @@ pub(crate) struct Collector {
     survey: Survey,
     /// Changes that had been admitted, and rounds that had ended, when it began.
     surveyed_at: Option<u64>,
-    /// Segments, and their generations, in which a whole sweep left something: damaged blocks stay
-    /// where they are, and trying again would find them there.
+    /// Segments, and their generations, in which a whole sweep left something because of damage,
+    /// of blocks or of the map: trying again would find it there.
     immovable: BTreeMap<SegmentId, u64>,
 }
 
@@ -117,8 +129,11 @@ struct Round {
     victims: Victims,
     sweep: Sweep,
     moved: Moved,
+    /// Victims with blocks that could not be read, and stay where they are.
+    damaged: BTreeSet<SegmentId>,
     /// There was no room for some blocks, which stay where they are.
     is_full: bool,
+    /// Checkpoints in a row that brought no space.
     times_stuck: u32,
 }
 
@@ -151,34 +166,38 @@ impl Collector {
     /// swept.
     pub(crate) fn mover<'a>(&'a mut self, core: &'a Core) -> Option<impl Relocator + 'a> {
         let State::Sweeping(round) = &mut self.state else { return None };
-        let Round { victims, moved, is_full, .. } = round;
-        Some(Mover { core, victims, moved, is_full, output: &mut self.output })
+        Some(round.mover(core, &mut self.output))
     }
 
     /// Does a bounded piece of work, or none if there is enough room.
     ///
     /// # Errors
-    /// If the device fails, a page of the map is damaged, or metadata contradict each other.
+    /// If the device fails, or metadata contradict each other.
     pub(crate) async fn step(&mut self, step: Step<'_>) -> Result<()> {
         // What a merge that found no space has left under way.
         self.output.complete(step.core).await?;
         match &mut self.state {
             State::Idle => self.begin_round(&step),
-            State::Surveying(surveying) => match surveying.step().await {
-                Ok(Some(survey)) => {
-                    self.survey = survey;
-                    self.state = State::Idle;
-                    self.begin_round(&step);
+            State::Surveying(surveying) => {
+                match surveying.step().await {
+                    Ok(None) => return Ok(()),
+                    Ok(Some(survey)) => self.survey = survey,
+                    // Victims are then chosen by what the segment table says.
+                    Err(error) => tracing::warn!(%error, "live blocks cannot be counted"),
                 }
-                Ok(None) => {}
-                Err(error) => self.end_early(step.core, &error),
-            },
+                self.state = State::Idle;
+                self.begin_round(&step);
+            }
             State::Settling { victims, started } if *started <= step.covered => {
-                let victims = std::mem::take(victims);
-                let sweep = step.core.map.sweep();
-                let moved = Moved::default();
-                let (is_full, times_stuck) = (false, 0);
-                self.state = State::Sweeping(Round { victims, sweep, moved, is_full, times_stuck });
+                let (victims, sweep) = (std::mem::take(victims), step.core.map.sweep());
+                self.state = State::Sweeping(Round {
+                    victims,
+                    sweep,
+                    moved: Moved::default(),
+                    damaged: BTreeSet::new(),
+                    is_full: false,
+                    times_stuck: 0,
+                });
                 self.sweep(step).await?;
             }
             State::Settling { .. } => {}
@@ -189,30 +208,60 @@ impl Collector {
 
     fn begin_round(&mut self, step: &Step<'_>) {
         let core = step.core;
-        let is_forced = step.is_urgent || core.collection.is_forced();
-        let limit = room_of(core).live_limit(is_forced);
-        let victims = limit.map_or_else(Victims::new, |limit| self.choose(core, limit));
-        if !victims.is_empty() {
-            tracing::debug!(segments = victims.len(), "a garbage collection begins");
-            core.table.refuse_links(victims.keys().copied());
-            let started = (step.count_started)();
-            self.state = State::Settling { victims, started };
-        } else if limit.is_some() && self.is_survey_due(core) {
-            self.state = State::Surveying(Surveying::begin(core));
-        } else {
-            core.collection.forced.store(false, Ordering::Release);
+        let is_begun = self.begin_forced(step) || self.begin_for_room(step);
+        if !is_begun {
             self.output.close_dead(core);
         }
-        let is_busy = !matches!(self.state, State::Idle);
-        core.collection.busy.store(is_busy, Ordering::Release);
+        core.collection.busy.store(is_begun, Ordering::Release);
     }
 
-    fn choose(&self, core: &Core, live_limit: u64) -> Victims {
+    /// What was asked for comes first, or it would never be done in a pool that is short of room.
+    fn begin_forced(&mut self, step: &Step<'_>) -> bool {
+        let core = step.core;
+        let Some(below) = core.collection.forced_below() else { return false };
+        let victims = self.choose(core, victims::LIVE_AT_MOST, below);
+        let is_begun = self.begin_with(victims, step) || self.begin_survey(core);
+        if !is_begun {
+            core.collection.end_forced(below);
+        }
+        is_begun
+    }
+
+    fn begin_for_room(&mut self, step: &Step<'_>) -> bool {
+        let core = step.core;
+        let Some(limit) = room_of(core).live_limit(step.is_urgent) else { return false };
+        let victims = self.choose(core, limit, u64::MAX);
+        self.begin_with(victims, step) || self.begin_survey(core)
+    }
+
+    fn begin_with(&mut self, victims: Victims, step: &Step<'_>) -> bool {
+        if victims.is_empty() {
+            return false;
+        }
+        tracing::debug!(segments = victims.len(), "a garbage collection begins");
+        step.core.table.refuse_links(victims.keys().copied());
+        let started = (step.count_started)();
+        self.state = State::Settling { victims, started };
+        true
+    }
+
+    fn begin_survey(&mut self, core: &Core) -> bool {
+        let is_due = self.is_survey_due(core);
+        if is_due {
+            self.state = State::Surveying(Surveying::begin(core));
+        }
+        is_due
+    }
+
+    /// Victims of generations below `below`.
+    fn choose(&self, core: &Core, live_limit: u64, below: u64) -> Victims {
         let segment_bytes = core.superblock.layout.segment_bytes;
         let pool_bytes = u64::from(core.table.len()) * segment_bytes;
         let open = self.output.open_segments();
         let is_movable = |id: &SegmentId, segment: &Segment| {
-            !open.contains(id) && self.immovable.get(id) != Some(&segment.generation)
+            segment.generation < below
+                && !open.contains(id)
+                && self.immovable.get(id) != Some(&segment.generation)
         };
         let segments = core.table.data_segments().into_iter();
         let segments = segments.filter(|(id, segment)| is_movable(id, segment));
@@ -243,39 +292,35 @@ impl Collector {
     async fn sweep(&mut self, step: Step<'_>) -> Result<()> {
         let Step { core, source, layers, .. } = step;
         let State::Sweeping(round) = &mut self.state else { return Ok(()) };
-        let Round { victims, sweep, moved, is_full, times_stuck } = round;
-        let moved_before = moved.len();
+        let moved_before = round.moved.len();
         let is_over = loop {
+            let Round { victims, sweep, moved, damaged, is_full, .. } = &mut *round;
             let output = &mut self.output;
-            let mut mover = Mover { core, victims, moved, is_full, output };
+            let mut mover = Mover { core, victims, moved, damaged, is_full, output };
             let mut rewrite = Rewrite::new(source, layers, step_pages(core));
             rewrite.relocator = Some(&mut mover);
             match core.map.sweep_step(rewrite, sweep).await {
-                Ok(Some(edit)) => core.apply(&edit)?,
-                Ok(None) if *is_full => break true,
+                Ok(Some(edit)) => {
+                    core.apply(&edit)?;
+                    round.times_stuck = 0;
+                }
                 Ok(None) => {
-                    let same_use = |(&id, &generation): (&SegmentId, &u64)| {
-                        let segment = core.table.segment(id)?;
-                        (segment.generation == generation).then_some((id, segment))
-                    };
-                    let left = victims.iter().filter_map(same_use);
-                    let left = left.filter(|(_, segment)| segment.references > 0);
-                    self.immovable.extend(left.map(|(id, segment)| (id, segment.generation)));
+                    if !round.is_full {
+                        self.immovable.extend(round.stuck_victims(core));
+                    }
                     break true;
                 }
                 Err(MapError::NoSpace) => {
                     self.output.complete(core).await?;
                     // The checkpoint may free what the steps so far let go of.
-                    *times_stuck += 1;
-                    break *times_stuck > MAX_TIMES_STUCK;
+                    round.times_stuck += 1;
+                    break round.times_stuck > MAX_TIMES_STUCK;
                 }
-                Err(error @ (MapError::Page { .. } | MapError::Read { .. })) => {
-                    self.end_early(core, &error);
-                    return Ok(());
-                }
+                Err(error) if error.is_damage() => core.note_damaged_patch(&error),
                 Err(error) => return Err(error.into()),
             }
-            if moved.len() - moved_before >= MAX_BLOCKS_A_CHECKPOINT || core.frontier.is_low() {
+            let is_enough = round.moved.len() - moved_before >= MAX_BLOCKS_A_CHECKPOINT;
+            if is_enough || core.frontier.is_low() {
                 break false;
             }
         };
@@ -295,14 +340,6 @@ impl Collector {
         core.collection.busy.store(false, Ordering::Release);
     }
 
-    /// A damaged page of the map is for those who need it to report: collecting must not be what
-    /// makes a pool fail.
-    fn end_early(&mut self, core: &Core, error: &MapError) {
-        tracing::warn!(%error, "a garbage collection ends early");
-        core.collection.forced.store(false, Ordering::Release);
-        self.end_round(core);
-    }
-
     /// How long to leave the device and the cores to others before the next step, after one that
     /// took `took`; `None` if there is none to do.
     pub(crate) fn pause(&self, core: &Core, took: Duration) -> Option<Duration> {
@@ -313,6 +350,28 @@ impl Collector {
         let times = if is_forced { 0 } else { room_of(core).pause_times() };
         // While batches are on their way, there is nothing to do but to let them come.
         Some((took * times).max(MIN_PAUSE))
+    }
+}
+
+impl Round {
+    fn mover<'a>(&'a mut self, core: &'a Core, output: &'a mut Output) -> Mover<'a> {
+        let Self { victims, moved, damaged, is_full, .. } = self;
+        Mover { core, victims, moved, damaged, is_full, output }
+    }
+
+    /// Victims, with their generations, to which something still refers that no other round will
+    /// move: they have damaged blocks, or a patch refers to them that cannot be rewritten. In others,
+    /// what is left came late.
+    fn stuck_victims(&self, core: &Core) -> BTreeMap<SegmentId, u64> {
+        let is_map_damaged = core.map.has_damaged();
+        let is_stuck = |&(id, &generation): &(&SegmentId, &u64)| {
+            let is_left = core
+                .table
+                .segment(*id)
+                .is_some_and(|segment| segment.generation == generation && segment.references > 0);
+            is_left && (is_map_damaged || self.damaged.contains(id))
+        };
+        self.victims.iter().filter(is_stuck).map(|(&id, &generation)| (id, generation)).collect()
     }
 }
 

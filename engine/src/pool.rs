@@ -104,7 +104,10 @@ impl Pool {
         core.checkpointing.run(false, || core.health.check()).await
     }
 
-    /// Collects garbage until there is none left that is worth it, however much room there is.
+    /// Collects garbage until of what was written before this call none is left that is worth it,
+    /// however much room there is. What cannot be read stays where it is, and of the map what lies
+    /// behind a damaged page: that is told in the log, and counted
+    /// ([`damaged_patches`](crate::stats::CounterValues::damaged_patches)).
     ///
     /// # Errors
     /// If the device fails.
@@ -120,10 +123,10 @@ impl Pool {
         self.core.check_writable()?;
         self.core.drain().await?;
         let core = &self.core;
-        core.collection.force();
+        core.collection.force(core.table.next_generation());
         // Merged first, so that nothing is moved that a newer patch has superseded.
         core.checkpointing.run(true, || core.health.check()).await?;
-        while core.collection.is_forced() || core.collection.is_busy() {
+        while core.collection.is_forced() {
             // A round begins when every batch that is under way has been published.
             self.core.drain().await?;
             core.checkpointing.run(false, || core.health.check()).await?;

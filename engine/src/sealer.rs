@@ -131,7 +131,27 @@ impl Sealer {
                     return;
                 }
             }
+            self.publish().await;
+        }
+    }
+
+    /// Publishes what is written. While the memtable is full, waits for checkpoints, which freeze
+    /// it.
+    async fn publish(&mut self) {
+        let core = Arc::clone(&self.core);
+        loop {
+            let changed = core.frontier.listen();
             self.publish_written();
+            let is_held_back = self.units.front().is_some_and(|unit| unit.written);
+            if !is_held_back || core.health.check().is_err() {
+                return;
+            }
+            let mut message = None;
+            let received = async { message = self.messages.recv().await };
+            either(changed, received).await;
+            if let Some(message) = message {
+                self.note(message);
+            }
         }
     }
 
@@ -358,17 +378,20 @@ impl Sealer {
         self.core.stats.record(Stage::DeviceWrite, unit.submitted_at);
     }
 
+    /// Publishes what is written, until the memtable is full.
     fn publish_written(&mut self) {
-        while self.units.front().is_some_and(|unit| unit.written) {
+        while self.units.front().is_some_and(|unit| unit.written)
+            && self.core.map.memtable_len() < self.core.space.memtable_entries()
+        {
             let batch = self.next_batch - self.units.len() as u64;
             let unit = self.units.pop_front().expect("it was just looked at");
             let start = Instant::now();
-            self.publish(batch, unit);
+            self.publish_unit(batch, unit);
             self.core.stats.record(Stage::Publish, start);
         }
     }
 
-    fn publish(&mut self, batch: u64, unit: Unit) {
+    fn publish_unit(&mut self, batch: u64, unit: Unit) {
         let core = &self.core;
         let Unit { changes, mut summary, address, .. } = unit;
         core.date(&mut summary.entries);
@@ -394,9 +417,8 @@ impl Sealer {
         drop(published);
         self.forget_placed();
         let core = &self.core;
-        if core.map.memtable_len() >= core.tuning.memtable_entries
-            || core.map.memtable_epochs() > MAX_MEMTABLE_EPOCHS
-        {
+        let enough = core.tuning.memtable_entries.min(core.space.memtable_entries() / 2);
+        if core.map.memtable_len() >= enough || core.map.memtable_epochs() > MAX_MEMTABLE_EPOCHS {
             core.checkpointing.request();
         }
         core.checkpointing.note_change();

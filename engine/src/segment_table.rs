@@ -134,6 +134,8 @@ struct Inner {
     condemned: BTreeMap<SegmentId, u64>,
     /// Segments to look at for condemnation.
     suspects: BTreeSet<SegmentId>,
+    /// Segments that are being emptied: whatever refers to them, no new link may.
+    refused: BTreeSet<SegmentId>,
     freeing: Vec<SegmentId>,
     /// Data segments that units were added to since the last stored record, and how far they were
     /// used in it. What lies behind is no part of the pool for whoever recovers from that record,
@@ -174,6 +176,7 @@ impl SegmentTable {
             newest,
             condemned: BTreeMap::new(),
             suspects: suspects.map(|(id, _)| SegmentId(id as u32)).collect(),
+            refused: BTreeSet::new(),
             freeing: Vec::new(),
             unrecorded: BTreeMap::new(),
             segments,
@@ -333,7 +336,9 @@ impl SegmentTable {
         for (id, started_then) in condemned {
             if inner.segments[id.0 as usize].references != 0 {
                 // A link that was under way has arrived after all.
-                self.generations[id.0 as usize].fetch_and(!CONDEMNED, Ordering::AcqRel);
+                if !inner.refused.contains(&id) {
+                    self.generations[id.0 as usize].fetch_and(!CONDEMNED, Ordering::AcqRel);
+                }
             } else if started_then <= covered {
                 inner.free_later(id);
             } else {
@@ -363,18 +368,21 @@ impl SegmentTable {
         self.inner.lock().condemned.extend(newly_condemned.into_iter().map(|id| (id, started)));
     }
 
-    /// Refuses new links into segments that are being emptied, until nothing refers to them or
+    /// Refuses new links into segments that are being emptied, until they are free or
     /// [`allow_links`](Self::allow_links).
     pub(crate) fn refuse_links(&self, ids: impl Iterator<Item = SegmentId>) {
+        let mut inner = self.inner.lock();
         for id in ids {
+            inner.refused.insert(id);
             self.generations[id.0 as usize].fetch_or(CONDEMNED, Ordering::AcqRel);
         }
     }
 
     /// Allows links again into those of `ids` that something still refers to.
     pub(crate) fn allow_links(&self, ids: impl Iterator<Item = SegmentId>) {
-        let inner = self.inner.lock();
+        let mut inner = self.inner.lock();
         for id in ids {
+            inner.refused.remove(&id);
             let segment = inner.segments[id.0 as usize];
             if segment.state == SegmentState::Data && segment.references > 0 {
                 self.generations[id.0 as usize].fetch_and(!CONDEMNED, Ordering::AcqRel);
@@ -429,6 +437,7 @@ impl Inner {
         let at = id.0 as usize;
         let generation = self.segments[at].generation;
         self.segments[at] = Segment { state: SegmentState::Freeing, generation, ..UNUSED };
+        self.refused.remove(&id);
         self.freeing.push(id);
         self.mark_dirty(at);
     }

@@ -5,9 +5,12 @@
 //! never fails for lack of space. Some segments are kept back for what must work in a full pool:
 //!
 //! ```text
-//! free segments   ... | 1/4 margin | 1/4 changes that free space | 1/4 collector | 1/4 patches |
-//!                     ^ writes end here                          ^ the sealer    ^ the collector
+//! free segments  ... | 1/4 margin | 1/4 changes that free space | 1/8 collector | 1/4 merges | 1/8 |
+//!                    ^ writes end here                          ^ the sealer    ^ the collector
+//!                                                                              merges end here ^
 //! ```
+//! What is left there, at least a segment, is for memtables alone: one that finds no room fails
+//! the pool. So a memtable never gets larger than what fits there ([`Space::memtable_entries`]).
 //! The margin is for what promises do not count: rounding to segments, and patches beyond their
 //! share. The collector's share lets it go on however full the pool is: what it empties is more
 //! than what it fills.
@@ -28,6 +31,9 @@ pub(crate) fn worst_case_bytes(data_bytes: usize) -> u64 {
     let bytes = data_bytes as u64;
     bytes + bytes / 4 + BLOCK_BYTES as u64
 }
+
+/// Entries in a full page of a patch.
+const PATCH_PAGE_ENTRIES: usize = siltstone_cursor::ENTRIES_PER_PAGE;
 
 /// What a promise of space is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,9 +115,22 @@ impl Space {
         self.room_bytes(room).saturating_sub(*promised)
     }
 
-    /// Free segments that the collector leaves for patches.
+    /// Free segments that everything leaves for writing memtables.
+    pub(crate) fn memtable_segments(&self) -> u64 {
+        (self.reserve_segments / 8).max(1)
+    }
+
+    /// Free segments that the collector leaves for patches, memtables included.
     pub(crate) fn patch_segments(&self) -> u64 {
-        self.reserve_segments / 4
+        self.memtable_segments() + (self.reserve_segments / 4).max(1)
+    }
+
+    /// Entries at which a memtable is full. What a crash left to recover may be twice that: that
+    /// of the last checkpoint which was not stored, and the next one's; a quarter is for fence pages
+    /// and the unit that came last.
+    pub(crate) fn memtable_entries(&self) -> usize {
+        let pages = self.memtable_segments() * self.segment_bytes / BLOCK_BYTES as u64;
+        pages as usize * PATCH_PAGE_ENTRIES * 3 / 8
     }
 
     /// Bytes kept back from writes.
@@ -154,5 +173,34 @@ impl Promise<'_> {
 impl Drop for Promise<'_> {
     fn drop(&mut self) {
         self.space.release(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever takes segments until its limit leaves some to all who come behind it.
+    #[test]
+    fn the_reserve_of_any_pool_has_a_share_for_everyone() {
+        for segments in (16..4096).chain([1 << 20]) {
+            let space = Space::new(segments, 1 << 20);
+            let last_resort = reserve_segments(segments) / 2;
+            assert!(space.memtable_segments() >= 1);
+            assert!(space.memtable_segments() < space.patch_segments(), "{segments} segments");
+            assert!(space.patch_segments() < last_resort, "{segments} segments");
+        }
+    }
+
+    /// Twice over, as a crash may leave it, in pages as they are filled.
+    #[test]
+    fn a_full_memtable_fits_the_segments_that_are_kept_for_it() {
+        for segments in [16, 500, 10_000] {
+            let space = Space::new(segments, 256 << 10);
+            let leaves = (2 * space.memtable_entries()).div_ceil(PATCH_PAGE_ENTRIES);
+            let pages = leaves + leaves.div_ceil(PATCH_PAGE_ENTRIES) + 1;
+            let kept_bytes = space.memtable_segments() * (256 << 10);
+            assert!((pages * BLOCK_BYTES) as u64 <= kept_bytes / 8 * 7, "{segments} segments");
+        }
     }
 }

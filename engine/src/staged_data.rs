@@ -20,6 +20,7 @@
 //! | a link in a short run | after fingerprinting: altered data may have become another block's |
 //! | a log record | after the record's checksum is made: with the data in the record |
 //! | a read | after the copy: with the copy |
+//! | a block that garbage collection moves | made when it was read; compared with what its new frame decodes to |
 //!
 //! Comparing comes last each time, so a change at any earlier moment is found. Not covered are:
 //! a part of a block before it is merged; the compressor's own work, and faults of the processor
@@ -132,7 +133,8 @@ impl StagedData {
     }
 }
 
-fn sum(block: &[u8; BLOCK_BYTES]) -> u32 {
+/// The sum of a block.
+pub(crate) fn sum(block: &[u8; BLOCK_BYTES]) -> u32 {
     crc32fast::hash(block)
 }
 

@@ -128,6 +128,8 @@ counters! {
     collector_unit_bytes,
     /// Bytes of the map's pages written.
     map_page_bytes,
+    /// Patches of the map that are neither merged nor collected because a page of them is damaged.
+    damaged_patches,
     /// Segments freed, of all kinds.
     freed_segments,
     /// Bytes read by scrubs.

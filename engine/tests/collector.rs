@@ -164,3 +164,82 @@ fn a_pool_full_of_live_data_says_so_and_recovers() {
         assert!(block == expected, "block {address}");
     }
 }
+
+/// A damaged page of the map costs a collection what lies behind it: the pool does not fail, all
+/// else is collected, and the result says that something was left.
+#[test]
+fn a_damaged_page_of_the_map_costs_a_collection_no_more_than_what_lies_behind_it() {
+    let (device, pool) = create(64 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(64 * MIB)).unwrap();
+    let mut versions = vec![0; 4000];
+    for address in 0..4000u64 {
+        disk.write_at(address * BLOCK as u64, &content(address, 1)).unwrap();
+        versions[address as usize] = 1;
+    }
+    pool.checkpoint().unwrap();
+    for address in (0..4000u64).step_by(2) {
+        disk.write_at(address * BLOCK as u64, &[0; BLOCK]).unwrap();
+        versions[address as usize] = 0;
+    }
+    drop(disk);
+    pool.close().unwrap();
+    // Leaves and fences of patches, by magic and kind.
+    let is_page = |at: &u64| {
+        let head = device.peek(*at, 6);
+        head == *b"SLTS\x05\0" || head == *b"SLTS\x06\0"
+    };
+    let pages: Vec<u64> = (0..64 * MIB).step_by(BLOCK).filter(is_page).collect();
+    assert!(pages.len() > 20);
+    let mut damaged = 0;
+    for at in pages.into_iter().step_by(3) {
+        let copy = device.snapshot();
+        copy.flip_bit(at + 60, 1);
+        let pool = open(&copy);
+        pool.collect_garbage().unwrap();
+        pool.checkpoint().unwrap();
+        let stat = pool.stat();
+        damaged += pool.counters().damaged_patches;
+        let disk = pool.volume("disk").unwrap();
+        disk.write_at(0, &content(0, 2)).unwrap();
+        disk.flush().unwrap();
+        let mut block = [0; BLOCK];
+        for (address, &version) in (0..).zip(&versions).skip(1) {
+            // What lies behind the page is lost, and nothing else.
+            if disk.read_at(address * BLOCK as u64, &mut block).is_ok() {
+                let expected = if version == 0 { [0; BLOCK] } else { content(address, version) };
+                assert!(block == expected, "block {address}");
+            } else {
+                assert!(pool.counters().damaged_patches > 0 || stat.is_err());
+            }
+        }
+        drop(disk);
+        pool.close().unwrap();
+    }
+    assert!(damaged > 0, "no page that a collection needs was damaged");
+}
+
+/// What is asked for is what there is at that moment: a pool in use is not collected for ever.
+#[test]
+fn a_collection_that_is_asked_for_ends_while_others_overwrite() {
+    let (_device, pool) = create(64 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(16 * MIB)).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let order = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut random = SeededRandom::new(7);
+            let mut writes = 0;
+            while !stop.load(order) {
+                let address = random.below(4096);
+                disk.write_at(address * BLOCK as u64, &content(address, writes)).unwrap();
+                writes += 1;
+            }
+            writes
+        });
+        for _ in 0..3 {
+            pool.collect_garbage().unwrap();
+        }
+        stop.store(true, order);
+        assert!(writer.join().unwrap() > 0);
+    });
+}

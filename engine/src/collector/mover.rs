@@ -7,8 +7,8 @@ use siltstone_cursor::{Extent, MapError, Relocating, Relocator, Target};
 use siltstone_dedup::{Candidate, Fingerprint, ShortFingerprint, fingerprint_blocks};
 use siltstone_device::{BLOCK_BYTES, Place, SegmentId};
 
-use super::output::{Age, Output};
-use crate::{core::Core, segment_table::SegmentState, stats::add};
+use super::output::{Age, MovedBlocks, Output};
+use crate::{core::Core, segment_table::SegmentState, staged_data, stats::add};
 
 /// The least zstd level of what is stored anew: it is likely to stay, and nobody waits for it.
 const LEVEL: i8 = 3;
@@ -48,6 +48,8 @@ pub(super) struct Mover<'a> {
     pub(super) core: &'a Core,
     pub(super) victims: &'a Victims,
     pub(super) moved: &'a mut Moved,
+    /// Victims in which something cannot be read.
+    pub(super) damaged: &'a mut BTreeSet<SegmentId>,
     /// Set once there is no room for a block. Those that follow stay where they are; what has been
     /// moved is not in vain.
     pub(super) is_full: &'a mut bool,
@@ -148,16 +150,18 @@ impl Mover<'_> {
             for at in first..first + runs[run].len_blocks {
                 is_whole[at as usize] = false;
             }
+            self.damaged.insert(runs[run].first.segment());
             tracing::warn!(%error, "a damaged block cannot be moved");
         }
-        let blocks: Vec<&[u8; BLOCK_BYTES]> =
-            plain.chunks_exact(BLOCK_BYTES).filter_map(|block| block.try_into().ok()).collect();
+        let blocks: Vec<&[u8; BLOCK_BYTES]> = plain.as_chunks().0.iter().collect();
+        // Before anything else is made of them: compared with what is stored in the end.
+        let sums: Vec<u32> = blocks.iter().map(|block| staged_data::sum(block)).collect();
         let mut fingerprints = vec![Fingerprint::from_bytes([0; 32]); blocks.len()];
         fingerprint_blocks(&blocks, &mut fingerprints);
         let shorts: Vec<ShortFingerprint> = fingerprints.iter().map(Fingerprint::short).collect();
         let elsewhere = self.find_elsewhere(&shorts).await;
 
-        let (mut stored, mut stored_shorts, mut stored_from) = (Vec::new(), Vec::new(), Vec::new());
+        let mut stored = MovedBlocks::default();
         for at in 0..places.len() {
             match elsewhere[at] {
                 _ if !is_whole[at] => {}
@@ -166,17 +170,18 @@ impl Mover<'_> {
                     self.moved.insert(core, places[at], place);
                 }
                 None => {
-                    stored.extend_from_slice(blocks[at]);
-                    stored_shorts.push(shorts[at]);
-                    stored_from.push(places[at]);
+                    stored.plain.extend_from_slice(blocks[at]);
+                    stored.fingerprints.push(shorts[at]);
+                    stored.sums.push(sums[at]);
+                    stored.from.push(places[at]);
                 }
             }
         }
-        if stored.is_empty() {
+        if stored.from.is_empty() {
             return Ok(());
         }
         self.output.make_way(core).await?;
-        let new = match self.output.store(core, age, &stored, &stored_shorts, LEVEL) {
+        let new = match self.output.store(core, age, &stored, LEVEL) {
             Err(MapError::NoSpace) => {
                 *self.is_full = true;
                 return Ok(());
@@ -184,7 +189,7 @@ impl Mover<'_> {
             stored => stored?,
         };
         add(&core.stats.counters.collector_moved_blocks, new.len() as u64);
-        for (old, new) in stored_from.into_iter().zip(new) {
+        for (old, new) in stored.from.into_iter().zip(new) {
             self.moved.insert(core, old, new);
         }
         Ok(())

@@ -19,12 +19,13 @@ use siltstone_device::{
 };
 
 use crate::{
-    compress::Compressor,
+    compress::{Compressor, Decompressor},
     config::FRAME_BLOCKS,
     core::Core,
-    frame::{self, FRAME_HEADER_BYTES, FrameBody},
+    frame::{self, Codec, FRAME_HEADER_BYTES, FrameBody},
     planned::PlannedFrame,
     segment_table::SegmentState,
+    staged_data::{self, Altered},
     stats::add,
     summaries::SummaryCache,
     write_unit::{Summary, frames_start, summary_bytes, worst_unit_bytes},
@@ -85,6 +86,44 @@ struct Written {
     write: Pending<AlignedBuffer>,
 }
 
+/// Blocks to be stored anew.
+#[derive(Default)]
+pub(super) struct MovedBlocks {
+    pub(super) plain: Vec<u8>,
+    pub(super) fingerprints: Vec<ShortFingerprint>,
+    /// Their sums, made when they were read.
+    pub(super) sums: Vec<u32>,
+    /// Where they are now.
+    pub(super) from: Vec<Place>,
+}
+
+/// Whether frames decode to blocks with these sums. What changed in memory after the blocks were
+/// read, or in compressing, is not what their old frames hold, which will soon be gone.
+fn check_frames(unit: &[u8], frames: &[PlannedFrame], sums: &[u32]) -> Result<(), Altered> {
+    let mut decoded = [0; FRAME_BLOCKS * BLOCK_BYTES];
+    let mut first = 0;
+    for PlannedFrame { offset_bytes, body } in frames {
+        let plain = &mut decoded[..usize::from(body.block_count) * BLOCK_BYTES];
+        let start = *offset_bytes as usize + FRAME_HEADER_BYTES;
+        let stored = &unit[start..start + body.stored_bytes as usize];
+        let is_decoded = match body.codec {
+            Codec::Plain => {
+                plain.copy_from_slice(stored);
+                true
+            }
+            Codec::Zstd => Decompressor::with(|d| d.decompress(stored, plain)).is_some(),
+        };
+        for (index, block) in (first..).zip(plain.as_chunks().0) {
+            if !is_decoded || staged_data::sum(block) != sums[index] {
+                return Err(Altered { index });
+            }
+        }
+        first += usize::from(body.block_count);
+    }
+    assert_eq!(first, sums.len(), "frames hold all blocks");
+    Ok(())
+}
+
 /// Bytes of a unit of blocks that do not compress.
 fn worst_bytes(blocks: usize) -> usize {
     worst_unit_bytes(0, blocks.div_ceil(FRAME_BLOCKS), blocks)
@@ -131,7 +170,7 @@ impl Output {
         if fitting >= FRAME_BLOCKS { fitting } else { most }
     }
 
-    /// Stores whole blocks, at most [`unit_blocks`](Self::unit_blocks), as one unit; returns a place for each. They
+    /// Stores blocks, at most [`unit_blocks`](Self::unit_blocks), as one unit; returns a place for each. They
     /// can be read after [`complete`](Self::complete).
     ///
     /// # Errors
@@ -140,10 +179,10 @@ impl Output {
         &mut self,
         core: &Core,
         age: Age,
-        plain: &[u8],
-        fingerprints: &[ShortFingerprint],
+        blocks: &MovedBlocks,
         level: i8,
     ) -> Result<Vec<Place>, MapError> {
+        let MovedBlocks { plain, fingerprints, from, .. } = blocks;
         let block_count = fingerprints.len();
         assert_eq!(plain.len(), block_count * BLOCK_BYTES, "a fingerprint for each block");
         assert!((1..=UNIT_BLOCKS).contains(&block_count), "a unit has blocks");
@@ -165,6 +204,10 @@ impl Output {
         let unit_bytes = end.next_multiple_of(BLOCK_BYTES);
         buffer.set_len(unit_bytes);
         buffer[end..].fill(0);
+        if let Err(Altered { index }) = check_frames(&buffer, &frames, &blocks.sums) {
+            add(&core.stats.counters.staging_faults, 1);
+            return Err(MapError::Altered { from: from[index] });
+        }
         self.make_room(core, age, unit_bytes as u64)?;
         Ok(self.place(core, age, buffer, &frames, fingerprints))
     }
@@ -248,5 +291,51 @@ impl Output {
             core.index.insert_batch(&summary.fingerprints, SummaryCache::unit_at(address));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use siltstone_device::SeededRandom;
+
+    use super::*;
+
+    /// Two frames, one that compresses and one that does not, of the blocks in `plain`.
+    fn unit(plain: &[u8]) -> (Vec<u8>, Vec<PlannedFrame>) {
+        let mut unit = vec![0; 2 * (FRAME_HEADER_BYTES + plain.len())];
+        let (mut frames, mut end) = (Vec::new(), 0);
+        for blocks in plain.chunks(FRAME_BLOCKS * BLOCK_BYTES) {
+            let out = &mut unit[end + FRAME_HEADER_BYTES..];
+            let body = FrameBody::store(&mut Compressor::new(), blocks, 3, out);
+            frames.push(PlannedFrame { offset_bytes: end as u32, body });
+            end += body.total_bytes();
+        }
+        (unit, frames)
+    }
+
+    #[test]
+    fn a_block_that_changed_after_it_was_read_is_not_stored() {
+        let mut plain = vec![b'a'; (FRAME_BLOCKS + 3) * BLOCK_BYTES];
+        SeededRandom::new(1).fill(&mut plain[FRAME_BLOCKS * BLOCK_BYTES..]);
+        let sums: Vec<u32> = plain.as_chunks().0.iter().map(staged_data::sum).collect();
+        let (stored, frames) = unit(&plain);
+        let codecs: Vec<Codec> = frames.iter().map(|frame| frame.body.codec).collect();
+        assert_eq!(codecs, [Codec::Zstd, Codec::Plain]);
+        assert_eq!(check_frames(&stored, &frames, &sums), Ok(()));
+        for index in 0..sums.len() {
+            let mut altered = plain.clone();
+            altered[index * BLOCK_BYTES + 77 * index] ^= 4;
+            let (stored, frames) = unit(&altered);
+            assert_eq!(check_frames(&stored, &frames, &sums), Err(Altered { index }));
+        }
+    }
+
+    #[test]
+    fn a_frame_that_does_not_decode_is_not_stored() {
+        let plain = vec![b'a'; 2 * BLOCK_BYTES];
+        let sums: Vec<u32> = plain.as_chunks().0.iter().map(staged_data::sum).collect();
+        let (mut stored, frames) = unit(&plain);
+        stored[FRAME_HEADER_BYTES..][..4].fill(0);
+        assert!(check_frames(&stored, &frames, &sums).is_err());
     }
 }

@@ -209,3 +209,26 @@ fn what_no_record_knows_is_not_linked_to() {
     table.stored(second);
     assert!(table.is_linkable(id, generation, 12_288));
 }
+
+/// A link that was under way when a segment was condemned saves it; one that is being emptied still
+/// takes no more, or its emptying would never end.
+#[test]
+fn a_segment_that_is_being_emptied_takes_no_links_whatever_arrives() {
+    let table = SegmentTable::new(POOL, layout());
+    let (id, generation) = table.take(SegmentState::Frontier).unwrap();
+    table.note_unit(id, 1, 4096);
+    table.settle(id);
+    let link = |sign| Edit { data_references: [(id, sign)].into(), ..Edit::default() };
+    for is_emptied in [false, true] {
+        if is_emptied {
+            table.refuse_links([id].into_iter());
+        }
+        table.reclaim(0, || 1, &BTreeSet::new());
+        table.apply(&link(1)).unwrap();
+        table.reclaim(1, || 1, &BTreeSet::new());
+        assert_eq!(table.is_linkable(id, generation, 4096), !is_emptied);
+        table.allow_links([id].into_iter());
+        assert!(table.is_linkable(id, generation, 4096), "something refers to it");
+        table.apply(&link(-1)).unwrap();
+    }
+}
