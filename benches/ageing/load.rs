@@ -126,7 +126,7 @@ impl Lane {
     /// All blocks are there: decides how popular each is.
     pub(crate) fn settle(&mut self) {
         let count = self.held.len();
-        self.popularity = (0..count as u32).collect();
+        self.popularity = (0..).take(count).collect();
         for at in (1..count).rev() {
             self.popularity.swap(at, self.random.below(at as u64 + 1) as usize);
         }
@@ -136,6 +136,11 @@ impl Lane {
             sum
         });
         self.cumulative = popularity.collect();
+        self.restart();
+    }
+
+    /// What is written from now on counts.
+    pub(crate) fn restart(&mut self) {
         self.written_bytes = 0;
     }
 

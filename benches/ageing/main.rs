@@ -3,8 +3,9 @@
 //! `cargo bench -p siltstone-benches --bench ageing -- [OPTIONS]`
 //!
 //! A pool is filled so far that what lives takes a share of it, then single blocks are overwritten
-//! at random, some far more often than others; ranges are discarded and written again. Each tenth
-//! of the run is a row: how fast it went, and what the device had to write for it. In the end every
+//! at random, some far more often than others; ranges are discarded and written again. Once the
+//! collector is at work, each tenth of the run is a row: how fast it went, and what the device had
+//! to write for it. In the end every
 //! block is read back and compared, the pool is checked, everything is deleted, and the space that
 //! is free then is compared with that of the new pool.
 //!
@@ -56,7 +57,7 @@ const VOLUME: &str = "ageing";
 #[derive(Parser)]
 struct Arguments {
     /// The pool's size.
-    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u64).range(128..))]
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(128..))]
     size_mib: u64,
     /// How much of what is free in the empty pool is filled, in percent.
     #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(1..=95))]
@@ -127,14 +128,14 @@ fn age(arguments: &Arguments) -> Outcome<bool> {
 
     let goal_bytes = (empty_bytes / 100 * arguments.fill).next_multiple_of(BLOCK_BYTES as u64);
     let (volume, mut lanes) = fill(&pool, &source, arguments.skew, goal_bytes)?;
+    let threads = std::thread::available_parallelism()?.get();
+    lanes = run_in(&pool, &volume, lanes, threads)?;
     let mut report = Report::new(pool.stat()?, arguments.skew);
     let lane_bytes = (counted.size_bytes() as f64 * arguments.times / LANES as f64) as u64;
-    let threads = std::thread::available_parallelism()?.get();
     for tenth in 1..=10 {
         let meter = Meter::start(&pool, &counted);
         lanes = overwrite(&volume, lanes, lane_bytes * tenth / 10, threads)?;
         report.add(meter.stop(&pool, &counted, &lanes));
-        // Snapshots: none are taken yet.
     }
 
     let stat = pool.stat()?;
@@ -192,12 +193,7 @@ fn make_device(path: &Path, bytes: u64) -> Outcome<Arc<dyn Device>> {
 }
 
 /// Writes blocks until they take their share of the pool.
-fn fill(
-    pool: &Pool,
-    source: &Source,
-    skew: f64,
-    goal_bytes: u64,
-) -> Outcome<(Volume, Vec<Lane>)> {
+fn fill(pool: &Pool, source: &Source, skew: f64, goal_bytes: u64) -> Outcome<(Volume, Vec<Lane>)> {
     // Thin: as large as it could get if everything shrank to a sixteenth.
     let volume = pool.create_volume(VOLUME, &VolumeOptions::new(goal_bytes * 16))?;
     let mut lanes = Lane::all(LANES, source, skew);
@@ -218,6 +214,27 @@ fn fill(
     pool.checkpoint()?;
     lanes.iter_mut().for_each(Lane::settle);
     Ok((volume, lanes))
+}
+
+/// Overwrites until the collector has ended a round: what comes before is the speed of a pool that
+/// has room. A pool in which it never begins is left as it is after a while.
+fn run_in(
+    pool: &Pool,
+    volume: &Volume,
+    mut lanes: Vec<Lane>,
+    threads: usize,
+) -> Outcome<Vec<Lane>> {
+    let began = Instant::now();
+    let lane_blocks = lanes.iter().map(Lane::live_blocks).max().unwrap_or(0);
+    for part in 1..=100 {
+        lanes = overwrite(volume, lanes, lane_blocks * BLOCK_BYTES as u64 * part / 100, threads)?;
+        if pool.counters().collector_rounds > 0 {
+            break;
+        }
+    }
+    lanes.iter_mut().for_each(Lane::restart);
+    println!("run in for {:.1} s", began.elapsed().as_secs_f64());
+    Ok(lanes)
 }
 
 /// Lets every lane go on until it has written `until_bytes`.
