@@ -39,7 +39,8 @@ fn fill_block(blocks: &[u8], number: u64, block: &mut [u8]) {
     block[BLOCK_BYTES / 2..][..8].copy_from_slice(&number.to_le_bytes());
 }
 
-/// See the module's page.
+/// See the module's page. A copy remembers what the blocks hold at this moment.
+#[derive(Clone)]
 pub(crate) struct Lane {
     number: u64,
     lanes: u64,
@@ -139,6 +140,12 @@ impl Lane {
         self.restart();
     }
 
+    /// Refusals and the longest write are counted from now on.
+    pub(crate) fn forget_delays(&mut self) {
+        self.refused = 0;
+        self.longest_ns = 0;
+    }
+
     /// What is written from now on counts.
     pub(crate) fn restart(&mut self) {
         self.written_bytes = 0;
@@ -185,8 +192,6 @@ impl Lane {
         volume: &Volume,
         until_bytes: u64,
     ) -> Result<(), EngineError> {
-        self.refused = 0;
-        self.longest_ns = 0;
         let mut block = [0; BLOCK_BYTES];
         let mut operations = 0;
         while self.written_bytes < until_bytes {

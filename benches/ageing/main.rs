@@ -3,7 +3,8 @@
 //! `cargo bench -p siltstone-benches --bench ageing -- [OPTIONS]`
 //!
 //! A pool is filled so far that what lives takes a share of it, then single blocks are overwritten
-//! at random, some far more often than others; ranges are discarded and written again. Once the
+//! at random, some far more often than others; ranges are discarded and written again, snapshots are
+//! taken, read and deleted. Once the
 //! collector is at work, each tenth of the run is a row: how fast it went, and what the device had
 //! to write for it. In the end every
 //! block is read back and compared, the pool is checked, everything is deleted, and the space that
@@ -37,7 +38,7 @@ use siltstone_device::{
     Device,
     file::{self, Access, FileOptions},
 };
-use siltstone_engine::{CreateOptions, OpenOptions, Pool, Volume, VolumeOptions};
+use siltstone_engine::{CreateOptions, OpenOptions, Pool, SnapshotName, Volume, VolumeOptions};
 
 use crate::{
     counted::Counted,
@@ -131,15 +132,28 @@ fn age(arguments: &Arguments) -> Outcome<bool> {
     let threads = std::thread::available_parallelism()?.get();
     lanes = run_in(&pool, &volume, lanes, threads)?;
     let mut report = Report::new(pool.stat()?, arguments.skew);
+    let mut wrong_in_snapshots = 0;
     let lane_bytes = (counted.size_bytes() as f64 * arguments.times / LANES as f64) as u64;
     for tenth in 1..=10 {
         let meter = Meter::start(&pool, &counted);
-        lanes = overwrite(&volume, lanes, lane_bytes * tenth / 10, threads)?;
+        lanes.iter_mut().for_each(Lane::forget_delays);
+        let part = |percent: u64| lane_bytes * ((tenth - 1) * 100 + percent) / 1000;
+        lanes = overwrite(&volume, lanes, part(90), threads)?;
+        // What it holds may not fit for long: the pool is full but for little.
+        let snapshot = SnapshotName::new(VOLUME, &format!("tenth-{tenth}"))?;
+        pool.create_snapshots(std::slice::from_ref(&snapshot))?;
+        let then = lanes[0].clone();
+        lanes = overwrite(&volume, lanes, part(95), threads)?;
+        let frozen = pool.volume(&snapshot.to_string())?;
+        wrong_in_snapshots += pollster::block_on(then.count_wrong(&frozen))?;
+        drop(frozen);
+        pool.delete_snapshots(&[snapshot])?;
+        lanes = overwrite(&volume, lanes, part(100), threads)?;
         report.add(meter.stop(&pool, &counted, &lanes));
     }
 
     let stat = pool.stat()?;
-    let wrong_blocks = verify(&volume, &lanes, threads)?;
+    let wrong_blocks = wrong_in_snapshots + verify(&volume, &lanes, threads)?;
     drop(volume);
     pool.close()?;
     let pool = open(&counted)?;
