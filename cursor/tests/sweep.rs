@@ -244,8 +244,8 @@ fn damaged_patches_are_passed_over_and_the_rest_is_swept() {
             }
         }
         assert_eq!(damaged > 0, lost > 0, "seed {seed}");
-        // A patch here has at most four leaves.
-        assert!(old + lost <= 4 * 168, "seed {seed}: {old} stayed, {lost} lost");
+        // What a patch of level 0 hides may be half of the map.
+        assert!(old + lost <= BLOCKS as usize / 2, "seed {seed}: {old} stayed, {lost} lost");
     }
     assert!(total >= 6, "damage was met in {total} of 40 maps");
 }
