@@ -72,7 +72,8 @@ impl Space {
         Self { promised_bytes: Mutex::new(0), segment_bytes, reserve_segments }
     }
 
-    /// Promises `bytes` to a change; taken back if the promise is dropped and not kept.
+    /// Promises `bytes` to a change if `margin_bytes` are left then; taken back if the promise is
+    /// dropped and not kept.
     ///
     /// # Errors
     /// [`EngineError::NoSpace`].
@@ -81,9 +82,11 @@ impl Space {
         room: Room<'_>,
         bytes: u64,
         purpose: Purpose,
+        margin_bytes: u64,
     ) -> Result<Promise<'_>> {
         let mut promised = self.promised_bytes.lock();
-        let free = self.room_bytes(room).saturating_sub(self.kept_bytes(purpose));
+        let kept_bytes = self.kept_bytes(purpose) + margin_bytes;
+        let free = self.room_bytes(room).saturating_sub(kept_bytes);
         if *promised + bytes > free {
             let free_bytes = free.saturating_sub(*promised);
             return Err(EngineError::NoSpace { needed_bytes: bytes, free_bytes });
@@ -131,6 +134,13 @@ impl Space {
     pub(crate) fn memtable_entries(&self) -> usize {
         let pages = self.memtable_segments() * self.segment_bytes / BLOCK_BYTES as u64;
         pages as usize * PATCH_PAGE_ENTRIES * 3 / 8
+    }
+
+    /// Bytes that a write which had to wait leaves to others while there is hope for more: if every
+    /// segment that comes free were taken at once, the collector would never again have room for
+    /// more than the smallest of rounds, each of which rewrites the map.
+    pub(crate) fn recovery_bytes(&self) -> u64 {
+        self.reserve_segments / 2 * self.segment_bytes
     }
 
     /// Bytes kept back from writes.

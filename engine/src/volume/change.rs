@@ -27,6 +27,9 @@ const FRUITLESS_ROUNDS: usize = 3;
 /// Rounds of garbage collection that a write waits for before those count as fruitless, too.
 const COLLECTED_ROUNDS: usize = 64;
 
+/// After so many of them, it takes what there is.
+const RECOVERY_ROUNDS: usize = 4;
+
 impl Volume {
     /// Zeros from `offset_bytes` to `end_bytes`, to the end of the last block if `is_to_end`;
     /// refused if the volume ends before `limit_bytes` by then.
@@ -196,9 +199,9 @@ impl Volume {
     /// needs and a checkpoint free what it can.
     async fn promise_space(&self, bytes: u64, purpose: Purpose) -> Result<Promise<'_>> {
         let core = &self.core;
-        let (mut fruitless, mut collected) = (0, 0);
+        let (mut fruitless, mut collected, mut margin_bytes) = (0, 0, 0);
         loop {
-            let promised = core.space.promise(core.room(), bytes, purpose);
+            let promised = core.space.promise(core.room(), bytes, purpose, margin_bytes);
             let full = matches!(promised, Err(EngineError::NoSpace { .. }));
             if !full || fruitless == FRUITLESS_ROUNDS {
                 if purpose == Purpose::Write {
@@ -220,6 +223,9 @@ impl Volume {
             } else {
                 fruitless += 1;
             }
+            let has_hope = fruitless == 0 && collected < RECOVERY_ROUNDS;
+            let leaves_some = has_hope && purpose == Purpose::Write;
+            margin_bytes = if leaves_some { core.space.recovery_bytes() } else { 0 };
         }
     }
 }
