@@ -171,7 +171,7 @@ fn what_cannot_be_moved_stays() {
 /// A damaged page costs a sweep, and compaction, the patch that it is part of and no other.
 #[test]
 fn damaged_patches_are_passed_over_and_the_rest_is_swept() {
-    let mut total = 0;
+    let (mut total, mut moved_blocks) = (0, 0);
     for seed in 0..40 {
         let mut segments = Segments::default();
         let device = device();
@@ -244,8 +244,9 @@ fn damaged_patches_are_passed_over_and_the_rest_is_swept() {
             }
         }
         assert_eq!(damaged > 0, lost > 0, "seed {seed}");
-        // What a patch of level 0 hides may be half of the map.
-        assert!(old + lost <= BLOCKS as usize / 2, "seed {seed}: {old} stayed, {lost} lost");
+        // In so small a map one patch of an upper level may hide most of it.
+        moved_blocks += BLOCKS as usize - old - lost;
     }
+    assert!(moved_blocks > 40 * BLOCKS as usize / 4 * 3, "{moved_blocks} blocks were moved");
     assert!(total >= 6, "damage was met in {total} of 40 maps");
 }
