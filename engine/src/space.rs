@@ -15,6 +15,8 @@
 //! share. The collector's share lets it go on however full the pool is: what it empties is more
 //! than what it fills.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
 use parking_lot::Mutex;
 use siltstone_device::BLOCK_BYTES;
 
@@ -57,6 +59,43 @@ pub(crate) struct Space {
     segment_bytes: u64,
     /// Segments that writes may not take.
     reserve_segments: u64,
+    queue: WaitQueue,
+}
+
+/// Writes that wait for room, in the order of their coming. No lock of the pool is held while one
+/// waits for its turn.
+#[derive(Default)]
+struct WaitQueue {
+    turn: tokio::sync::Mutex<()>,
+    waiting: AtomicUsize,
+    refusals: AtomicU64,
+}
+
+/// A place in the queue, and then its head, until it is dropped.
+pub(crate) struct Turn<'a> {
+    queue: &'a WaitQueue,
+    refusals: u64,
+    head: Option<tokio::sync::MutexGuard<'a, ()>>,
+}
+
+impl Turn<'_> {
+    /// Whether a write that came before this one has looked for room in vain since: nothing is
+    /// gained by looking again.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        self.queue.refusals.load(Ordering::Acquire) != self.refusals
+    }
+
+    /// There is no room: those who wait need not look.
+    pub(crate) fn refuse(&self) {
+        self.queue.refusals.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        drop(self.head.take());
+        self.queue.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Where there may be room.
@@ -69,7 +108,23 @@ pub(crate) struct Room<'a> {
 impl Space {
     pub(crate) fn new(segment_count: u32, segment_bytes: u64) -> Self {
         let reserve_segments = reserve_segments(segment_count);
-        Self { promised_bytes: Mutex::new(0), segment_bytes, reserve_segments }
+        let (promised_bytes, queue) = Default::default();
+        Self { promised_bytes, segment_bytes, reserve_segments, queue }
+    }
+
+    /// Whether writes wait for room: others come after them.
+    pub(crate) fn has_queue(&self) -> bool {
+        self.queue.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits until every write that came before has found room or been refused.
+    pub(crate) async fn queue(&self) -> Turn<'_> {
+        let queue = &self.queue;
+        queue.waiting.fetch_add(1, Ordering::AcqRel);
+        let refusals = queue.refusals.load(Ordering::Acquire);
+        let mut turn = Turn { queue, refusals, head: None };
+        turn.head = Some(queue.turn.lock().await);
+        turn
     }
 
     /// Promises `bytes` to a change if `margin_bytes` are left then; taken back if the promise is

@@ -196,17 +196,41 @@ impl Volume {
     }
 
     /// Promises space; when there is none, first lets what is staged settle for what it really
-    /// needs and a checkpoint free what it can.
+    /// needs and a checkpoint free what it can. Writes that wait for room have their turns, or some
+    /// would wait while others take what comes free.
     async fn promise_space(&self, bytes: u64, purpose: Purpose) -> Result<Promise<'_>> {
+        let space = &self.core.space;
+        if purpose == Purpose::Free {
+            return self.find_space(bytes, purpose).await;
+        }
+        if !space.has_queue()
+            && let Ok(promise) = space.promise(self.core.room(), bytes, purpose, 0)
+        {
+            self.core.note_fullness(None);
+            return Ok(promise);
+        }
+        let turn = space.queue().await;
+        if turn.is_hopeless() {
+            return space.promise(self.core.room(), bytes, purpose, 0);
+        }
+        let found = self.find_space(bytes, purpose).await;
+        if let Err(EngineError::NoSpace { .. }) = &found {
+            turn.refuse();
+        }
+        if found.is_ok() || matches!(found, Err(EngineError::NoSpace { .. })) {
+            self.core.note_fullness(found.as_ref().err());
+        }
+        found
+    }
+
+    /// Waits as long as waiting frees anything.
+    async fn find_space(&self, bytes: u64, purpose: Purpose) -> Result<Promise<'_>> {
         let core = &self.core;
         let (mut fruitless, mut collected, mut margin_bytes) = (0, 0, 0);
         loop {
             let promised = core.space.promise(core.room(), bytes, purpose, margin_bytes);
             let full = matches!(promised, Err(EngineError::NoSpace { .. }));
             if !full || fruitless == FRUITLESS_ROUNDS {
-                if purpose == Purpose::Write {
-                    core.note_fullness(promised.as_ref().err());
-                }
                 return promised;
             }
             let before = core.space.unpromised_bytes(core.room());
