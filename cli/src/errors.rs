@@ -399,7 +399,7 @@ fn device_status(error: &DeviceError) -> ExitStatus {
         D::Open { source, .. } => io_status(source, ExitStatus::Other),
         D::Locked { .. } => ExitStatus::InUse,
         D::NotADevice { .. } => ExitStatus::BadPool,
-        D::AlreadyExists { .. } | D::InvalidSize { .. } | D::TooSmall { .. } | D::Shrink { .. } => {
+        D::AlreadyExists { .. } | D::InvalidSize { .. } | D::TooSmall { .. } | D::CannotGrow { .. } => {
             ExitStatus::Refused
         }
     }

@@ -113,15 +113,13 @@ pub enum DeviceError {
         /// The size that it has.
         available_bytes: u64,
     },
-    /// Devices grow; they never shrink.
-    #[error("{path} has {current_bytes} bytes and cannot shrink to {size_bytes}")]
-    Shrink {
-        /// The file or block device.
-        path: PathBuf,
+    /// A device that is no file is smaller than it was to become.
+    #[error("the device has {available_bytes} bytes and cannot be made {size_bytes} long")]
+    CannotGrow {
         /// The size that was asked for.
         size_bytes: u64,
-        /// The size that it has.
-        current_bytes: u64,
+        /// What it has.
+        available_bytes: u64,
     },
     /// The file's size could not be read or changed.
     #[error("cannot read or change the size of {path}: {source}")]

@@ -167,51 +167,39 @@ impl FileDevice {
     pub fn is_block_device(&self) -> bool {
         self.file.is_block_device
     }
-
-    /// Looks at the size again (somebody may have grown the file or the block device), and
-    /// returns it.
-    ///
-    /// # Errors
-    /// [`DeviceError::Size`] if the operating system does not tell.
-    pub fn refresh_size(&self) -> Result<u64, DeviceError> {
-        let size_bytes = self.file.size_bytes()?.min(self.limit_bytes);
-        self.size_bytes.store(size_bytes, Ordering::Release);
-        Ok(size_bytes)
-    }
-
-    /// Grows a file (sparsely) to `size_bytes`. A block device has the size it has: asking for
-    /// no more than that changes nothing.
-    ///
-    /// # Errors
-    /// [`DeviceError::InvalidSize`], [`DeviceError::Shrink`], [`DeviceError::TooSmall`] for a
-    /// block device, [`DeviceError::Size`] if the filesystem refuses.
-    pub fn set_size(&self, size_bytes: u64) -> Result<(), DeviceError> {
-        let path = self.path();
-        check_size(path, size_bytes)?;
-        let current_bytes = self.refresh_size()?;
-        if size_bytes < current_bytes {
-            return Err(DeviceError::Shrink { path: path.to_owned(), size_bytes, current_bytes });
-        }
-        if size_bytes == current_bytes {
-            return Ok(());
-        }
-        if self.is_block_device() {
-            let path = path.to_owned();
-            let available_bytes = current_bytes;
-            return Err(DeviceError::TooSmall { path, size_bytes, available_bytes });
-        }
-        self.file
-            .set_len(size_bytes)
-            .and_then(|()| self.file.sync_all())
-            .map_err(|error| DeviceError::size(path, error))?;
-        self.refresh_size()?;
-        Ok(())
-    }
 }
 
 impl Device for FileDevice {
     fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Acquire)
+    }
+
+    fn refresh_size(&self) -> Result<u64, DeviceError> {
+        let size_bytes = self.file.size_bytes()?.min(self.limit_bytes);
+        self.size_bytes.store(size_bytes, Ordering::Release);
+        Ok(size_bytes)
+    }
+
+    fn grow_to(&self, size_bytes: u64) -> Result<(), DeviceError> {
+        let path = self.path();
+        check_size(path, size_bytes)?;
+        let available_bytes = self.refresh_size()?;
+        if self.is_block_device() {
+            return match size_bytes > available_bytes {
+                true => {
+                    Err(DeviceError::TooSmall { path: path.into(), size_bytes, available_bytes })
+                }
+                false => Ok(()),
+            };
+        }
+        let failed = |error| DeviceError::size(path, error);
+        if size_bytes > available_bytes {
+            self.file.set_len(size_bytes).map_err(failed)?;
+        }
+        // Also of a length that somebody else has given it.
+        self.file.sync_all().map_err(failed)?;
+        self.refresh_size()?;
+        Ok(())
     }
 
     fn submit(&self, batch: Vec<Request>) {

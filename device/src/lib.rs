@@ -69,6 +69,27 @@ pub trait Device: Send + Sync + 'static {
     /// The device's size at this moment, in bytes: a multiple of [`BLOCK_BYTES`].
     fn size_bytes(&self) -> u64;
 
+    /// Looks at the size again, which somebody may have changed behind our back, and returns it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Size`] if the operating system does not tell.
+    fn refresh_size(&self) -> Result<u64, DeviceError> {
+        Ok(self.size_bytes())
+    }
+
+    /// Sees to it that the device has at least `size_bytes`, and that no power cut takes them back: a
+    /// file grows, sparsely; anything else has the size it has. Never makes it smaller.
+    ///
+    /// # Errors
+    /// [`DeviceError::CannotGrow`], or why the file does not grow.
+    fn grow_to(&self, size_bytes: u64) -> Result<(), DeviceError> {
+        let available_bytes = self.refresh_size()?;
+        if size_bytes > available_bytes {
+            return Err(DeviceError::CannotGrow { size_bytes, available_bytes });
+        }
+        Ok(())
+    }
+
     /// Starts every request of the batch, with as few system calls as possible.
     fn submit(&self, batch: Vec<Request>);
 }

@@ -80,12 +80,12 @@ fn a_file_grows_and_never_shrinks() {
     let device = open(&path, Access::Create { size_bytes: 8192 }).unwrap();
     let end = ByteOffset(8192);
     assert!(block_on(read(&*device, end, AlignedBuffer::zeroed(4096))).is_err());
-    device.set_size(16384).unwrap();
+    device.grow_to(16384).unwrap();
     assert_eq!(device.size_bytes(), 16384);
     block_on(write(&*device, end, AlignedBuffer::zeroed(4096), Durability::Flush)).unwrap();
-    let error = device.set_size(8192).unwrap_err();
-    assert!(matches!(error, DeviceError::Shrink { current_bytes: 16384, .. }), "{error}");
-    let error = device.set_size(16385).unwrap_err();
+    device.grow_to(8192).unwrap();
+    assert_eq!((device.size_bytes(), fs::metadata(&path).unwrap().len()), (16384, 16384));
+    let error = device.grow_to(16385).unwrap_err();
     assert!(matches!(error, DeviceError::InvalidSize { .. }), "{error}");
     // Somebody else may grow it too.
     fs::File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
@@ -174,7 +174,7 @@ fn a_block_device_is_taken_whole_or_in_part() {
         let device = file::open(path, &options).unwrap();
         assert!(device.is_block_device() && device.is_direct());
         assert_eq!(device.size_bytes(), 1 << 20);
-        assert!(matches!(device.set_size(2 << 20).unwrap_err(), DeviceError::TooSmall { .. }));
+        assert!(matches!(device.grow_to(2 << 20).unwrap_err(), DeviceError::TooSmall { .. }));
         let second = open(path, Access::Open).unwrap_err();
         assert!(matches!(second, DeviceError::Locked { .. }), "{second}");
         let data = AlignedBuffer::from_bytes(&[7; 8192]);

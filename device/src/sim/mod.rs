@@ -123,6 +123,8 @@ struct State {
     faults: Faults,
     counters: Counters,
     has_power: bool,
+    /// The device's sizes, each with the event from which on it had it.
+    sizes: Vec<(usize, u64)>,
 }
 
 /// A request on its way: its number in the history unless it is a read, and whether a hook has
@@ -155,7 +157,8 @@ impl SimDevice {
         assert!(size_bytes.is_multiple_of(BLOCK_BYTES as u64), "a size is whole blocks");
         let history = History::new(image.clone());
         let (faults, counters) = (Faults::default(), Counters::default());
-        let state = State { image, history, faults, counters, has_power: true };
+        let sizes = vec![(0, size_bytes)];
+        let state = State { image, history, faults, counters, has_power: true, sizes };
         let (state, size_bytes) = (Mutex::new(state), AtomicU64::new(size_bytes));
         Arc::new(Self {
             medium: Arc::new(Medium { state, size_bytes }),
@@ -212,14 +215,17 @@ impl SimDevice {
         *self.hook.lock() = None;
     }
 
-    /// Grows the device.
+    /// Grows the device, behind everybody's back and durably.
     ///
     /// # Panics
     /// If the size is not a multiple of [`BLOCK_BYTES`], or less than before.
     pub fn set_size(&self, size_bytes: u64) {
         assert!(size_bytes.is_multiple_of(BLOCK_BYTES as u64), "a size is whole blocks");
+        let mut state = self.medium.state.lock();
         let before = self.medium.size_bytes.swap(size_bytes, Ordering::AcqRel);
         assert!(before <= size_bytes, "devices never shrink");
+        let event = state.history.len();
+        state.sizes.push((event, size_bytes));
     }
 
     /// Cuts the power: every operation under way and every later one fails as
@@ -259,8 +265,9 @@ impl SimDevice {
         let state = self.medium.state.lock();
         assert!(event_index <= state.history.len(), "event {event_index} has not happened");
         let image = state.history.image_at(event_index, policy, random);
+        let size_bytes = state.size_at(event_index);
         drop(state);
-        Self::with_image(self.size_bytes(), image)
+        Self::with_image(size_bytes, image)
     }
 
     /// A device with the contents that reads of this one see now. Its history begins there.
@@ -278,6 +285,7 @@ impl SimDevice {
         let mut state = self.medium.state.lock();
         assert_eq!(state.history.in_flight(), 0, "operations are under way");
         state.history = History::new(state.image.clone());
+        state.sizes = vec![(0, self.size_bytes())];
     }
 
     /// One number for all events of the history: order, operation, offset, length, contents and
@@ -379,9 +387,28 @@ impl SimDevice {
     }
 }
 
+impl State {
+    /// The device's size when an event was about to happen.
+    fn size_at(&self, event: usize) -> u64 {
+        let before = self.sizes.iter().rev().find(|(from, _)| *from <= event);
+        before.expect("the first size is that of all events").1
+    }
+}
+
 impl Device for SimDevice {
     fn size_bytes(&self) -> u64 {
         self.medium.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// As a file does.
+    fn grow_to(&self, size_bytes: u64) -> Result<(), DeviceError> {
+        if !self.medium.state.lock().has_power {
+            return Err(DeviceError::Closed { operation: Operation::Write });
+        }
+        if size_bytes > self.size_bytes() {
+            self.set_size(size_bytes);
+        }
+        Ok(())
     }
 
     fn submit(&self, batch: Vec<Request>) {

@@ -398,3 +398,20 @@ fn bytes_that_cannot_be_read_can_be_read_once_they_are_written() {
     put(&device, 1, 7, Durability::Flush);
     assert!(can_read(1));
 }
+
+/// Who refers to new space before the device has it finds it missing after a power cut.
+#[test]
+fn a_power_cut_before_the_device_grew_leaves_it_as_small_as_it_was() {
+    let device = SimDevice::new(8192);
+    put(&device, 0, 1, Durability::Immediate);
+    device.grow_to(16384).unwrap();
+    put(&device, 2, 1, Durability::Immediate);
+    device.grow_to(4096).unwrap();
+    assert_eq!(device.size_bytes(), 16384);
+    let sizes: Vec<_> = (0..=device.history_len())
+        .map(|event| device.crash_at(event, &mut SeededRandom::new(1)).size_bytes())
+        .collect();
+    assert_eq!(sizes, [8192, 8192, 16384, 16384, 16384]);
+    device.cut_power();
+    assert!(device.grow_to(1 << 20).is_err());
+}
