@@ -362,6 +362,8 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         E::PoolExists
         | E::NotEmpty
         | E::TooSmall { .. }
+        | E::CannotShrink { .. }
+        | E::GrowsTooFar { .. }
         | E::InvalidOption { .. }
         | E::NoSuchVolume { .. }
         | E::VolumeExists { .. }
@@ -399,9 +401,10 @@ fn device_status(error: &DeviceError) -> ExitStatus {
         D::Open { source, .. } => io_status(source, ExitStatus::Other),
         D::Locked { .. } => ExitStatus::InUse,
         D::NotADevice { .. } => ExitStatus::BadPool,
-        D::AlreadyExists { .. } | D::InvalidSize { .. } | D::TooSmall { .. } | D::CannotGrow { .. } => {
-            ExitStatus::Refused
-        }
+        D::AlreadyExists { .. }
+        | D::InvalidSize { .. }
+        | D::TooSmall { .. }
+        | D::CannotGrow { .. } => ExitStatus::Refused,
     }
 }
 

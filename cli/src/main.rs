@@ -19,6 +19,7 @@ mod export;
 mod export_adapter;
 mod findings;
 mod gc;
+mod grow;
 mod image;
 mod import;
 mod interrupt;

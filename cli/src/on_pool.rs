@@ -48,6 +48,7 @@ impl PoolCommand {
             Self::Stat(arguments) => arguments,
             Self::Scrub(arguments) => arguments,
             Self::Gc(arguments) => arguments,
+            Self::Grow(arguments) => arguments,
         }
     }
 }

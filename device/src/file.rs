@@ -192,13 +192,10 @@ impl Device for FileDevice {
                 false => Ok(()),
             };
         }
-        let failed = |error| DeviceError::size(path, error);
         if size_bytes > available_bytes {
-            self.file.set_len(size_bytes).map_err(failed)?;
+            self.file.set_len(size_bytes).map_err(|error| DeviceError::size(path, error))?;
+            self.refresh_size()?;
         }
-        // Also of a length that somebody else has given it.
-        self.file.sync_all().map_err(failed)?;
-        self.refresh_size()?;
         Ok(())
     }
 

@@ -77,8 +77,8 @@ pub trait Device: Send + Sync + 'static {
         Ok(self.size_bytes())
     }
 
-    /// Sees to it that the device has at least `size_bytes`, and that no power cut takes them back: a
-    /// file grows, sparsely; anything else has the size it has. Never makes it smaller.
+    /// Sees to it that the device has at least `size_bytes`: a file grows, sparsely, and is durably so
+    /// long after the next flush; anything else has the size it has. Never makes it smaller.
     ///
     /// # Errors
     /// [`DeviceError::CannotGrow`], or why the file does not grow.

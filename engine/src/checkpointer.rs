@@ -262,6 +262,7 @@ pub(crate) async fn checkpoint(
         unit: published.unit,
         next_generation: core.table.next_generation(),
         table_versions_sum: stored.versions_sum,
+        segment_count: stored.segment_count,
         frontier: reservation.segments,
         epochs,
         catalog,

@@ -32,7 +32,7 @@ use crate::{
     space::{Room, Space},
     stats::{Stats, add},
     summaries::SummaryCache,
-    superblock::Superblock,
+    superblock::{Revision, Superblock},
     volume_core::VolumeCore,
 };
 
@@ -48,6 +48,8 @@ pub(crate) struct Core {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) device: Arc<dyn Device>,
     pub(crate) superblock: Superblock,
+    /// How large the pool is by its superblock; changed by whoever holds the pool's `changing`.
+    pub(crate) revision: Mutex<Revision>,
     pub(crate) tuning: Tuning,
     pub(crate) read_only: bool,
     pub(crate) threshold: u32,
@@ -191,6 +193,12 @@ impl Core {
     /// Where there may be room for changes.
     pub(crate) fn room(&self) -> Room<'_> {
         Room { table: &self.table, frontier: &self.frontier }
+    }
+
+    /// What the device has behind the pool's end. Somebody may have made it larger meanwhile.
+    pub(crate) fn unused_bytes(&self) -> u64 {
+        let device_bytes = self.device.refresh_size().unwrap_or_else(|_| self.device.size_bytes());
+        device_bytes.saturating_sub(self.revision.lock().size_bytes)
     }
 
     /// Makes a failure final and wakes everyone who waits for what will not come.

@@ -80,6 +80,25 @@ pub enum EngineError {
         /// The least that works.
         needed_bytes: u64,
     },
+    /// A pool was to become smaller.
+    #[error("the pool has {current_bytes} bytes and cannot shrink to {size_bytes}")]
+    CannotShrink {
+        /// The size asked for.
+        size_bytes: u64,
+        /// The size it has.
+        current_bytes: u64,
+    },
+    /// A pool was to become larger than it can.
+    #[error(
+        "the pool cannot grow to {size_bytes} bytes: it was made to grow to {max_bytes} at most; \
+         copy its volumes to a pool that is made larger"
+    )]
+    GrowsTooFar {
+        /// The size asked for.
+        size_bytes: u64,
+        /// The largest that is possible.
+        max_bytes: u64,
+    },
     /// A creation option is outside its range.
     #[error("{option} of {value} is not possible: it must be {allowed}")]
     InvalidOption {
@@ -219,7 +238,7 @@ pub enum EngineError {
     /// The pool has no room for a write.
     #[error(
         "the pool is full: {needed_bytes} bytes were to be written and {free_bytes} are free; \
-         trim or delete volumes, or use a larger pool"
+         trim or delete volumes, or grow the pool"
     )]
     NoSpace {
         /// What was needed.

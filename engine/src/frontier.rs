@@ -10,6 +10,7 @@ use event_listener::{Event, EventListener};
 use siltstone_device::{SegmentId, Sequence, sync::Mutex};
 
 use crate::{
+    segment_count::SegmentCount,
     segment_table::{SegmentState, SegmentTable},
     space::reserve_segments,
 };
@@ -32,10 +33,7 @@ pub(crate) struct FrontierSegment {
 pub(crate) struct Frontier {
     inner: Mutex<Inner>,
     extended: Event,
-    target: usize,
-    /// Free segments to leave for patches: without them no checkpoint, and without that no trim
-    /// ever frees anything.
-    keep_segments: u64,
+    segment_count: SegmentCount,
     segment_bytes: u64,
 }
 
@@ -51,19 +49,26 @@ struct Inner {
 }
 
 impl Frontier {
-    pub(crate) fn new(segment_count: u32, segment_bytes: u64) -> Self {
-        // A quarter gigabyte, so that a checkpoint has time to finish, but no more than the
-        // pool can spare.
-        let target = ((256 << 20) / segment_bytes).min(u64::from(segment_count) / 8).max(3);
+    pub(crate) fn new(segment_count: SegmentCount, segment_bytes: u64) -> Self {
         let (begun, ready) = Default::default();
-        let inner = Inner { begun, ready, granted: target as usize, open_bytes: 0 };
-        Self {
-            inner: Mutex::new(inner),
-            extended: Event::new(),
-            target: target as usize,
-            keep_segments: reserve_segments(segment_count),
-            segment_bytes,
-        }
+        let inner = Inner { begun, ready, granted: 0, open_bytes: 0 };
+        let (inner, extended) = (Mutex::new(inner), Event::new());
+        let frontier = Self { inner, extended, segment_count, segment_bytes };
+        frontier.inner.lock().granted = frontier.target();
+        frontier
+    }
+
+    /// How many segments shall be ready: a quarter gigabyte, so that a checkpoint has time to finish,
+    /// but no more than the pool can spare.
+    fn target(&self) -> usize {
+        let spare = u64::from(self.segment_count.get()) / 8;
+        ((256 << 20) / self.segment_bytes).min(spare).max(3) as usize
+    }
+
+    /// Free segments to leave for patches: without them no checkpoint, and without that no trim
+    /// ever frees anything.
+    fn keep_segments(&self) -> u64 {
+        reserve_segments(self.segment_count.get())
     }
 
     /// Recovery only: segments with units, oldest first; the last has `open_bytes` left if it is
@@ -151,14 +156,15 @@ impl Frontier {
     /// takes trims.
     pub(crate) fn reserve(&self, table: &SegmentTable) -> Reservation {
         let inner = self.inner.lock();
-        let spare = table.free_segments().saturating_sub(self.keep_segments) as usize;
-        let target = self.target.min(((inner.ready.len() + spare) / 2).max(MIN_READY));
+        let kept = self.keep_segments();
+        let spare = table.free_segments().saturating_sub(kept) as usize;
+        let target = self.target().min(((inner.ready.len() + spare) / 2).max(MIN_READY));
         let mut segments: Vec<_> = inner.begun.iter().map(|s| (s.id, s.generation)).collect();
         segments.extend(inner.ready.iter().copied());
         let mut added = Vec::new();
         while inner.ready.len() + added.len() < target {
             let is_last_resort = inner.ready.is_empty() && added.is_empty();
-            let keep = if is_last_resort { self.keep_segments / 2 } else { self.keep_segments };
+            let keep = if is_last_resort { kept / 2 } else { kept };
             if table.free_segments() <= keep {
                 break;
             }

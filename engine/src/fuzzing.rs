@@ -43,13 +43,14 @@ pub fn superblock(bytes: &[u8]) {
         let device = SimDevice::new(SUPERBLOCK_B.0 + BLOCK_BYTES as u64);
         device.corrupt(SUPERBLOCK_A.0, &block);
         let Ok(found) = block_on(Superblock::load(&*device)) else { continue };
-        let superblock = found.superblock;
+        let (superblock, revision) = (found.superblock, found.revision);
         let layout = &superblock.layout;
         let table_end = layout.segment_table_offset.0 + layout.segment_table_pages;
-        assert!(layout.segment_count() > 0 && table_end <= layout.data_start.0);
-        block_on(superblock.store(&*device)).expect("the device does not fail");
+        assert!(layout.segment_count(revision.size_bytes) > 0 && table_end <= layout.data_start.0);
+        block_on(superblock.store(revision, &*device)).expect("the device does not fail");
         let again = block_on(Superblock::load(&*device)).expect("it was just stored");
         assert_eq!(Superblock { unknown_read_compatible: 0, ..superblock }, again.superblock);
+        assert_eq!(revision, again.revision);
     }
 }
 

@@ -39,8 +39,8 @@ const CHECKPOINTS: ByteOffset = ByteOffset(1 << 20);
 /// Two slots, each with two copies.
 const CHECKPOINT_RECORDS: u64 = 4;
 
-/// A pool may grow to this many times its size at creation before the segment table is full.
-const GROWTH: u64 = 16;
+/// A pool may grow to this many times its size at creation: then the segment table is full.
+pub(crate) const GROWTH: u64 = 16;
 
 /// Largest pool: what the index can name is a pebibyte, what a place can name depends on the
 /// segment size.
@@ -52,10 +52,9 @@ const NVRAM_BYTES: RangeInclusive<u64> = 128 << 10..=4 << 30;
 /// The fewest segments with which a pool works: frontier, patches and reserve need some each.
 const MIN_SEGMENTS: u64 = 16;
 
-/// The regions of a pool. Fixed at creation, kept in the superblock.
+/// The regions of a pool, but for where the last one ends. Fixed at creation, kept in the superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    pub(crate) size_bytes: u64,
     pub(crate) segment_bytes: u64,
     pub(crate) checkpoint_slot_bytes: u64,
     pub(crate) nvram_offset: ByteOffset,
@@ -69,7 +68,7 @@ pub(crate) struct Layout {
 impl Layout {
     /// Lays a new pool out on a device of `size_bytes`.
     pub(crate) fn new(size_bytes: u64, options: &CreateOptions) -> Result<Self> {
-        let size_bytes = size_bytes - size_bytes % BLOCK_BYTES as u64;
+        let size_bytes = whole_blocks(size_bytes);
         if size_bytes < MIN_POOL_BYTES {
             return Err(EngineError::TooSmall { size_bytes, needed_bytes: MIN_POOL_BYTES });
         }
@@ -113,7 +112,6 @@ impl Layout {
         let table_bytes = table_pages * SLOTS_PER_PAGE * COPIES * BLOCK_BYTES as u64;
         let data_start = (table_offset.0 + table_bytes).next_multiple_of(segment_bytes);
         let layout = Self {
-            size_bytes,
             segment_bytes,
             checkpoint_slot_bytes,
             nvram_offset: if nvram_internal { nvram_offset } else { ByteOffset(0) },
@@ -123,24 +121,32 @@ impl Layout {
             segment_table_pages: table_pages,
             data_start: ByteOffset(data_start),
         };
-        if layout.segment_count() > MAX_SEGMENT_ID.0 {
+        if layout.segment_count(size_bytes) > MAX_SEGMENT_ID.0 {
             return Err(EngineError::InvalidOption {
                 option: "a segment size",
                 value: segment_bytes,
                 allowed: "larger for a pool of this size",
             });
         }
-        if u64::from(layout.segment_count()) < MIN_SEGMENTS {
+        if u64::from(layout.segment_count(size_bytes)) < MIN_SEGMENTS {
             let needed_bytes = data_start + MIN_SEGMENTS * segment_bytes;
             return Err(EngineError::TooSmall { size_bytes, needed_bytes });
         }
         Ok(layout)
     }
 
-    /// How many whole segments the pool has.
-    pub(crate) fn segment_count(&self) -> u32 {
-        let segments = self.size_bytes.saturating_sub(self.data_start.0) / self.segment_bytes;
+    /// How many whole segments a pool of `size_bytes` has.
+    pub(crate) fn segment_count(&self, size_bytes: u64) -> u32 {
+        let segments = size_bytes.saturating_sub(self.data_start.0) / self.segment_bytes;
         u32::try_from(segments).unwrap_or(u32::MAX)
+    }
+
+    /// The largest size to which the pool can grow.
+    pub(crate) fn max_size_bytes(&self) -> u64 {
+        let in_table = self.segment_table_pages.saturating_mul(ENTRIES_PER_PAGE as u64);
+        let segments = in_table.min(MAX_SEGMENT_ID.0.into());
+        let end = segments.saturating_mul(self.segment_bytes).saturating_add(self.data_start.0);
+        end.min(MAX_POOL_BYTES)
     }
 
     /// Where each copy of each checkpoint slot is.
@@ -155,8 +161,9 @@ impl Layout {
         SegmentGeometry { data_start: self.data_start, segment_bytes: self.segment_bytes }
     }
 
-    /// Whether the numbers fit together; for a layout read from a superblock.
-    pub(crate) fn is_consistent(&self) -> bool {
+    /// Whether the numbers fit together and to a pool of `size_bytes`; for those read from a
+    /// superblock.
+    pub(crate) fn is_consistent(&self, size_bytes: u64) -> bool {
         let block = BLOCK_BYTES as u64;
         let end = |start: u64, len: u64| start.saturating_add(len);
         let table_bytes = self.segment_table_pages.saturating_mul(SLOTS_PER_PAGE * COPIES * block);
@@ -177,12 +184,15 @@ impl Layout {
             && self.segment_table_offset.0.is_multiple_of(block)
             && end(self.segment_table_offset.0, table_bytes) <= self.data_start.0
             && self.data_start.0.is_multiple_of(block)
-            && self.data_start.0 < self.size_bytes
-            && self.size_bytes <= MAX_POOL_BYTES
-            && self.segment_count() <= MAX_SEGMENT_ID.0
-            && u64::from(self.segment_count()) <= self.segment_table_pages * ENTRIES_PER_PAGE as u64
-            && u64::from(self.segment_count()) >= MIN_SEGMENTS
+            && self.data_start.0 < size_bytes
+            && size_bytes <= self.max_size_bytes()
+            && u64::from(self.segment_count(size_bytes)) >= MIN_SEGMENTS
     }
+}
+
+/// As much of a size as is whole blocks.
+pub(crate) fn whole_blocks(size_bytes: u64) -> u64 {
+    size_bytes - size_bytes % BLOCK_BYTES as u64
 }
 
 #[cfg(test)]
@@ -193,8 +203,20 @@ mod tests {
     fn layouts_of_all_sizes_are_consistent() {
         for size_bytes in [64 << 20, 1 << 30, (20 << 30) + 12345, 10 << 40, 100 << 40] {
             let layout = Layout::new(size_bytes, &CreateOptions::default()).unwrap();
-            assert!(layout.is_consistent(), "{layout:?}");
+            assert!(layout.is_consistent(size_bytes), "{layout:?}");
         }
+    }
+
+    #[test]
+    fn a_pool_may_grow_to_sixteen_times_its_size_and_stay_consistent() {
+        for size_bytes in [64 << 20, 1 << 30, (20 << 30) + 12345, 10 << 40] {
+            let layout = Layout::new(size_bytes, &CreateOptions::default()).unwrap();
+            let most = layout.max_size_bytes();
+            assert!(most >= whole_blocks(size_bytes) * GROWTH, "{most} of {size_bytes}");
+            assert!(layout.is_consistent(most) && !layout.is_consistent(most + (1 << 20)));
+        }
+        let largest = Layout::new(MAX_POOL_BYTES, &CreateOptions::default()).unwrap();
+        assert_eq!(largest.max_size_bytes(), MAX_POOL_BYTES);
     }
 
     #[test]

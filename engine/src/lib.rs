@@ -12,7 +12,7 @@
 //! - `sealer`: places batches as write units (`write_unit`, `frame`) in frontier segments, and
 //!   publishes them once the device has them.
 //! - `commit`: flushes, through the NVRAM log or the pipeline; `marks`: a note of what they made durable.
-//! - `checkpointer` (with `segment_table`, `frontier`, `space`, `record`, `catalog`): makes the state
+//! - `checkpointer` (with `segment_table`, `segment_count`, `frontier`, `space`, `record`, `catalog`): makes the state
 //!   a place to recover from, and frees what nothing refers to.
 //! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
 //! - `recovery` (with `repair`, `marks` and `warm`), `stat`: coming back, counting.
@@ -62,6 +62,7 @@ mod reduce;
 pub mod repair;
 pub mod scrub;
 mod sealer;
+mod segment_count;
 mod segment_table;
 mod snapshot_name;
 mod space;
@@ -81,7 +82,7 @@ pub use config::{CreateOptions, OpenOptions, Tuning, VolumeOptions};
 pub use error::{EngineError, Result};
 pub use estimate::{EstimateError, EstimateOptions, EstimateProgress, EstimateReport, estimate};
 pub use findings::{Findings, LostCause, LostRange, Problem};
-pub use pool::{Pool, SnapshotInfo, VolumeInfo};
+pub use pool::{Growth, Pool, SnapshotInfo, VolumeInfo};
 pub use repair::Repair;
 pub use scrub::{ScrubOptions, ScrubProgress, ScrubReport};
 pub use snapshot_name::SnapshotName;

@@ -1,4 +1,4 @@
-//! A pool: its life, and where its parts are: `create`, `open`, `volumes`, `snapshots`.
+//! A pool: its life, and where its parts are: `create`, `open`, `grow`, `volumes`, `snapshots`.
 
 use std::{path::Path, sync::Arc};
 
@@ -20,11 +20,13 @@ use crate::{
 };
 
 mod create;
+mod grow;
 mod open;
 mod replay;
 mod snapshots;
 mod volumes;
 
+pub use grow::Growth;
 pub use snapshots::SnapshotInfo;
 pub use volumes::VolumeInfo;
 

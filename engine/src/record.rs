@@ -33,7 +33,9 @@ struct DiskHead {
     /// Over the versions of all pages of the segment table.
     table_versions_sum: U64,
     epoch_count: U32,
-    reserved: [u8; 12],
+    /// The segments that the segment table has pages for: the pool may have grown since.
+    segment_count: U32,
+    reserved: [u8; 8],
 }
 const _: () = assert!(size_of::<DiskHead>() == 64);
 
@@ -60,6 +62,8 @@ pub(crate) struct CheckpointBody {
     pub(crate) next_generation: u64,
     /// Says which versions of the segment table's pages belong to this record.
     pub(crate) table_versions_sum: u64,
+    /// How many segments the pool had.
+    pub(crate) segment_count: u32,
     /// The segments that later units may be in, with the generation that counts.
     pub(crate) frontier: Vec<(SegmentId, u64)>,
     /// What dates the changes after `sequence`.
@@ -83,7 +87,8 @@ impl CheckpointBody {
             manifest_bytes: U32::new(manifest.len() as u32),
             table_versions_sum: U64::new(self.table_versions_sum),
             epoch_count: U32::new(self.epochs.len()),
-            reserved: [0; 12],
+            segment_count: U32::new(self.segment_count),
+            reserved: [0; 8],
         };
         let mut out = head.as_bytes().to_vec();
         for &(id, generation) in &self.frontier {
@@ -100,11 +105,11 @@ impl CheckpointBody {
         out
     }
 
-    /// Reads a body back; `segment_count` bounds the frontier.
+    /// Reads a body back, of a pool that has `segments_now`.
     ///
     /// # Errors
     /// [`MetadataError`] for whatever cannot be a record.
-    pub(crate) fn decode(bytes: &[u8], segment_count: u32) -> Result<Self, MetadataError> {
+    pub(crate) fn decode(bytes: &[u8], segments_now: u32) -> Result<Self, MetadataError> {
         let wrong = |field, value: u64| MetadataError::Inconsistent {
             structure: "checkpoint record",
             field,
@@ -114,6 +119,11 @@ impl CheckpointBody {
         let (head, mut rest) = DiskHead::ref_from_prefix(bytes).map_err(|_| short())?;
         if head.version.get() != VERSION {
             return Err(wrong("version", head.version.get().into()));
+        }
+        // A pool grows in its superblock first, and never shrinks.
+        let segment_count = head.segment_count.get();
+        if segment_count == 0 || segment_count > segments_now {
+            return Err(wrong("segment count", segment_count.into()));
         }
         if head.frontier_count.get() > segment_count {
             return Err(wrong("frontier length", head.frontier_count.get().into()));
@@ -149,6 +159,7 @@ impl CheckpointBody {
             unit: head.unit.get(),
             next_generation: head.next_generation.get(),
             table_versions_sum: head.table_versions_sum.get(),
+            segment_count,
             frontier,
             epochs,
             catalog: Catalog::decode(catalog)?,

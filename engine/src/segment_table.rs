@@ -36,13 +36,16 @@ use siltstone_device::{
     },
 };
 
-use crate::{error::Result, layout::Layout};
+use crate::{error::Result, layout::Layout, segment_count::SegmentCount};
 
+mod generations;
 mod pages;
 mod store;
 
+use generations::Generations;
 pub(crate) use pages::{COPIES, ENTRIES_PER_PAGE, SLOTS_PER_PAGE};
-use pages::{Newest, inconsistent};
+use pages::{NEVER_WRITTEN, Newest, inconsistent};
+pub(crate) use store::TableRecord;
 
 /// What a segment is used for. The discriminants are on-disk values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +116,7 @@ pub(crate) struct Totals {
 pub(crate) struct SegmentTable {
     pool: u64,
     layout: Layout,
-    generations: Box<[AtomicU64]>,
+    generations: Generations,
     /// The generation that the next taken segment gets: every use that began later has at least
     /// this one.
     next_generation: AtomicU64,
@@ -145,11 +148,11 @@ struct Inner {
 
 impl SegmentTable {
     /// The table of a new pool: everything is free.
-    pub(crate) fn new(pool: u64, layout: Layout) -> Self {
-        let segments = vec![UNUSED; layout.segment_count() as usize];
+    pub(crate) fn new(pool: u64, layout: Layout, count: SegmentCount) -> Self {
+        let segments = vec![UNUSED; count.get() as usize];
         let pages = segments.len().div_ceil(ENTRIES_PER_PAGE);
         let mut table =
-            Self::assemble(pool, layout, segments, vec![Newest { version: 0, slot: 1 }; pages], 1);
+            Self::assemble(pool, layout, count, segments, vec![NEVER_WRITTEN; pages], 1);
         table.inner.get_mut().dirty_pages = (0..pages).collect();
         table
     }
@@ -157,11 +160,12 @@ impl SegmentTable {
     fn assemble(
         pool: u64,
         layout: Layout,
+        count: SegmentCount,
         segments: Vec<Segment>,
         newest: Vec<Newest>,
         next_generation: u64,
     ) -> Self {
-        let generations = segments.iter().map(|s| AtomicU64::new(s.generation)).collect();
+        let generations = Generations::new(count, segments.iter().map(|s| s.generation));
         let is_suspect = |s: &Segment| match s.state {
             SegmentState::Data => s.references == 0,
             SegmentState::Metadata => s.pages == 0,
@@ -193,7 +197,7 @@ impl SegmentTable {
     /// The generation of a segment, and whether new links into it are allowed. `None` if there is
     /// no such segment.
     pub(crate) fn generation(&self, id: SegmentId) -> Option<(u64, bool)> {
-        let value = self.generations.get(id.0 as usize)?.load(Ordering::Acquire);
+        let value = self.generations.get(id)?.load(Ordering::Acquire);
         Some((value & !CONDEMNED, value & CONDEMNED == 0))
     }
 
@@ -225,7 +229,27 @@ impl SegmentTable {
 
     /// How many segments there are.
     pub(crate) fn len(&self) -> u32 {
-        self.generations.len() as u32
+        self.generations.len()
+    }
+
+    /// The pool has grown: adds segments, all of them free, until there are `count`. What says so
+    /// is durable; their pages are written with the next checkpoint.
+    pub(crate) fn grow_to(&self, count: u32) {
+        let mut inner = self.inner.lock();
+        let before = inner.segments.len();
+        assert!(before <= count as usize, "segments never become fewer");
+        inner.segments.resize(count as usize, UNUSED);
+        inner.free += (count as usize - before) as u64;
+        let (old_pages, pages) =
+            (inner.newest.len(), inner.segments.len().div_ceil(ENTRIES_PER_PAGE));
+        inner.newest.resize(pages, NEVER_WRITTEN);
+        inner.dirty_pages.extend(old_pages..pages);
+        self.generations.grow_to(count);
+    }
+
+    /// The atomic of a segment that is in the table.
+    fn generation_of(&self, id: SegmentId) -> &AtomicU64 {
+        self.generations.get(id).expect("a segment in the table has a generation")
     }
 
     /// How many segments may be taken at once.
@@ -260,7 +284,7 @@ impl SegmentTable {
             inner.suspects.insert(SegmentId(at as u32));
         }
         inner.mark_dirty(at);
-        self.generations[at].store(generation, Ordering::Release);
+        self.generation_of(SegmentId(at as u32)).store(generation, Ordering::Release);
         Some((SegmentId(at as u32), generation))
     }
 
@@ -337,7 +361,7 @@ impl SegmentTable {
             if inner.segments[id.0 as usize].references != 0 {
                 // A link that was under way has arrived after all.
                 if !inner.refused.contains(&id) {
-                    self.generations[id.0 as usize].fetch_and(!CONDEMNED, Ordering::AcqRel);
+                    self.generation_of(id).fetch_and(!CONDEMNED, Ordering::AcqRel);
                 }
             } else if started_then <= covered {
                 inner.free_later(id);
@@ -355,7 +379,7 @@ impl SegmentTable {
                 SegmentState::Data if segment.references == 0 => {
                     let already = inner.condemned.contains_key(&id);
                     if !already {
-                        self.generations[id.0 as usize].fetch_or(CONDEMNED, Ordering::AcqRel);
+                        self.generation_of(id).fetch_or(CONDEMNED, Ordering::AcqRel);
                         newly_condemned.push(id);
                     }
                 }
@@ -374,7 +398,7 @@ impl SegmentTable {
         let mut inner = self.inner.lock();
         for id in ids {
             inner.refused.insert(id);
-            self.generations[id.0 as usize].fetch_or(CONDEMNED, Ordering::AcqRel);
+            self.generation_of(id).fetch_or(CONDEMNED, Ordering::AcqRel);
         }
     }
 
@@ -385,7 +409,7 @@ impl SegmentTable {
             inner.refused.remove(&id);
             let segment = inner.segments[id.0 as usize];
             if segment.state == SegmentState::Data && segment.references > 0 {
-                self.generations[id.0 as usize].fetch_and(!CONDEMNED, Ordering::AcqRel);
+                self.generation_of(id).fetch_and(!CONDEMNED, Ordering::AcqRel);
             }
         }
     }

@@ -23,6 +23,7 @@ use siltstone_device::BLOCK_BYTES;
 use crate::{
     error::{EngineError, Result},
     frontier::Frontier,
+    segment_count::SegmentCount,
     segment_table::SegmentTable,
 };
 
@@ -57,8 +58,7 @@ pub(crate) struct Space {
     /// Bytes promised to admitted changes that the sealer has not placed yet.
     promised_bytes: Mutex<u64>,
     segment_bytes: u64,
-    /// Segments that writes may not take.
-    reserve_segments: u64,
+    segment_count: SegmentCount,
     queue: WaitQueue,
 }
 
@@ -106,10 +106,9 @@ pub(crate) struct Room<'a> {
 }
 
 impl Space {
-    pub(crate) fn new(segment_count: u32, segment_bytes: u64) -> Self {
-        let reserve_segments = reserve_segments(segment_count);
+    pub(crate) fn new(segment_count: SegmentCount, segment_bytes: u64) -> Self {
         let (promised_bytes, queue) = Default::default();
-        Self { promised_bytes, segment_bytes, reserve_segments, queue }
+        Self { promised_bytes, segment_bytes, segment_count, queue }
     }
 
     /// Whether writes wait for room: others come after them.
@@ -175,12 +174,12 @@ impl Space {
 
     /// Free segments that everything leaves for writing memtables.
     pub(crate) fn memtable_segments(&self) -> u64 {
-        (self.reserve_segments / 8).max(1)
+        (self.reserve_segments() / 8).max(1)
     }
 
     /// Free segments that the collector leaves for patches, memtables included.
     pub(crate) fn patch_segments(&self) -> u64 {
-        self.memtable_segments() + (self.reserve_segments / 4).max(1)
+        self.memtable_segments() + (self.reserve_segments() / 4).max(1)
     }
 
     /// Entries at which a memtable is full. What a crash left to recover may be twice that: that
@@ -195,12 +194,17 @@ impl Space {
     /// segment that comes free were taken at once, the collector would never again have room for
     /// more than the smallest of rounds, each of which rewrites the map.
     pub(crate) fn recovery_bytes(&self) -> u64 {
-        self.reserve_segments / 2 * self.segment_bytes
+        self.reserve_segments() / 2 * self.segment_bytes
     }
 
     /// Bytes kept back from writes.
     pub(crate) fn reserve_bytes(&self) -> u64 {
-        self.reserve_segments * self.segment_bytes
+        self.reserve_segments() * self.segment_bytes
+    }
+
+    /// Segments that writes may not take.
+    fn reserve_segments(&self) -> u64 {
+        reserve_segments(self.segment_count.get())
     }
 
     /// What is neither in use nor placed. Asked for with the lock held, and at this moment: what

@@ -17,6 +17,8 @@ const WALK_BUDGET_BYTES: usize = 4 << 20;
 pub struct PoolStat {
     /// The pool's size.
     pub size_bytes: u64,
+    /// What its device has behind the pool's end: [`Pool::grow`] makes use of it.
+    pub unused_bytes: u64,
     /// Bytes of volumes that are mapped to stored blocks.
     pub logical_bytes: u64,
     /// Bytes of distinct blocks stored, uncompressed; garbage not yet freed included.
@@ -151,7 +153,7 @@ impl Pool {
         let totals = core.table.totals();
         let index = core.index.stats();
         let map = core.map.stats();
-        let layout = &core.superblock.layout;
+        let (layout, size_bytes) = (&core.superblock.layout, core.revision.lock().size_bytes);
         let last_scrub = *core.stats.last_scrub.lock();
         let logical_bytes = volume_stats.iter().map(|volume| volume.logical_bytes).sum();
         let unique_bytes = totals.stored_blocks * BLOCK_BYTES as u64;
@@ -164,7 +166,8 @@ impl Pool {
             lost_bytes: last.lost_bytes,
         };
         Ok(PoolStat {
-            size_bytes: layout.size_bytes,
+            size_bytes,
+            unused_bytes: core.unused_bytes(),
             logical_bytes,
             unique_bytes,
             stored_bytes: totals.data_bytes,

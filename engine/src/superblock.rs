@@ -1,5 +1,5 @@
 //! The superblock: what the pool is and where its regions are. It stands twice, at fixed places,
-//! and changes only when the pool's shape does; the copy with the higher sequence is newer.
+//! and changes only when the pool grows; the copy with the higher sequence is newer.
 
 use std::sync::Arc;
 
@@ -65,10 +65,18 @@ struct Body {
 const _: () = assert!(size_of::<Body>() == 1224);
 const _: () = assert!(HEADER_BYTES + size_of::<Body>() <= BLOCK_BYTES);
 
+/// What changes in a superblock when the pool grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revision {
+    /// Counts the changes, from 1.
+    pub(crate) sequence: u64,
+    /// The pool's size.
+    pub(crate) size_bytes: u64,
+}
+
 /// A pool's fixed properties.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
-    pub(crate) sequence: u64,
     /// The short identity that every structure carries.
     pub(crate) pool: u64,
     pub(crate) uuid: [u8; 16],
@@ -87,7 +95,7 @@ pub(crate) struct Superblock {
 }
 
 impl Superblock {
-    fn encode(&self, address: ByteOffset) -> AlignedBuffer {
+    fn encode(&self, revision: Revision, address: ByteOffset) -> AlignedBuffer {
         let layout = &self.layout;
         let mut nvram_path = [0; MAX_PATH_BYTES];
         nvram_path[..self.nvram_path.len()].copy_from_slice(&self.nvram_path);
@@ -101,7 +109,7 @@ impl Superblock {
             compatible: U64::new(0),
             uuid: self.uuid,
             nvram_nonce: self.nvram_nonce.map(U64::new),
-            size_bytes: U64::new(layout.size_bytes),
+            size_bytes: U64::new(revision.size_bytes),
             segment_bytes: U64::new(layout.segment_bytes),
             checkpoint_slot_bytes: U64::new(layout.checkpoint_slot_bytes),
             nvram_offset: U64::new(layout.nvram_offset.0),
@@ -120,13 +128,16 @@ impl Superblock {
         };
         let mut block = AlignedBuffer::zeroed(BLOCK_BYTES);
         block[HEADER_BYTES..][..size_of::<Body>()].copy_from_slice(body.as_bytes());
-        header::seal(&mut block, &identity(self.pool, address), self.sequence);
+        header::seal(&mut block, &identity(self.pool, address), revision.sequence);
         block
     }
 
     /// Reads one copy. The pool's identity is not known yet, so the header's own is believed;
     /// the checksum covers it.
-    fn decode(block: &[u8], address: ByteOffset) -> std::result::Result<Self, SuperblockError> {
+    fn decode(
+        block: &[u8],
+        address: ByteOffset,
+    ) -> std::result::Result<(Self, Revision), SuperblockError> {
         let claimed = Header::read_from_prefix(block).map_or(0, |(header, _)| header.pool.get());
         let header = header::verify(block, &identity(claimed, address))?;
         if header.version.get() < VERSION {
@@ -144,7 +155,6 @@ impl Superblock {
         }
         let flags = body.flags.get();
         let layout = Layout {
-            size_bytes: body.size_bytes.get(),
             segment_bytes: body.segment_bytes.get(),
             checkpoint_slot_bytes: body.checkpoint_slot_bytes.get(),
             nvram_offset: ByteOffset(body.nvram_offset.get()),
@@ -154,7 +164,8 @@ impl Superblock {
             segment_table_pages: body.segment_table_pages.get(),
             data_start: ByteOffset(body.data_start.get()),
         };
-        if !layout.is_consistent() {
+        let size_bytes = body.size_bytes.get();
+        if !layout.is_consistent(size_bytes) {
             return Err(SuperblockError::Body("layout", layout.data_start.0));
         }
         let path_bytes = body.nvram_path_bytes.get() as usize;
@@ -169,8 +180,7 @@ impl Superblock {
         if !INDEX_MEMORY_BYTES.contains(&index_memory_bytes) {
             return Err(SuperblockError::Body("index memory", index_memory_bytes));
         }
-        Ok(Self {
-            sequence: header.sequence.get(),
+        let superblock = Self {
             pool: claimed,
             uuid: body.uuid,
             nvram_nonce: body.nvram_nonce.map(U64::get),
@@ -181,13 +191,15 @@ impl Superblock {
             nvram_path: nvram_path.to_vec(),
             nvram_mapped: flags & FLAG_NVRAM_MAPPED != 0,
             unknown_read_compatible: body.read_compatible.get() & !KNOWN_READ_COMPATIBLE,
-        })
+        };
+        Ok((superblock, Revision { sequence: header.sequence.get(), size_bytes }))
     }
 
-    /// Writes both copies durably, the second first, so that one is always whole.
-    pub(crate) async fn store(&self, device: &dyn Device) -> Result<()> {
+    /// Writes both copies durably, the second first, so that one is always whole. If that fails, or
+    /// the power goes, the next opening finds this revision or the one before.
+    pub(crate) async fn store(&self, revision: Revision, device: &dyn Device) -> Result<()> {
         for address in [SUPERBLOCK_B, SUPERBLOCK_A] {
-            let block = self.encode(address);
+            let block = self.encode(revision, address);
             request::write(device, address, block, Durability::Immediate).await?;
         }
         Ok(())
@@ -198,7 +210,7 @@ impl Superblock {
     /// A copy that needs a newer program is never passed over for the other one, which would be
     /// older: it is an error.
     pub(crate) async fn load(device: &dyn Device) -> Result<FoundSuperblock> {
-        let mut found: Vec<(Self, ByteOffset, Vec<u8>)> = Vec::new();
+        let mut found: Vec<((Self, Revision), ByteOffset, Vec<u8>)> = Vec::new();
         let mut problems: Vec<(SuperblockError, ByteOffset)> = Vec::new();
         for address in [SUPERBLOCK_A, SUPERBLOCK_B] {
             if device.size_bytes() < address.0 + BLOCK_BYTES as u64 {
@@ -213,7 +225,7 @@ impl Superblock {
                 Err(cause) => Err(identity(0, address).unreadable(cause).into()),
             };
             match decoded {
-                Ok(superblock) => found.push((superblock, address, read.bytes().to_vec())),
+                Ok(decoded) => found.push((decoded, address, read.bytes().to_vec())),
                 Err(SuperblockError::Newer(what)) => {
                     return Err(EngineError::NewerVersion { what });
                 }
@@ -221,18 +233,19 @@ impl Superblock {
             }
         }
         // Of two of the same sequence the second: it was written first.
-        let newest = found.iter().max_by_key(|(superblock, ..)| superblock.sequence);
-        let Some((superblock, _, block)) = newest else {
+        let newest = found.iter().max_by_key(|((_, revision), ..)| revision.sequence);
+        let Some((counts, _, block)) = newest else {
             return Err(SuperblockError::explain(problems.into_iter().map(|(p, _)| p).collect()));
         };
-        let stale = found.iter().find(|(other, ..)| other != superblock).map(|(other, at, _)| {
-            let (found, sequence) = (other.sequence, superblock.sequence);
+        let (superblock, revision) = counts;
+        let stale = found.iter().find(|(other, ..)| other != counts).map(|(other, at, _)| {
+            let (other, found) = (other.0.pool, other.1.sequence);
             (
                 *at,
                 format!(
-                    "superblock at {at} is another one (number {found} of pool {:016x}) than the \
-                     one that counts (number {sequence} of pool {:016x})",
-                    other.pool, superblock.pool
+                    "superblock at {at} is another one (number {found} of pool {other:016x}) than \
+                     the one that counts (number {} of pool {:016x})",
+                    revision.sequence, superblock.pool
                 ),
             )
         });
@@ -242,13 +255,15 @@ impl Superblock {
         };
         let damaged = problems.into_iter().map(reason).next();
         let spare = stale.or(damaged).map(|(offset, reason)| Repair::Superblock { offset, reason });
-        Ok(FoundSuperblock { superblock: superblock.clone(), block: block.clone(), spare })
+        let (superblock, revision) = (superblock.clone(), *revision);
+        Ok(FoundSuperblock { superblock, revision, block: block.clone(), spare })
     }
 }
 
 /// The superblock that counts.
 pub(crate) struct FoundSuperblock {
     pub(crate) superblock: Superblock,
+    pub(crate) revision: Revision,
     /// Its copy as it was read.
     block: Vec<u8>,
     /// What is wrong with the other copy.
@@ -265,8 +280,8 @@ impl FoundSuperblock {
         let Some(Repair::Superblock { offset, .. }) = self.spare else { return Ok(()) };
         let mut block = AlignedBuffer::zeroed(BLOCK_BYTES);
         block.copy_from_slice(&self.block);
-        let Superblock { pool, sequence, .. } = self.superblock;
-        header::seal(&mut block, &identity(pool, offset), sequence);
+        let identity = identity(self.superblock.pool, offset);
+        header::seal(&mut block, &identity, self.revision.sequence);
         request::write(device, offset, block, Durability::Immediate).await?;
         tracing::warn!(%offset, "a superblock copy was restored");
         Ok(())
@@ -326,14 +341,15 @@ fn identity(pool: u64, address: ByteOffset) -> Identity {
 
 #[cfg(test)]
 mod tests {
-    use siltstone_device::sim::SimDevice;
+    use siltstone_device::{SeededRandom, sim::SimDevice};
 
     use super::*;
     use crate::config::CreateOptions;
 
+    const REVISION: Revision = Revision { sequence: 1, size_bytes: 1 << 30 };
+
     fn superblock() -> Superblock {
         Superblock {
-            sequence: 1,
             pool: 0x1234,
             uuid: [7; 16],
             nvram_nonce: [1, 2],
@@ -350,13 +366,13 @@ mod tests {
     #[test]
     fn a_superblock_survives_encoding() {
         let superblock = superblock();
-        let block = superblock.encode(SUPERBLOCK_B);
-        assert_eq!(Superblock::decode(&block, SUPERBLOCK_B).unwrap(), superblock);
+        let block = superblock.encode(REVISION, SUPERBLOCK_B);
+        assert_eq!(Superblock::decode(&block, SUPERBLOCK_B).unwrap(), (superblock, REVISION));
     }
 
     #[test]
     fn every_flipped_byte_is_noticed() {
-        let block = superblock().encode(SUPERBLOCK_A);
+        let block = superblock().encode(REVISION, SUPERBLOCK_A);
         for at in 0..block.len() {
             let mut damaged = block.to_vec();
             damaged[at] ^= 0x10;
@@ -367,12 +383,13 @@ mod tests {
     #[test]
     fn settings_that_no_pool_is_made_with_are_refused() {
         for index_memory_bytes in [0, (64 << 10) - 1, (1 << 40) + 1, u64::MAX] {
-            let block = Superblock { index_memory_bytes, ..superblock() }.encode(SUPERBLOCK_A);
+            let block =
+                Superblock { index_memory_bytes, ..superblock() }.encode(REVISION, SUPERBLOCK_A);
             let error = Superblock::decode(&block, SUPERBLOCK_A).unwrap_err();
             assert!(matches!(error, SuperblockError::Body("index memory", _)), "{error:?}");
         }
         for threshold in [0, 1025, u32::MAX] {
-            let block = Superblock { threshold, ..superblock() }.encode(SUPERBLOCK_A);
+            let block = Superblock { threshold, ..superblock() }.encode(REVISION, SUPERBLOCK_A);
             let error = Superblock::decode(&block, SUPERBLOCK_A).unwrap_err();
             assert!(matches!(error, SuperblockError::Body("threshold", _)), "{error:?}");
         }
@@ -380,7 +397,7 @@ mod tests {
 
     #[test]
     fn unknown_incompatible_features_ask_for_a_newer_program() {
-        let mut block = superblock().encode(SUPERBLOCK_A);
+        let mut block = superblock().encode(REVISION, SUPERBLOCK_A);
         block[HEADER_BYTES] = 0x80;
         header::seal(&mut block, &identity(0x1234, SUPERBLOCK_A), 1);
         let error =
@@ -390,7 +407,7 @@ mod tests {
 
     fn stored() -> Arc<SimDevice> {
         let device = SimDevice::new(1 << 20);
-        pollster::block_on(superblock().store(&*device)).unwrap();
+        pollster::block_on(superblock().store(REVISION, &*device)).unwrap();
         device
     }
 
@@ -403,17 +420,17 @@ mod tests {
     fn a_damaged_or_stale_copy_is_reported_and_restored() {
         let whole = stored();
         assert!(load(&whole).unwrap().spare.is_none());
-        let older = Superblock { sequence: 0, ..superblock() };
+        let older = Revision { sequence: 0, ..REVISION };
         let impossible = Superblock { threshold: 0, ..superblock() };
         for (at, other) in [(SUPERBLOCK_A, SUPERBLOCK_B), (SUPERBLOCK_B, SUPERBLOCK_A)] {
-            let mut flipped = superblock().encode(at).to_vec();
+            let mut flipped = superblock().encode(REVISION, at).to_vec();
             flipped[1000] ^= 1;
             let contents = [
                 vec![0; BLOCK_BYTES],
                 flipped,
-                superblock().encode(other).to_vec(),
-                older.encode(at).to_vec(),
-                impossible.encode(at).to_vec(),
+                superblock().encode(REVISION, other).to_vec(),
+                superblock().encode(older, at).to_vec(),
+                impossible.encode(REVISION, at).to_vec(),
             ];
             for (number, bytes) in contents.iter().enumerate() {
                 let device = whole.snapshot();
@@ -434,6 +451,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A pool that grows writes B, then A: a cut at any moment leaves the old size or the new one.
+    #[test]
+    fn a_cut_while_the_size_changes_leaves_one_of_the_two() {
+        let device = stored();
+        device.forget_history();
+        let grown = Revision { sequence: 2, size_bytes: 2 << 30 };
+        pollster::block_on(superblock().store(grown, &*device)).unwrap();
+        let events = device.history_len();
+        let mut seen = Vec::new();
+        for (event, seed) in (0..=events).flat_map(|event| (0..20).map(move |seed| (event, seed))) {
+            let cut = device.crash_at(event, &mut SeededRandom::new(seed));
+            let found = load(&cut).unwrap();
+            assert!([REVISION, grown].contains(&found.revision));
+            if event == events {
+                assert_eq!((found.revision, found.spare.is_some()), (grown, false));
+            }
+            pollster::block_on(found.restore(&*cut)).unwrap();
+            let again = load(&cut).unwrap();
+            assert_eq!((again.revision, again.spare.is_some()), (found.revision, false));
+            seen.push(found.revision.sequence);
+        }
+        assert!(seen.contains(&1) && seen.contains(&2));
     }
 
     #[test]
@@ -460,10 +501,10 @@ mod tests {
     #[test]
     fn a_copy_that_needs_a_newer_program_is_not_passed_over() {
         for at in [SUPERBLOCK_A, SUPERBLOCK_B] {
-            let mut newer = superblock().encode(at);
+            let mut newer = superblock().encode(REVISION, at);
             let version = Identity { version: VERSION + 1, ..identity(0x1234, at) };
             header::seal(&mut newer, &version, 2);
-            let mut featured = superblock().encode(at);
+            let mut featured = superblock().encode(REVISION, at);
             featured[HEADER_BYTES] = 0x80;
             header::seal(&mut featured, &identity(0x1234, at), 2);
             for bytes in [newer, featured] {

@@ -414,6 +414,9 @@ fn a_reader_that_knows_only_the_tables_finds_a_block() {
     let head = newest + header_bytes;
     let body = |field| reader.get(&image, head, "engine/src/record.rs DiskHead", field);
     assert_eq!((body("version"), body("unit")), (2, 1));
+    let segments =
+        (superblock("size_bytes") - superblock("data_start")) / superblock("segment_bytes");
+    assert_eq!(body("segment_count"), segments as u64);
     let epochs = head
         + reader.len("engine/src/record.rs DiskHead")
         + body("frontier_count") as usize * reader.len("record.rs DiskFrontier");

@@ -12,6 +12,9 @@ use crate::{
     tally::{Tally, add},
 };
 
+/// No pool grows beyond this.
+const MAX_POOL_BYTES: u64 = 96 << 20;
+
 /// A promise was broken.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -97,7 +100,9 @@ impl Client {
                     self.read(volume, index, first, len).await?;
                 }
                 _ if self.random.chance(1, 4) => {
-                    if self.random.chance(1, 3) {
+                    if self.random.chance(1, 4) {
+                        self.grow().await?;
+                    } else if self.random.chance(1, 3) {
                         let outcome = self.world.pool.collect_garbage_async().await;
                         self.allow(outcome, "a garbage collection")?;
                     } else {
@@ -140,6 +145,32 @@ impl Client {
         let pause = Duration::from_micros(self.random.below(most_us));
         let runtime = &self.world.runtime;
         runtime.sleep_until(runtime.now() + pause).await;
+    }
+
+    /// Makes the pool larger: by less than a segment, by some, or by so many that its segment table
+    /// takes more pages; now and then after somebody has made its device larger.
+    async fn grow(&mut self) -> Result<(), Violation> {
+        let world = &self.world;
+        let before_bytes = world.pool.size_bytes();
+        let most_blocks = 1 << (2 + self.random.below(12));
+        let more_bytes = (1 + self.random.below(most_blocks)) * BLOCK as u64;
+        // Bounds what a check of everything takes.
+        let size_bytes = (before_bytes + more_bytes).min(MAX_POOL_BYTES);
+        let is_given = self.random.chance(1, 2);
+        if !is_given {
+            world.device.set_size(size_bytes);
+        }
+        match world.pool.grow_async(is_given.then_some(size_bytes)).await {
+            Ok(growth) => {
+                let event = world.device.history_len();
+                world.model.lock().note_pool_size(event, growth.size_bytes);
+                add(&world.tally.grown, 1);
+                self.allow(Ok(()), "growing the pool").map(|_| ())
+            }
+            // Another client was faster.
+            Err(EngineError::CannotShrink { .. }) => Ok(()),
+            Err(error) => self.allow(Err(error), "growing the pool").map(|_| ()),
+        }
     }
 
     async fn change(

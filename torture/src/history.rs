@@ -451,6 +451,11 @@ async fn compare(
     random: &mut SeededRandom,
     tally: &Tally,
 ) -> Result<(), Violation> {
+    let (size_bytes, least) = (pool.size_bytes(), known.model.least_pool_size(known.event));
+    if size_bytes < least {
+        let reason = format!("the pool has {size_bytes} bytes; it had grown to {least}");
+        return Err(Violation(reason));
+    }
     let mut blocks = known.model.check(pool, known.event, None).await.map_err(Violation)?;
     if base.ballast_blocks > 0 {
         let damaged = check_ballast(pool, base, random).await?;

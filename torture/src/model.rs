@@ -69,6 +69,8 @@ pub struct Operation {
 pub struct Model {
     /// Its volumes, those that are gone among them.
     pub volumes: Vec<VolumeModel>,
+    /// Sizes of the pool, each with the event at which it was acknowledged.
+    pool_sizes: Vec<(usize, u64)>,
     tick: u64,
 }
 
@@ -76,6 +78,18 @@ impl Model {
     fn next_tick(&mut self) -> u64 {
         self.tick += 1;
         self.tick
+    }
+
+    /// The pool has this size, which it keeps or exceeds from this event on.
+    pub fn note_pool_size(&mut self, event: usize, size_bytes: u64) {
+        self.pool_sizes.push((event, size_bytes));
+    }
+
+    /// The least size of the pool after a cut at an event.
+    #[must_use]
+    pub fn least_pool_size(&self, event: usize) -> u64 {
+        let known = self.pool_sizes.iter().filter(|(since, _)| *since <= event);
+        known.map(|&(_, size_bytes)| size_bytes).max().unwrap_or(0)
     }
 
     /// The number of the volume of this name that exists.
@@ -290,6 +304,7 @@ impl Model {
     /// What a pool holds, as the certain beginning of another history.
     pub async fn of(pool: &Pool, opaque: &[&str]) -> Result<Self, String> {
         let mut model = Self::default();
+        model.note_pool_size(0, pool.size_bytes());
         for info in pool.volumes() {
             let volume = model.begin_create(&info.name, info.size_bytes / SECTOR as u64, 0);
             model.end_create(volume, 0);

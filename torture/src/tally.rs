@@ -49,6 +49,8 @@ tally! {
     flushes,
     /// Operations that failed, as they may on a bad disk or in a full pool.
     refused,
+    /// Pools that were made larger in use.
+    grown,
     /// Power cuts.
     cuts,
     /// Pools opened after a cut and found right.

@@ -91,6 +91,21 @@ pub(crate) enum PoolCommand {
     ///
     /// A pool does this by itself when room gets short. This does all of it at once.
     Gc(GcArguments),
+    /// Make a pool larger, while it is in use.
+    ///
+    /// A file is made longer, sparsely; a block device must be as large already. A pool may grow to
+    /// sixteen times the size that it was made with, and never shrinks.
+    Grow(GrowArguments),
+}
+
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GrowArguments {
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
+    /// The pool's new size [default: what its file or block device has now].
+    #[arg(long)]
+    pub(crate) size: Option<Size>,
 }
 
 #[derive(Debug, Args, Serialize, Deserialize)]

@@ -234,6 +234,17 @@ impl History {
         }
     }
 
+    /// Whether a flush was submitted at or after one event, and completed before another.
+    pub(super) fn was_flushed(&self, since: usize, before: usize) -> bool {
+        let covers = |entry: &Entry| {
+            matches!(entry.change, Change::Flush)
+                && !entry.failed
+                && entry.submitted_at >= since
+                && entry.completed_at.is_some_and(|event| event < before)
+        };
+        self.entries.iter().rev().take_while(|entry| entry.submitted_at >= since).any(covers)
+    }
+
     /// The latest checkpoint that is not after `event`.
     pub(super) fn checkpoint_before(&self, event: usize) -> &Checkpoint {
         let after = self.checkpoints.partition_point(|checkpoint| checkpoint.event <= event);

@@ -123,8 +123,17 @@ struct State {
     faults: Faults,
     counters: Counters,
     has_power: bool,
-    /// The device's sizes, each with the event from which on it had it.
-    sizes: Vec<(usize, u64)>,
+    /// The sizes that the device had, oldest first.
+    sizes: Vec<Size>,
+}
+
+/// A size of the device.
+struct Size {
+    size_bytes: u64,
+    /// The event that was next when it became so large.
+    since: usize,
+    /// Until a flush has made it durable, a power cut takes it back.
+    needs_flush: bool,
 }
 
 /// A request on its way: its number in the history unless it is a read, and whether a hook has
@@ -157,7 +166,7 @@ impl SimDevice {
         assert!(size_bytes.is_multiple_of(BLOCK_BYTES as u64), "a size is whole blocks");
         let history = History::new(image.clone());
         let (faults, counters) = (Faults::default(), Counters::default());
-        let sizes = vec![(0, size_bytes)];
+        let sizes = vec![Size { size_bytes, since: 0, needs_flush: false }];
         let state = State { image, history, faults, counters, has_power: true, sizes };
         let (state, size_bytes) = (Mutex::new(state), AtomicU64::new(size_bytes));
         Arc::new(Self {
@@ -215,17 +224,22 @@ impl SimDevice {
         *self.hook.lock() = None;
     }
 
-    /// Grows the device, behind everybody's back and durably.
+    /// Grows the device to this size if it is smaller, behind everybody's back and durably.
     ///
     /// # Panics
-    /// If the size is not a multiple of [`BLOCK_BYTES`], or less than before.
+    /// If the size is not a multiple of [`BLOCK_BYTES`].
     pub fn set_size(&self, size_bytes: u64) {
+        self.change_size(size_bytes, false);
+    }
+
+    fn change_size(&self, size_bytes: u64, needs_flush: bool) {
         assert!(size_bytes.is_multiple_of(BLOCK_BYTES as u64), "a size is whole blocks");
         let mut state = self.medium.state.lock();
-        let before = self.medium.size_bytes.swap(size_bytes, Ordering::AcqRel);
-        assert!(before <= size_bytes, "devices never shrink");
-        let event = state.history.len();
-        state.sizes.push((event, size_bytes));
+        let before = self.medium.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
+        if before < size_bytes {
+            let since = state.history.len();
+            state.sizes.push(Size { size_bytes, since, needs_flush });
+        }
     }
 
     /// Cuts the power: every operation under way and every later one fails as
@@ -285,7 +299,7 @@ impl SimDevice {
         let mut state = self.medium.state.lock();
         assert_eq!(state.history.in_flight(), 0, "operations are under way");
         state.history = History::new(state.image.clone());
-        state.sizes = vec![(0, self.size_bytes())];
+        state.sizes = vec![Size { size_bytes: self.size_bytes(), since: 0, needs_flush: false }];
     }
 
     /// One number for all events of the history: order, operation, offset, length, contents and
@@ -388,10 +402,14 @@ impl SimDevice {
 }
 
 impl State {
-    /// The device's size when an event was about to happen.
+    /// The size that is sure to be left if the power goes when an event is about to happen.
     fn size_at(&self, event: usize) -> u64 {
-        let before = self.sizes.iter().rev().find(|(from, _)| *from <= event);
-        before.expect("the first size is that of all events").1
+        let is_left = |size: &&Size| {
+            let since = size.since;
+            since <= event && (!size.needs_flush || self.history.was_flushed(since, event))
+        };
+        let left = self.sizes.iter().rev().find(is_left);
+        left.expect("the first size needs no flush").size_bytes
     }
 }
 
@@ -400,14 +418,12 @@ impl Device for SimDevice {
         self.medium.size_bytes.load(Ordering::Acquire)
     }
 
-    /// As a file does.
+    /// As a file does: the size is durable with the next flush.
     fn grow_to(&self, size_bytes: u64) -> Result<(), DeviceError> {
         if !self.medium.state.lock().has_power {
             return Err(DeviceError::Closed { operation: Operation::Write });
         }
-        if size_bytes > self.size_bytes() {
-            self.set_size(size_bytes);
-        }
+        self.change_size(size_bytes, true);
         Ok(())
     }
 

@@ -127,7 +127,8 @@ fn a_failure_ends_the_wait_for_a_checkpoint() {
 #[test]
 fn the_sealer_gets_a_segment_from_the_checkpoint_that_it_asks_for() {
     explore("checkpointer: the sealer asks for a segment", Some(2), || {
-        let frontier = Arc::new(Frontier::new(64, 1 << 20));
+        let frontier =
+            Arc::new(Frontier::new(crate::segment_count::SegmentCount::new(64), 1 << 20));
         let shared = Shared::new();
         let checkpointer = {
             let (shared, frontier) = (Arc::clone(&shared), Arc::clone(&frontier));

@@ -15,7 +15,7 @@ struct Shared {
 
 impl Shared {
     fn new() -> Arc<Self> {
-        let (frontier, health) = (Frontier::new(64, 1 << 20), Health::default());
+        let (frontier, health) = (Frontier::new(SegmentCount::new(64), 1 << 20), Health::default());
         Arc::new(Self { frontier, health })
     }
 

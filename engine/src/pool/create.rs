@@ -22,10 +22,11 @@ use crate::{
     config::{CreateOptions, INDEX_MEMORY_BYTES, MAX_THRESHOLD},
     epochs::Epochs,
     error::{EngineError, MetadataError, Result},
-    layout::{Layout, MARKS},
+    layout::{Layout, MARKS, whole_blocks},
     record::CheckpointBody,
+    segment_count::SegmentCount,
     segment_table::SegmentTable,
-    superblock::{MAX_PATH_BYTES, Superblock},
+    superblock::{MAX_PATH_BYTES, Revision, Superblock},
 };
 
 impl Pool {
@@ -110,7 +111,6 @@ async fn create_on(
     // The memory that every opening will need.
     drop(Index::new(options.index_memory_bytes as usize)?);
     let superblock = Superblock {
-        sequence: 1,
         pool: entropy.next_u64() | 1,
         uuid,
         nvram_nonce: [entropy.next_u64(), entropy.next_u64()],
@@ -122,6 +122,7 @@ async fn create_on(
         nvram_mapped: options.nvram_mapped,
         unknown_read_compatible: 0,
     };
+    let revision = Revision { sequence: 1, size_bytes: whole_blocks(size_bytes) };
     let pool = superblock.pool;
     let log_device = nvram.unwrap_or_else(|| Arc::clone(&device));
     let identity = log_identity(&superblock);
@@ -130,7 +131,8 @@ async fn create_on(
     CheckpointStore::format(Arc::clone(&device), slots).await?;
     let (checkpoints, _) = CheckpointStore::open(Arc::clone(&device), slots, pool, 0).await?;
     MarkStore::format(&*device, MARKS).await?;
-    let table = SegmentTable::new(pool, layout);
+    let count = SegmentCount::new(layout.segment_count(revision.size_bytes));
+    let table = SegmentTable::new(pool, layout, count);
     let stored = table.store_changes(&*device, 1).await?;
     request::flush(&*device).await?;
     let body = CheckpointBody {
@@ -138,6 +140,7 @@ async fn create_on(
         unit: 0,
         next_generation: table.next_generation(),
         table_versions_sum: stored.versions_sum,
+        segment_count: stored.segment_count,
         frontier: Vec::new(),
         epochs: Epochs::new(),
         catalog: Catalog::new(),
@@ -146,7 +149,7 @@ async fn create_on(
     checkpoints.store(&body.encode()).await?;
     table.stored(stored);
     // Last: until this is durable there is no pool.
-    superblock.store(&*device).await
+    superblock.store(revision, &*device).await
 }
 
 /// Checks that a device holds nothing where pools and file systems keep what names them.

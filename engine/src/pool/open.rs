@@ -36,7 +36,8 @@ use crate::{
     record::CheckpointBody,
     recovery::{self},
     repair::Repair,
-    segment_table::SegmentTable,
+    segment_count::SegmentCount,
+    segment_table::{SegmentTable, TableRecord},
     snapshot_name::SnapshotName,
     space::Space,
     stats::Stats,
@@ -133,7 +134,8 @@ async fn open_on(
         return Err(EngineError::NewerVersion { what });
     }
     let (pool, layout) = (superblock.pool, superblock.layout);
-    let (expected_bytes, actual_bytes) = (layout.size_bytes, device.size_bytes());
+    let revision = found_superblock.revision;
+    let (expected_bytes, actual_bytes) = (revision.size_bytes, device.size_bytes());
     if actual_bytes < expected_bytes {
         return Err(EngineError::Truncated { expected_bytes, actual_bytes });
     }
@@ -146,13 +148,19 @@ async fn open_on(
         let damaged = checkpoints.damaged_copies().first().cloned();
         MetadataError::NoCheckpoint { damaged }
     })?;
-    let body = CheckpointBody::decode(&body, layout.segment_count())?;
+    let segment_count = SegmentCount::new(layout.segment_count(revision.size_bytes));
+    let body = CheckpointBody::decode(&body, segment_count.get())?;
     // A life that a crash ended may have used the generations that follow the record's: a segment
     // each at most, for none comes free without a record. Nothing of them may pass for new.
-    let generation = body.next_generation + u64::from(layout.segment_count());
-    let versions = body.table_versions_sum;
+    let generation = body.next_generation + u64::from(segment_count.get());
+    let record = TableRecord {
+        number,
+        segment_count: body.segment_count,
+        versions_sum: body.table_versions_sum,
+    };
+    let count = segment_count.clone();
     let (table, table_repairs) =
-        SegmentTable::load(&*device, pool, layout, number, generation, versions).await?;
+        SegmentTable::load(&*device, pool, layout, record, generation, count).await?;
     let mut repairs: Vec<Repair> = found_superblock.spare.iter().cloned().collect();
     repairs.extend(checkpoints.damaged_copies().iter().cloned().map(Repair::Checkpoint));
     repairs.extend(marks.damaged_pages().iter().cloned().map(Repair::Mark));
@@ -170,7 +178,7 @@ async fn open_on(
         return Err(recovered.missing(recovered.sequence, replay.trimmed_up_to()));
     }
 
-    let frontier = Frontier::new(layout.segment_count(), layout.segment_bytes);
+    let frontier = Frontier::new(segment_count.clone(), layout.segment_bytes);
     let tail = recovered.tail;
     let begun = std::mem::take(&mut recovered.begun);
     frontier.recover(begun, tail.map_or(0, |tail| tail.len_bytes));
@@ -195,7 +203,7 @@ async fn open_on(
         index: Index::new(superblock.index_memory_bytes as usize)?,
         summaries: SummaryCache::new(Arc::clone(&device), buffers.clone(), pool, layout),
         in_flight: InFlight::new(),
-        space: Space::new(layout.segment_count(), layout.segment_bytes),
+        space: Space::new(segment_count, layout.segment_bytes),
         table,
         frontier,
         map,
@@ -217,6 +225,7 @@ async fn open_on(
         runtime,
         device,
         superblock,
+        revision: Mutex::new(revision),
         tuning,
         buffers,
     };
@@ -224,6 +233,10 @@ async fn open_on(
     pipeline::apply_units(&core, std::mem::take(&mut recovered.units));
     let reached = replay_log(&core, &mut replay, &recovered).await?;
     core.repairs.extend(recovered.check_mark(&mark, &core.log, &replay, reached)?);
+    let unused_bytes = core.unused_bytes();
+    if unused_bytes >= layout.segment_bytes {
+        tracing::info!(unused_bytes, "the device is larger than the pool, which could grow");
+    }
     for repair in &core.repairs {
         tracing::warn!(%repair, "damage that redundancy makes good");
     }

@@ -25,7 +25,9 @@ struct Pool {
 impl Pool {
     fn new() -> Arc<Self> {
         let options = CreateOptions { segment_bytes: Some(4 << 20), ..CreateOptions::default() };
-        let table = SegmentTable::new(1, Layout::new(96 << 20, &options).unwrap());
+        let layout = Layout::new(96 << 20, &options).unwrap();
+        let count = SegmentCount::new(layout.segment_count(96 << 20));
+        let table = SegmentTable::new(1, layout, count);
         let (id, generation) = table.take(SegmentState::Frontier).unwrap();
         table.note_unit(id, 1, UNIT_BYTES);
         table.settle(id);

@@ -63,6 +63,10 @@ pub(super) struct Newest {
     pub(super) slot: u8,
 }
 
+/// Of a page that no checkpoint has written: the first goes to slot 0. It counts nothing in the sum
+/// of versions.
+pub(super) const NEVER_WRITTEN: Newest = Newest { version: 0, slot: 1 };
+
 /// A slot as it was read, or why it could not be.
 type ReadSlot<'a> = std::result::Result<&'a [u8], &'a DeviceError>;
 

@@ -8,10 +8,10 @@ use siltstone_device::{
 };
 
 use super::{
-    SegmentState, SegmentTable,
+    SegmentState, SegmentTable, UNUSED,
     pages::{
-        COPIES, ENTRIES_PER_PAGE, FoundPage, Newest, SLOTS_PER_PAGE, decode_page, encode_page,
-        inconsistent, slot_offset,
+        COPIES, ENTRIES_PER_PAGE, FoundPage, NEVER_WRITTEN, Newest, SLOTS_PER_PAGE, decode_page,
+        encode_page, inconsistent, slot_offset,
     },
     sum_of, version_term,
 };
@@ -19,22 +19,36 @@ use crate::{
     error::{MetadataError, Result},
     layout::Layout,
     repair::Repair,
+    segment_count::SegmentCount,
 };
 
+/// What a checkpoint record says of the table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TableRecord {
+    /// The checkpoint's number.
+    pub(crate) number: u64,
+    /// How many segments the pool had: only these have pages in the table.
+    pub(crate) segment_count: u32,
+    /// Over the versions of those pages.
+    pub(crate) versions_sum: u64,
+}
+
 impl SegmentTable {
-    /// Reads the table as of checkpoint `number`, whose record carries `versions_sum`. Returns also
+    /// Reads the table as of a checkpoint. A pool that has grown since has more segments: they were
+    /// never used, and what stands in their pages does not count. Returns also
     /// the copies that the other copy made up for; the next checkpoint writes their pages anew.
     pub(crate) async fn load(
         device: &dyn Device,
         pool: u64,
         layout: Layout,
-        number: u64,
+        record: TableRecord,
         next_generation: u64,
-        versions_sum: u64,
+        count_now: SegmentCount,
     ) -> Result<(Self, Vec<Repair>)> {
+        let TableRecord { number, segment_count, versions_sum } = record;
         const PAGES_PER_READ: usize = 128;
         const SLOTS_BYTES: usize = SLOTS_PER_PAGE as usize * BLOCK_BYTES;
-        let count = layout.segment_count() as usize;
+        let count = segment_count as usize;
         let pages = count.div_ceil(ENTRIES_PER_PAGE);
         let mut segments = Vec::with_capacity(count);
         let mut newest = Vec::with_capacity(pages);
@@ -73,7 +87,15 @@ impl SegmentTable {
                 None => inconsistent("sum of versions", sum),
             });
         }
-        let mut table = Self::assemble(pool, layout, segments, newest, next_generation);
+        let now = count_now.get() as usize;
+        if now < count {
+            return Err(inconsistent("segment count", segment_count.into()));
+        }
+        segments.resize(now, UNUSED);
+        let pages_now = now.div_ceil(ENTRIES_PER_PAGE);
+        newest.resize(pages_now, NEVER_WRITTEN);
+        dirty_pages.extend(pages..pages_now);
+        let mut table = Self::assemble(pool, layout, count_now, segments, newest, next_generation);
         table.inner.get_mut().dirty_pages = dirty_pages;
         Ok((table, repairs))
     }
@@ -87,9 +109,10 @@ impl SegmentTable {
     ) -> Result<StoredPages> {
         let mut writes = Vec::new();
         let mut pages = Vec::new();
-        let versions_sum;
+        let (versions_sum, segment_count);
         {
             let mut inner = self.inner.lock();
+            segment_count = inner.segments.len() as u32;
             for page in std::mem::take(&mut inner.dirty_pages) {
                 let Newest { version, slot } = inner.newest[page];
                 let slot = 1 - slot;
@@ -112,7 +135,7 @@ impl SegmentTable {
             write.await?;
         }
         let freeing = std::mem::take(&mut self.inner.lock().freeing);
-        Ok(StoredPages { pages, freeing, versions_sum })
+        Ok(StoredPages { pages, freeing, versions_sum, segment_count })
     }
 
     /// The checkpoint record is durable: the written pages are the newest, and what it lets go of
@@ -130,7 +153,7 @@ impl SegmentTable {
             segment.state = SegmentState::Free;
             inner.free += 1;
             let at = id.0 as usize;
-            self.generations[at].store(inner.segments[at].generation, Ordering::Release);
+            self.generation_of(id).store(inner.segments[at].generation, Ordering::Release);
         }
     }
 }
@@ -141,6 +164,8 @@ pub(crate) struct StoredPages {
     pages: Vec<(usize, Newest)>,
     /// The sum over all pages' versions with these, for the record.
     pub(crate) versions_sum: u64,
+    /// How many segments they are pages of, for the record: the pool may grow meanwhile.
+    pub(crate) segment_count: u32,
     /// Nothing on disk refers to these any more once the record is stored.
     pub(crate) freeing: Vec<SegmentId>,
 }

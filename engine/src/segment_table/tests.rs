@@ -14,8 +14,12 @@ const POOL: u64 = 7;
 fn layout() -> Layout {
     let options = CreateOptions { segment_bytes: Some(256 << 10), ..CreateOptions::default() };
     let layout = Layout::new(64 << 20, &options).unwrap();
-    assert!(layout.segment_count() as usize > ENTRIES_PER_PAGE);
+    assert!(layout.segment_count(64 << 20) as usize > ENTRIES_PER_PAGE);
     layout
+}
+
+fn count() -> SegmentCount {
+    SegmentCount::new(layout().segment_count(64 << 20))
 }
 
 fn store(table: &SegmentTable, device: &SimDevice, number: u64) -> StoredPages {
@@ -29,7 +33,9 @@ fn load_with_repairs(
     sum: u64,
 ) -> Result<(SegmentTable, Vec<Repair>)> {
     let generation = like.next_generation();
-    pollster::block_on(SegmentTable::load(device, POOL, layout(), number, generation, sum))
+    let record = TableRecord { number, segment_count: like.len(), versions_sum: sum };
+    let now = SegmentCount::new(like.len());
+    pollster::block_on(SegmentTable::load(device, POOL, layout(), record, generation, now))
 }
 
 /// Loads a table of which every copy that counts is whole.
@@ -48,7 +54,7 @@ fn segments(table: &SegmentTable) -> Vec<Segment> {
 #[test]
 fn pages_of_a_checkpoint_that_never_was_do_not_count_later() {
     let device = SimDevice::new(64 << 20);
-    let table = SegmentTable::new(POOL, layout());
+    let table = SegmentTable::new(POOL, layout(), count());
     let first = store(&table, &device, 1);
     let sum = first.versions_sum;
     table.stored(first);
@@ -73,7 +79,7 @@ fn pages_of_a_checkpoint_that_never_was_do_not_count_later() {
 type Written = Vec<[(u64, Vec<u8>); COPIES as usize]>;
 
 fn after_four_checkpoints(device: &SimDevice) -> (SegmentTable, u64, Written) {
-    let table = SegmentTable::new(POOL, layout());
+    let table = SegmentTable::new(POOL, layout(), count());
     let mut written = Vec::new();
     let mut sum = 0;
     for number in 1..=4 {
@@ -166,7 +172,7 @@ fn a_page_of_a_newer_version_is_not_passed_over() {
 /// A link that was under way when its segment was condemned keeps the segment.
 #[test]
 fn a_segment_is_freed_only_after_the_batches_that_could_still_link_to_it() {
-    let table = SegmentTable::new(POOL, layout());
+    let table = SegmentTable::new(POOL, layout(), count());
     let (id, generation) = table.take(SegmentState::Frontier).unwrap();
     table.note_unit(id, 1, 4096);
     table.settle(id);
@@ -193,7 +199,7 @@ fn a_segment_is_freed_only_after_the_batches_that_could_still_link_to_it() {
 #[test]
 fn what_no_record_knows_is_not_linked_to() {
     let device = SimDevice::new(64 << 20);
-    let table = SegmentTable::new(POOL, layout());
+    let table = SegmentTable::new(POOL, layout(), count());
     let (id, generation) = table.take(SegmentState::Data).unwrap();
     table.note_unit(id, 1, 4096);
     assert!(!table.is_linkable(id, generation, 4096), "no record has the segment");
@@ -214,7 +220,7 @@ fn what_no_record_knows_is_not_linked_to() {
 /// takes no more, or its emptying would never end.
 #[test]
 fn a_segment_that_is_being_emptied_takes_no_links_whatever_arrives() {
-    let table = SegmentTable::new(POOL, layout());
+    let table = SegmentTable::new(POOL, layout(), count());
     let (id, generation) = table.take(SegmentState::Frontier).unwrap();
     table.note_unit(id, 1, 4096);
     table.settle(id);
@@ -231,4 +237,48 @@ fn a_segment_that_is_being_emptied_takes_no_links_whatever_arrives() {
         assert!(table.is_linkable(id, generation, 4096), "something refers to it");
         table.apply(&link(-1)).unwrap();
     }
+}
+
+/// A pool grows before a checkpoint has written the pages of its new segments.
+#[test]
+fn segments_beyond_those_of_the_record_were_never_used_whatever_their_pages_say() {
+    let device = SimDevice::new(64 << 20);
+    let table = SegmentTable::new(POOL, layout(), count());
+    let first = store(&table, &device, 1);
+    let (sum, old_count) = (first.versions_sum, first.segment_count);
+    table.stored(first);
+    let new_count = old_count + 2 * ENTRIES_PER_PAGE as u32;
+    table.grow_to(new_count);
+    assert_eq!((table.len(), table.free_segments()), (new_count, new_count.into()));
+    for _ in 0..new_count {
+        table.take(SegmentState::Frontier).unwrap();
+    }
+    let _never_valid = store(&table, &device, 2);
+
+    let now = SegmentCount::new(new_count);
+    let record = TableRecord { number: 1, segment_count: old_count, versions_sum: sum };
+    let load = |record: TableRecord, now: &SegmentCount| {
+        pollster::block_on(SegmentTable::load(&*device, POOL, layout(), record, 9, now.clone()))
+    };
+    let (again, repairs) = load(record, &now).unwrap();
+    assert_eq!((again.free_segments(), repairs.len()), (new_count.into(), 0));
+    // A superblock that is older than the record is not this pool's.
+    let too_new = TableRecord { segment_count: new_count + 1, ..record };
+    assert!(load(too_new, &now).is_err());
+
+    let taken = again.take(SegmentState::Frontier).unwrap();
+    let second = store(&again, &device, 2);
+    let record =
+        TableRecord { number: 2, segment_count: new_count, versions_sum: second.versions_sum };
+    again.stored(second);
+    let (third, repairs) = load(record, &now).unwrap();
+    assert_eq!((third.free_segments(), repairs.len()), (u64::from(new_count) - 1, 0));
+    assert_eq!(third.segment(taken.0).unwrap().generation, taken.1);
+    // Now that the record has them, a page that is gone is damaged and not new.
+    let last = new_count as usize / ENTRIES_PER_PAGE;
+    for copy in 0..COPIES {
+        let address = slot_offset(&layout(), last, 0, copy);
+        device.corrupt(address.0, &[0; BLOCK_BYTES]);
+    }
+    assert!(load(record, &now).is_err());
 }

@@ -77,6 +77,8 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
                 "salvage": true } }),
         ),
         (&["gc", "p"], json!({ "gc": { "pool": pool } })),
+        (&["grow", "p"], json!({ "grow": { "pool": pool, "size": null } })),
+        (&["grow", "p", "--size", "1M"], json!({ "grow": { "pool": pool, "size": 1_048_576 } })),
         (&["stat", "p"], json!({ "stat": { "pool": pool, "json": false } })),
         (
             &["scrub", "p", "--rate", "1K/s", "--all", "--control", "elsewhere"],
