@@ -134,7 +134,7 @@ pub(crate) fn run(
         volumes[volume].write_at(offset, data).map_err(io::Error::other)
     })?;
     pool.checkpoint()?;
-    let stat = pool.stat()?;
+    let stat = pool.stat();
     let linked = stat.counters.linked_blocks;
     drop(volumes);
     pool.close()?;
@@ -162,13 +162,13 @@ pub(crate) fn run(
     }
     // What does not depend on how busy the machine is: how a stream is spread over the device.
     let frames = |counters: &CounterValues| counters.frame_reads + counters.read_ahead_frames;
-    let before = pool.stat()?.counters;
+    let before = pool.counters();
     let cpu_before = cpu_seconds();
     let streamed = &pieces[..pieces.len().min(STREAMED_PIECES)];
     let mut out = vec![0; PIECE_BYTES as usize];
     streamed.iter().try_for_each(|piece| volume.read_at(piece * PIECE_BYTES, &mut out))?;
     let cpu = cpu_seconds() - cpu_before;
-    let after = pool.stat()?.counters;
+    let after = pool.counters();
     let streamed = streamed.len() as f64;
     drop(volume);
     pool.close()?;
@@ -176,7 +176,7 @@ pub(crate) fn run(
         frames_a_mib: (frames(&after) - frames(&before)) as f64 / streamed,
         cpu_ms_a_mib: cpu * 1e3 / streamed,
         kept: linked as f64 / (counts.data_blocks - counts.distinct_blocks).max(1) as f64,
-        stored_bytes: stat.stored_bytes,
+        stored_bytes: stat.space.stored_bytes,
         sequential: median(sequential),
         random: median(random),
         index_bytes: stat.index_bytes,

@@ -51,18 +51,18 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
         let limit = limit::run(data, Work::Store, bed.cores);
         let pool = bed.fresh_pool()?;
         let size = VolumeOptions::new(data.len() as u64);
-        let before = pool.stat()?.stages;
+        let before = pool.quick_stat().stages;
         let first = write(bed, &pool, &pool.create_volume("first", &size)?, data)?;
         unique.add(first.rate(), limit.rate());
         unique_cpu.add_cpu(&first, &limit);
-        let between = pool.stat()?.stages;
+        let between = pool.quick_stat().stages;
         let limit = limit::run(data, Work::Recognise, bed.cores);
         let second = write(bed, &pool, &pool.create_volume("second", &size)?, data)?;
         duplicate.add(second.rate(), limit.rate());
         duplicate_cpu.add_cpu(&second, &limit);
         if round == bed.rounds {
             report.explain("unique data", &before, &between, first.seconds());
-            let after = pool.stat()?.stages;
+            let after = pool.quick_stat().stages;
             report.explain("the same again", &between, &after, second.seconds());
         }
         pool.close()?;
@@ -84,11 +84,11 @@ pub(crate) fn incompressible(bed: &Bed, report: &mut Report) -> Outcome {
         let limit = raw::run_bytes(&bed.raw, RAW_BYTES, Load::SEQUENTIAL_WRITE, amount)?;
         let pool = bed.fresh_pool()?;
         let volume = pool.create_volume("noise", &VolumeOptions::new(noise.len() as u64))?;
-        let before = pool.stat()?.stages;
+        let before = pool.quick_stat().stages;
         let written = write(bed, &pool, &volume, &noise)?;
         turns.add(written.rate(), limit.rate());
         if round == bed.rounds {
-            let after = pool.stat()?.stages;
+            let after = pool.quick_stat().stages;
             report.explain("incompressible data", &before, &after, written.seconds());
         }
         pool.close()?;

@@ -18,22 +18,23 @@ pub(crate) fn stored(bed: &Bed, report: &mut Report) -> Outcome {
     let pool = bed.fresh_pool()?;
     let image = &bed.image;
     // A new pool's metadata is its fixed regions alone.
-    let fixed_bytes = pool.stat()?.metadata_bytes;
+    let fixed_bytes = pool.quick_stat().space.metadata_bytes;
     let volume = pool.create_volume("image", &VolumeOptions::new(image.len() as u64))?;
     let written = ingest::write(bed, &pool, &volume, image)?;
     pool.checkpoint()?;
-    let stat = pool.stat()?;
-    let metadata_bytes = stat.metadata_bytes.saturating_sub(fixed_bytes);
+    let stat = pool.stat();
+    let content = stat.content.expect("the map was walked");
+    let metadata_bytes = stat.space.metadata_bytes.saturating_sub(fixed_bytes);
     let mut row = |name: &str, unit, value: f64, limit: f64| {
         let mut turns = Turns::new(name, unit, Target::NONE);
         turns.add(value, limit);
         report.add(turns);
     };
-    let stored = (stat.stored_bytes + metadata_bytes) as f64;
+    let stored = (stat.space.stored_bytes + metadata_bytes) as f64;
     row("stored, of the codec's", Unit::Bytes, stored, least);
     row("stored, of the data", Unit::Bytes, stored, image.len() as f64);
     row("metadata beside units, of stored", Unit::Bytes, metadata_bytes as f64, stored);
-    let found = stat.logical_bytes.saturating_sub(stat.unique_bytes) / BLOCK_BYTES as u64;
+    let found = content.logical_bytes.saturating_sub(content.unique_bytes) / BLOCK_BYTES as u64;
     let duplicates = bed.distinct.duplicate_blocks;
     row("duplicate blocks found", Unit::Blocks, found as f64, duplicates as f64);
     let mut whole = Turns::new("the image as it is", Unit::BytesPerSecond, Target::NONE);

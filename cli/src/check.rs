@@ -9,6 +9,7 @@ use crate::{
     output::{print, to_json},
     plural::count,
     progress,
+    size::human,
 };
 
 pub(crate) fn run(arguments: &CheckArguments) -> Result<(), CliError> {
@@ -34,6 +35,20 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<(), CliError> {
             count(report.segments, "segment"),
             count(report.entries, "map entry"),
             count(report.map_pages, "page")
+        );
+        let space = &report.space;
+        text += &format!(
+            "{} stored, {} garbage, {} metadata and {} reserved, pending, free or unusable are {}\n",
+            human(space.stored_bytes),
+            human(space.garbage_bytes),
+            human(space.metadata_bytes),
+            human(
+                space.reserved_bytes
+                    + space.pending_bytes
+                    + space.free_bytes
+                    + space.unusable_bytes
+            ),
+            human(space.total_bytes())
         );
         print(&text)?;
     }

@@ -129,6 +129,11 @@ const COMMANDS: &[(Option<&str>, &[&str])] = &[
     (None, &["export", "pool.silt", "copy", "exported", "--force"]),
     (None, &["volume", "delete", "pool.silt", "other"]),
     (None, &["volume", "delete", "pool.silt", "a disk"]),
+    (None, &["grow", "pool.silt"]),
+    (None, &["grow", "pool.silt", "--size", "255M"]),
+    (None, &["grow", "pool.silt", "--size", "1T"]),
+    (None, &["grow", "pool.silt", "--size", "300M"]),
+    (None, &["grow", "pool.silt", "--size", "300M"]),
     (None, &["volume", "list", "pool.silt"]),
 ];
 
@@ -171,8 +176,12 @@ fn commands_do_and_say_the_same_whether_the_pool_is_served_or_not() {
         assert!(found.0 == expected.0, "what is exported to a pipe");
         assert!(found.1.starts_with("exported volume 'copy' to standard output: 9 MiB in "));
         // What only other figures can be the same of.
-        for arguments in [&["stat", "pool.silt"][..], &["scrub", "pool.silt"], &["gc", "pool.silt"]]
-        {
+        for arguments in [
+            &["stat", "pool.silt"][..],
+            &["stat", "pool.silt", "--quick"],
+            &["scrub", "pool.silt"],
+            &["gc", "pool.silt"],
+        ] {
             let [expected, found] = [offline, live].map(|folder| {
                 let text = run_in(folder, None, arguments).succeeds();
                 let word = |line: &str| line.split_whitespace().next().map(str::to_owned);
@@ -180,7 +189,11 @@ fn commands_do_and_say_the_same_whether_the_pool_is_served_or_not() {
             });
             assert_eq!(found, expected, "{arguments:?}");
         }
-        for arguments in [&["stat", "pool.silt", "--json"][..], &["scrub", "pool.silt", "--json"]] {
+        for arguments in [
+            &["stat", "pool.silt", "--json"][..],
+            &["stat", "pool.silt", "--json", "--quick"],
+            &["scrub", "pool.silt", "--json"],
+        ] {
             let [expected, found] = [offline, live].map(|folder| {
                 let text = run_in(folder, None, arguments).succeeds();
                 let report: Value = serde_json::from_str(&text).unwrap();

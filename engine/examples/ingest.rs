@@ -36,15 +36,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             });
         }
     }
-    let stat = pool.stat()?;
+    let stat = pool.stat();
+    let content = stat.content.expect("the map was walked");
     println!(
         "logical {} unique {} stored {} map {} dedup {:.3} compression {:.3} sample bits {} summary loads {}",
-        stat.logical_bytes,
-        stat.unique_bytes,
-        stat.stored_bytes,
+        content.logical_bytes,
+        content.unique_bytes,
+        stat.space.stored_bytes,
         stat.map_bytes,
-        stat.dedup_ratio,
-        stat.compression_ratio,
+        content.dedup_ratio,
+        content.compression_ratio,
         stat.index_sample_bits,
         stat.summary_loads
     );

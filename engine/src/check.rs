@@ -1,5 +1,6 @@
 //! Checking a whole pool offline: every checksum, every fingerprint against its data, every map
-//! entry against the frame that it names, and the segment table against both.
+//! entry against the frame that it names, the segment table against both, and whether what all
+//! space is used for adds up.
 //!
 //! Segments are read front to back, a window of them at a time (`verify`); for each window the map
 //! is walked once (`lost`), so that memory stays bounded whatever the pool's size. A frame that no
@@ -11,6 +12,7 @@ use serde::Serialize;
 use siltstone_device::{Place, SegmentId};
 
 use crate::{
+    accounting::SpaceParts,
     core::Core,
     error::Result,
     findings::{Findings, LIST_LIMIT, Problem},
@@ -66,6 +68,8 @@ pub struct CheckReport {
     pub entries: u64,
     /// Map pages checked.
     pub map_pages: u64,
+    /// Where every byte of the pool is.
+    pub space: SpaceParts,
     /// Everything wrong, and what is lost by it.
     #[serde(flatten)]
     pub findings: Findings,
@@ -164,8 +168,22 @@ async fn check(
         lost::walk(core, walk, &mut judge, &mut report.findings, &mut pace).await;
         report.entries += entries;
     }
+    check_space(core, &mut report).await;
     report.findings.sort();
     report
+}
+
+/// Looks where every byte of the pool is, by what the segment table was found to be right in, and by
+/// the blocks that volumes refer to.
+async fn check_space(core: &Core, report: &mut CheckReport) {
+    let volumes: Vec<_> = core.volumes.read().values().cloned().collect();
+    let live_blocks = core.holdings(&volumes).await.distinct;
+    let (space, size_bytes) = core.space_parts(Some(live_blocks));
+    report.space = space;
+    let sum_bytes = space.total_bytes();
+    if sum_bytes != size_bytes {
+        report.findings.report(Problem::Space { sum_bytes, size_bytes });
+    }
 }
 
 /// Verifies the map's pages, and the segment table against what they refer to; returns whether any

@@ -26,6 +26,8 @@ use siltstone_device::{
     BLOCK_BYTES, LayerId, Runtime, SegmentId, Sequence, request, runtime::either, sync::Mutex,
 };
 
+use siltstone_nvram::CheckpointStore;
+
 use crate::{
     collector::{Collector, Step, step_pages},
     core::Core,
@@ -268,7 +270,10 @@ pub(crate) async fn checkpoint(
         catalog,
         manifest: core.map.manifest(),
     };
-    let stored_number = core.checkpoints.store(&record.encode()).await?;
+    let body = record.encode();
+    let record_bytes = CheckpointStore::bytes_written(body.len());
+    add(&core.stats.counters.record_bytes, record_bytes + stored.bytes_written());
+    let stored_number = core.checkpoints.store(&body).await?;
     assert_eq!(stored_number, number, "records are stored one at a time");
     drop(record);
     discard(core, &stored.freeing).await;
@@ -280,6 +285,7 @@ pub(crate) async fn checkpoint(
         core.commit.advance(published.sequence);
     }
     add(&core.stats.counters.checkpoints, 1);
+    core.watch_fullness();
     core.write_mark_if_behind().await?;
     drop(timer);
     Ok(())

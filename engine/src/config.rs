@@ -95,6 +95,10 @@ pub struct Tuning {
     /// How long after something became durable that is noted on the device; damage of it that
     /// comes together with a power cut within that time is taken for a torn write.
     pub mark_delay: Duration,
+    /// At so many hundredths of its room a pool warns that it is filling up; garbage does not count.
+    pub warn_percent: u8,
+    /// And at so many that it is almost full.
+    pub critical_percent: u8,
     /// Fill the index from summaries in the background after opening.
     pub warm_index: bool,
 }
@@ -112,6 +116,8 @@ impl Default for Tuning {
             checkpoint_interval: Duration::from_secs(10),
             log_commit_bytes: 256 << 10,
             mark_delay: Duration::from_millis(50),
+            warn_percent: 80,
+            critical_percent: 95,
             warm_index: true,
         }
     }

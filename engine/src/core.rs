@@ -24,6 +24,7 @@ use crate::{
     error::{EngineError, Result},
     frame_cache::FrameCache,
     frontier::Frontier,
+    fullness::FullnessWatch,
     health::{Health, Milestone},
     marks::Marks,
     record::CheckpointBody,
@@ -92,8 +93,7 @@ pub(crate) struct Core {
     pub(crate) frame_cache: Arc<FrameCache>,
     /// Every fingerprint on the device has been told to the index.
     pub(crate) index_is_warm: Milestone,
-    /// The last write was refused for lack of space.
-    pub(crate) was_full: AtomicBool,
+    pub(crate) fullness: FullnessWatch,
     /// Tells background work that is not part of the pipeline to stop.
     pub(crate) stopping: AtomicBool,
 }

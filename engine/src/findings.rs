@@ -59,6 +59,16 @@ pub enum Problem {
         /// What was found.
         found: u64,
     },
+    /// The table says impossible things about how much of segments is used.
+    #[error(
+        "what the pool's space is used for sums to {sum_bytes} bytes, and its size is {size_bytes}"
+    )]
+    Space {
+        /// The sum.
+        sum_bytes: u64,
+        /// The size.
+        size_bytes: u64,
+    },
 }
 
 impl Problem {
@@ -71,6 +81,7 @@ impl Problem {
             Self::Frame(_) => "frame",
             Self::Fingerprint { .. } => "fingerprint",
             Self::Table { .. } => "table",
+            Self::Space { .. } => "space",
         }
     }
 
@@ -78,7 +89,7 @@ impl Problem {
     fn location(&self) -> (Option<SegmentId>, Option<u64>) {
         let at = |place: Place| (Some(place.segment()), Some(place.frame_offset_bytes().into()));
         match self {
-            Self::Map(_) => (None, None),
+            Self::Map(_) | Self::Space { .. } => (None, None),
             Self::Unit { segment, offset_bytes, .. } | Self::Read { segment, offset_bytes, .. } => {
                 (Some(*segment), Some(*offset_bytes))
             }

@@ -4,7 +4,7 @@
 //! the sealer runs out, and only segments whose reservation a stored record has made durable are
 //! handed out: recovery looks nowhere else.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use event_listener::{Event, EventListener};
 use siltstone_device::{SegmentId, Sequence, sync::Mutex};
@@ -129,6 +129,12 @@ impl Frontier {
     pub(crate) fn free_bytes(&self) -> u64 {
         let inner = self.inner.lock();
         inner.ready.len() as u64 * self.segment_bytes + inner.open_bytes
+    }
+
+    /// Segments in which nothing more will be placed and that are not settled.
+    pub(crate) fn full_segments(&self) -> BTreeSet<SegmentId> {
+        let inner = self.inner.lock();
+        inner.begun.iter().filter(|segment| segment.full).map(|segment| segment.id).collect()
     }
 
     /// Whether less than half is left of what the last checkpoint could give: where there is

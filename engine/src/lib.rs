@@ -15,8 +15,10 @@
 //! - `checkpointer` (with `segment_table`, `segment_count`, `frontier`, `space`, `record`, `catalog`): makes the state
 //!   a place to recover from, and frees what nothing refers to.
 //! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
-//! - `recovery` (with `repair`, `marks` and `warm`), `stat`: coming back, counting.
+//! - `recovery` (with `repair`, `marks` and `warm`): coming back.
 //! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which.
+//! - `stat`, `accounting`, `fullness`: what the pool holds, where every byte of it is, and telling when
+//!   it fills up.
 //! - `check` and `scrub` (with `verify`, `lost`, `findings`, `pace`): looking at everything, offline
 //!   and in use.
 //!
@@ -25,6 +27,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod accounting;
 mod admission;
 mod budget;
 mod catalog;
@@ -42,6 +45,7 @@ pub mod findings;
 mod frame;
 mod frame_cache;
 mod frontier;
+pub mod fullness;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -77,14 +81,16 @@ mod volume_core;
 mod warm;
 mod write_unit;
 
+pub use accounting::SpaceParts;
 pub use check::{CheckOptions, CheckProgress, CheckReport};
 pub use config::{CreateOptions, OpenOptions, Tuning, VolumeOptions};
 pub use error::{EngineError, Result};
 pub use estimate::{EstimateError, EstimateOptions, EstimateProgress, EstimateReport, estimate};
 pub use findings::{Findings, LostCause, LostRange, Problem};
+pub use fullness::Fullness;
 pub use pool::{Growth, Pool, SnapshotInfo, VolumeInfo};
 pub use repair::Repair;
 pub use scrub::{ScrubOptions, ScrubProgress, ScrubReport};
 pub use snapshot_name::SnapshotName;
-pub use stat::{PoolStat, ScrubStat, VolumeStat};
+pub use stat::{ContentStat, PoolStat, ScrubStat, VolumeContent, VolumeStat, WrittenStat};
 pub use volume::{StatusRun, Volume, WriteBuffer};

@@ -10,10 +10,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use event_listener::Event;
-use siltstone_device::runtime::either;
+use siltstone_device::{BLOCK_BYTES, runtime::either};
 use siltstone_nvram::{Mark, MarkStore};
 
-use crate::{core::Core, error::Result, health::Milestone};
+use crate::{core::Core, error::Result, health::Milestone, stats::add};
 
 /// The mark, and what it is made from.
 pub(crate) struct Marks {
@@ -90,6 +90,7 @@ impl Core {
         let now = self.durable_now();
         if !self.marks.covers(&now) {
             self.marks.store.write(now).await?;
+            add(&self.stats.counters.record_bytes, BLOCK_BYTES as u64);
         }
         Ok(())
     }

@@ -41,6 +41,7 @@ use crate::{error::Result, layout::Layout, segment_count::SegmentCount};
 mod generations;
 mod pages;
 mod store;
+mod usage;
 
 use generations::Generations;
 pub(crate) use pages::{COPIES, ENTRIES_PER_PAGE, SLOTS_PER_PAGE};

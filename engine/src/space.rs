@@ -197,6 +197,19 @@ impl Space {
         self.reserve_segments() / 2 * self.segment_bytes
     }
 
+    /// Bytes promised to changes that are not placed yet.
+    pub(crate) fn promised_bytes(&self) -> u64 {
+        *self.promised_bytes.lock()
+    }
+
+    /// Free segments that the collector leaves: for patches, and for what is promised to changes
+    /// beyond what the frontier has room for.
+    pub(crate) fn segments_not_for_moves(&self, room: Room<'_>) -> u64 {
+        let promised = self.promised_bytes.lock();
+        let beyond_bytes = promised.saturating_sub(room.frontier.free_bytes());
+        self.patch_segments() + beyond_bytes.div_ceil(self.segment_bytes)
+    }
+
     /// Bytes kept back from writes.
     pub(crate) fn reserve_bytes(&self) -> u64 {
         self.reserve_segments() * self.segment_bytes
@@ -245,15 +258,38 @@ impl Drop for Promise<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::{config::CreateOptions, layout::Layout, segment_table::SegmentState};
+
+    /// The collector would else take the room of changes that are admitted and cannot be refused any
+    /// more.
+    #[test]
+    fn what_is_promised_beyond_the_frontier_is_not_for_moves() {
+        const POOL_BYTES: u64 = 64 << 20;
+        let options = CreateOptions { segment_bytes: Some(256 << 10), ..CreateOptions::default() };
+        let layout = Layout::new(POOL_BYTES, &options).unwrap();
+        let count = SegmentCount::new(layout.segment_count(POOL_BYTES));
+        let table = SegmentTable::new(1, layout, count.clone());
+        let frontier = Frontier::new(count.clone(), layout.segment_bytes);
+        let space = Space::new(count, layout.segment_bytes);
+        let room = Room { table: &table, frontier: &frontier };
+        let of_patches = space.segments_not_for_moves(room);
+        assert!(of_patches > 0);
+        let promise = space.promise(room, 3 * layout.segment_bytes + 1, Purpose::Write, 0).unwrap();
+        assert_eq!(space.segments_not_for_moves(room), of_patches + 4);
+        frontier.extend(vec![table.take(SegmentState::Frontier).unwrap()]);
+        assert_eq!(space.segments_not_for_moves(room), of_patches + 3);
+        drop(promise);
+        assert_eq!(space.segments_not_for_moves(room), of_patches);
+    }
 
     /// Whoever takes segments until its limit leaves some to all who come behind it.
     #[test]
     fn the_reserve_of_any_pool_has_a_share_for_everyone() {
         for segments in (16..4096).chain([1 << 20]) {
-            let space = Space::new(segments, 1 << 20);
+            let space = Space::new(SegmentCount::new(segments), 1 << 20);
             let last_resort = reserve_segments(segments) / 2;
             assert!(space.memtable_segments() >= 1);
             assert!(space.memtable_segments() < space.patch_segments(), "{segments} segments");
@@ -265,7 +301,7 @@ mod tests {
     #[test]
     fn a_full_memtable_fits_the_segments_that_are_kept_for_it() {
         for segments in [16, 500, 10_000] {
-            let space = Space::new(segments, 256 << 10);
+            let space = Space::new(SegmentCount::new(segments), 256 << 10);
             let leaves = (2 * space.memtable_entries()).div_ceil(PATCH_PAGE_ENTRIES);
             let pages = leaves + leaves.div_ceil(PATCH_PAGE_ENTRIES) + 1;
             let kept_bytes = space.memtable_segments() * (256 << 10);

@@ -1,40 +1,39 @@
 //! What a pool holds and what it costs: the figures behind `siltstone stat`.
 
+use std::sync::Arc;
+
 use serde::Serialize;
-use siltstone_device::{BLOCK_BYTES, BlockAddress};
+use siltstone_device::BLOCK_BYTES;
 
 use crate::{
-    error::Result,
+    accounting::{Holding, Holdings, SpaceParts},
+    core::Core,
+    fullness::Fullness,
     pool::Pool,
     stats::{CounterValues, LastScrub, StageTime},
+    volume_core::VolumeCore,
 };
-
-/// Memory that counting mapped blocks may take.
-const WALK_BUDGET_BYTES: usize = 4 << 20;
 
 /// A pool's figures at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct PoolStat {
-    /// The pool's size.
+    /// The pool's size: the sum of `space`.
     pub size_bytes: u64,
     /// What its device has behind the pool's end: [`Pool::grow`] makes use of it.
     pub unused_bytes: u64,
-    /// Bytes of volumes that are mapped to stored blocks.
-    pub logical_bytes: u64,
-    /// Bytes of distinct blocks stored, uncompressed; garbage not yet freed included.
-    pub unique_bytes: u64,
-    /// Bytes that write units take: frames, summaries and padding.
-    pub stored_bytes: u64,
-    /// Bytes that map pages, the log, checkpoints and the segment table take.
-    pub metadata_bytes: u64,
-    /// Bytes that can still be written, before any reduction.
-    pub free_bytes: u64,
-    /// Bytes kept back so that a full pool still works.
-    pub reserved_bytes: u64,
-    /// logical / unique.
-    pub dedup_ratio: f64,
-    /// unique / stored.
-    pub compression_ratio: f64,
+    /// Where every byte of the pool is.
+    #[serde(flatten)]
+    pub space: SpaceParts,
+    /// How full it is.
+    pub fullness: Fullness,
+    /// Hundredths of its room for data that are used; garbage does not count.
+    pub used_percent: u64,
+    /// What it holds; `None` in a [`quick_stat`](Pool::quick_stat), whose garbage is the least that
+    /// it may be.
+    #[serde(flatten)]
+    pub content: Option<ContentStat>,
+    /// What was written since the pool was opened, and what became of it on the device.
+    pub written: WrittenStat,
     /// RAM that the dedup index takes.
     pub index_bytes: u64,
     /// Fingerprints in the index.
@@ -77,6 +76,57 @@ pub struct PoolStat {
     pub stages: Vec<StageTime>,
 }
 
+/// What a pool holds. All figures but the logical ones are exact if `sampled_one_in` is 1, and else
+/// within about a hundredth of the pool's.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ContentStat {
+    /// The sum of the volumes' sizes.
+    pub provisioned_bytes: u64,
+    /// Bytes of volumes that are mapped to stored blocks.
+    pub logical_bytes: u64,
+    /// Bytes of distinct blocks that volumes refer to, uncompressed.
+    pub unique_bytes: u64,
+    /// Of those, what several volumes refer to.
+    pub shared_bytes: u64,
+    /// Bytes of which a damaged map does not say whether they are mapped.
+    pub unknown_bytes: u64,
+    /// logical / unique.
+    pub dedup_ratio: f64,
+    /// unique / stored.
+    pub compression_ratio: f64,
+    /// logical / stored: both together.
+    pub reduction_ratio: f64,
+    /// provisioned / logical: what is not mapped, be it never written, trimmed, or zeros.
+    pub thin_ratio: f64,
+    /// provisioned / stored: all of it together.
+    pub total_ratio: f64,
+    /// One block in so many was looked at, for want of memory.
+    pub sampled_one_in: u64,
+}
+
+/// Bytes written since the pool was opened.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct WrittenStat {
+    /// By clients.
+    pub received_bytes: u64,
+    /// Of those, zeros, which are not stored.
+    pub zero_bytes: u64,
+    /// To the device, in write units of clients' data.
+    pub unit_bytes: u64,
+    /// In write units that garbage collection has moved blocks to.
+    pub collector_bytes: u64,
+    /// In pages of the map.
+    pub map_bytes: u64,
+    /// In records of the NVRAM log.
+    pub log_bytes: u64,
+    /// In checkpoint records, pages of the segment table and durability marks.
+    pub record_bytes: u64,
+    /// All of these.
+    pub device_bytes: u64,
+    /// device / received; `None` before anything was received.
+    pub amplification: Option<f64>,
+}
+
 /// What a scrub came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct ScrubStat {
@@ -103,8 +153,25 @@ pub struct VolumeStat {
     pub size_bytes: u64,
     /// Its compression level.
     pub level: i8,
-    /// Bytes of it that are mapped to stored blocks.
+    /// What it holds; `None` in a [`quick_stat`](Pool::quick_stat).
+    #[serde(flatten)]
+    pub content: Option<VolumeContent>,
+}
+
+/// What a volume holds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct VolumeContent {
+    /// Bytes of it that are mapped to stored blocks: `exclusive_bytes` and `shared_bytes`.
     pub logical_bytes: u64,
+    /// Of those, bytes whose blocks no other volume refers to.
+    pub exclusive_bytes: u64,
+    /// And bytes whose blocks others refer to as well.
+    pub shared_bytes: u64,
+    /// Bytes of distinct blocks that no other volume refers to: what becomes garbage if the volume is
+    /// deleted, uncompressed.
+    pub unique_bytes: u64,
+    /// Bytes of which a damaged map does not say whether they are mapped.
+    pub unknown_bytes: u64,
 }
 
 impl Pool {
@@ -121,83 +188,131 @@ impl Pool {
         core.space.free_bytes(core.room())
     }
 
-    /// Counts what the pool holds. Walks the map: the time grows with the number of its entries.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn stat(&self) -> Result<PoolStat> {
-        let core = self.core();
-        let volumes: Vec<_> = {
-            let volumes = core.volumes.read();
-            volumes.values().filter(|volume| !volume.is_snapshot()).cloned().collect()
-        };
-        let mut volume_stats = Vec::with_capacity(volumes.len());
-        for volume in volumes {
-            let blocks = pollster::block_on(async {
-                let end = BlockAddress(volume.len_blocks());
-                let start = BlockAddress(0);
-                let mut cursor = core.map.cursor(&volume.chain, start, end, WALK_BUDGET_BYTES);
-                let mut blocks = 0;
-                while let Some(run) = cursor.next().await? {
-                    blocks += u64::from(run.len_blocks);
-                }
-                Result::Ok(blocks)
-            })?;
-            volume_stats.push(VolumeStat {
-                name: volume.name.clone(),
-                size_bytes: volume.size_bytes(),
-                level: volume.level,
-                logical_bytes: blocks * BLOCK_BYTES as u64,
-            });
-        }
-        let totals = core.table.totals();
-        let index = core.index.stats();
-        let map = core.map.stats();
-        let (layout, size_bytes) = (&core.superblock.layout, core.revision.lock().size_bytes);
-        let last_scrub = *core.stats.last_scrub.lock();
-        let logical_bytes = volume_stats.iter().map(|volume| volume.logical_bytes).sum();
-        let unique_bytes = totals.stored_blocks * BLOCK_BYTES as u64;
-        let scrub_stat = |last: LastScrub| ScrubStat {
-            finished_seconds_ago: last.finished.elapsed().as_secs(),
-            elapsed_ms: last.elapsed_ms,
-            bytes: last.bytes,
-            problems: last.problems,
-            lost_ranges: last.lost_ranges,
-            lost_bytes: last.lost_bytes,
-        };
-        Ok(PoolStat {
-            size_bytes,
-            unused_bytes: core.unused_bytes(),
-            logical_bytes,
-            unique_bytes,
-            stored_bytes: totals.data_bytes,
-            metadata_bytes: totals.metadata_bytes + layout.data_start.0,
-            free_bytes: core.space.free_bytes(core.room()),
-            reserved_bytes: core.space.reserve_bytes(),
-            dedup_ratio: ratio(logical_bytes, unique_bytes),
-            compression_ratio: ratio(unique_bytes, totals.data_bytes),
-            index_bytes: index.bytes as u64,
-            index_entries: index.entries,
-            index_capacity_entries: index.capacity_entries,
-            index_sample_bits: index.sample_bits.into(),
-            map_entries: map.entries,
-            map_bytes: map.pages * BLOCK_BYTES as u64,
-            nvram_used_bytes: core.log.used_bytes(),
-            staging_bytes: core.staging.used_bytes() as u64,
-            staging_limit_bytes: core.staging.limit_bytes() as u64,
-            pending_changes: core.admission.pending() as u64,
-            frame_cache_bytes: core.frame_cache.bytes() as u64,
-            summary_loads: core.summaries.loads(),
-            durable_sequence: core.commit.durable().0,
-            marked_sequence: core.marks.newest().sequence.0,
-            repairs: core.repairs.iter().map(ToString::to_string).collect(),
-            failure: core.health.failure().map(|failure| failure.to_string()),
-            last_scrub: last_scrub.map(scrub_stat),
-            volumes: volume_stats,
-            counters: core.stats.counters(),
-            stages: core.stats.stages(),
-        })
+    /// Counts what the pool holds. Walks the map, past damage: the time grows with the number of its
+    /// entries, memory does not.
+    #[must_use]
+    pub fn stat(&self) -> PoolStat {
+        pollster::block_on(self.stat_async())
     }
+
+    /// As [`stat`](Self::stat).
+    pub async fn stat_async(&self) -> PoolStat {
+        let volumes: Vec<_> = self.core().volumes.read().values().cloned().collect();
+        let holdings = self.core().holdings(&volumes).await;
+        stat(self.core(), &volumes, Some(&holdings))
+    }
+
+    /// As [`stat`](Self::stat), but without what only a walk over the map tells: at once, whatever the
+    /// pool's size.
+    #[must_use]
+    pub fn quick_stat(&self) -> PoolStat {
+        let volumes: Vec<_> = self.core().volumes.read().values().cloned().collect();
+        stat(self.core(), &volumes, None)
+    }
+}
+
+fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -> PoolStat {
+    let (space, size_bytes) = core.space_parts(holdings.map(|holdings| holdings.distinct));
+    let volume_stat = |(at, volume): (usize, &Arc<VolumeCore>)| VolumeStat {
+        name: volume.name.clone(),
+        size_bytes: volume.size_bytes(),
+        level: volume.level,
+        content: holdings.map(|holdings| volume_content(&holdings.readers[at])),
+    };
+    let index = core.index.stats();
+    let map = core.map.stats();
+    let last_scrub = *core.stats.last_scrub.lock();
+    let scrub_stat = |last: LastScrub| ScrubStat {
+        finished_seconds_ago: last.finished.elapsed().as_secs(),
+        elapsed_ms: last.elapsed_ms,
+        bytes: last.bytes,
+        problems: last.problems,
+        lost_ranges: last.lost_ranges,
+        lost_bytes: last.lost_bytes,
+    };
+    PoolStat {
+        size_bytes,
+        unused_bytes: core.unused_bytes(),
+        space,
+        fullness: core.fullness(),
+        used_percent: core.used_permille() / 10,
+        content: holdings.map(|holdings| content(holdings, volumes, &space)),
+        written: written(core),
+        index_bytes: index.bytes as u64,
+        index_entries: index.entries,
+        index_capacity_entries: index.capacity_entries,
+        index_sample_bits: index.sample_bits.into(),
+        map_entries: map.entries,
+        map_bytes: map.pages * BLOCK_BYTES as u64,
+        nvram_used_bytes: core.log.used_bytes(),
+        staging_bytes: core.staging.used_bytes() as u64,
+        staging_limit_bytes: core.staging.limit_bytes() as u64,
+        pending_changes: core.admission.pending() as u64,
+        frame_cache_bytes: core.frame_cache.bytes() as u64,
+        summary_loads: core.summaries.loads(),
+        durable_sequence: core.commit.durable().0,
+        marked_sequence: core.marks.newest().sequence.0,
+        repairs: core.repairs.iter().map(ToString::to_string).collect(),
+        failure: core.health.failure().map(|failure| failure.to_string()),
+        last_scrub: last_scrub.map(scrub_stat),
+        volumes: volumes.iter().enumerate().map(volume_stat).collect(),
+        counters: core.stats.counters(),
+        stages: core.stats.stages(),
+    }
+}
+
+fn content(holdings: &Holdings, volumes: &[Arc<VolumeCore>], space: &SpaceParts) -> ContentStat {
+    let provisioned_bytes = volumes.iter().map(|volume| volume.size_bytes()).sum();
+    let sum = |of: fn(&Holding) -> u64| holdings.readers.iter().map(of).sum();
+    let logical_bytes = in_bytes(sum(|holding| holding.mapped));
+    let unique_bytes = in_bytes(holdings.distinct);
+    ContentStat {
+        provisioned_bytes,
+        logical_bytes,
+        unique_bytes,
+        shared_bytes: in_bytes(holdings.shared),
+        unknown_bytes: in_bytes(sum(|holding| holding.unknown)),
+        dedup_ratio: ratio(logical_bytes, unique_bytes),
+        compression_ratio: ratio(unique_bytes, space.stored_bytes),
+        reduction_ratio: ratio(logical_bytes, space.stored_bytes),
+        thin_ratio: ratio(provisioned_bytes, logical_bytes),
+        total_ratio: ratio(provisioned_bytes, space.stored_bytes),
+        sampled_one_in: 1 << holdings.sample_bits,
+    }
+}
+
+fn volume_content(holding: &Holding) -> VolumeContent {
+    VolumeContent {
+        logical_bytes: in_bytes(holding.mapped),
+        exclusive_bytes: in_bytes(holding.exclusive),
+        shared_bytes: in_bytes(holding.mapped - holding.exclusive),
+        unique_bytes: in_bytes(holding.exclusive_distinct),
+        unknown_bytes: in_bytes(holding.unknown),
+    }
+}
+
+fn written(core: &Core) -> WrittenStat {
+    let counters = core.stats.counters();
+    let log_bytes = core.log.stats().bytes;
+    let collector_bytes = counters.collector_unit_bytes;
+    let CounterValues { unit_bytes, map_page_bytes: map_bytes, record_bytes, .. } = counters;
+    let device_bytes = unit_bytes + collector_bytes + map_bytes + log_bytes + record_bytes;
+    let received_bytes = counters.written_bytes;
+    WrittenStat {
+        received_bytes,
+        zero_bytes: in_bytes(counters.zero_blocks),
+        unit_bytes,
+        collector_bytes,
+        map_bytes,
+        log_bytes,
+        record_bytes,
+        device_bytes,
+        amplification: (received_bytes > 0).then(|| ratio(device_bytes, received_bytes)),
+    }
+}
+
+fn in_bytes(blocks: u64) -> u64 {
+    blocks.saturating_mul(BLOCK_BYTES as u64)
 }
 
 /// `whole / part`; 1 where there is nothing.

@@ -130,6 +130,8 @@ counters! {
     map_page_bytes,
     /// Patches of the map that are neither merged nor collected because a page of them is damaged.
     damaged_patches,
+    /// Bytes of checkpoint records, of pages of the segment table and of durability marks written.
+    record_bytes,
     /// Segments freed, of all kinds.
     freed_segments,
     /// Bytes read by scrubs.

@@ -43,7 +43,7 @@ fn fail(what: &str, operation: Operation, range_bytes: std::ops::Range<u64>, rou
         });
         work(&device, &pool, &model, &mut random, 60, true).unwrap();
         let disk = pool.volume("disk").unwrap();
-        let failed = pool.stat().unwrap().failure.is_some();
+        let failed = pool.stat().failure.is_some();
         if failed {
             struck += 1;
             let refused = |outcome: Result<(), EngineError>| {

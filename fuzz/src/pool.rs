@@ -31,6 +31,7 @@ pub fn options() -> OpenOptions {
         log_commit_bytes: 64 << 10,
         mark_delay: Duration::ZERO,
         warm_index: false,
+        ..Tuning::default()
     };
     OpenOptions { read_only: false, tuning }
 }

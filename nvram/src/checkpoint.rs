@@ -188,6 +188,12 @@ impl CheckpointStore {
         Ok(number)
     }
 
+    /// What storing a body of so many bytes writes to the device.
+    #[must_use]
+    pub fn bytes_written(body_bytes: usize) -> u64 {
+        2 * (HEADER_BYTES + body_bytes).next_multiple_of(BLOCK_BYTES) as u64
+    }
+
     /// Starts to write both copies.
     fn submit(&self, number: u64, body: &[u8]) {
         let len = HEADER_BYTES + body.len();

@@ -199,6 +199,7 @@ pub fn options(random: &mut SeededRandom) -> OpenOptions {
         log_commit_bytes: among(&[0, 16 << 10, 64 << 10, 256 << 10]),
         mark_delay: Duration::from_micros(among(&[0, 200, 2000, 50_000]) as u64),
         warm_index: among(&[0, 1]) == 1,
+        ..Tuning::default()
     };
     OpenOptions { read_only: false, tuning }
 }

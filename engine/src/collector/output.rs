@@ -142,7 +142,8 @@ impl Output {
     /// Bytes that can be stored before only what is kept back for patches is left.
     pub(super) fn room_bytes(&self, core: &Core) -> u64 {
         let segment_bytes = core.superblock.layout.segment_bytes;
-        let spare = core.table.free_segments().saturating_sub(core.space.patch_segments());
+        let kept = core.space.segments_not_for_moves(core.room());
+        let spare = core.table.free_segments().saturating_sub(kept);
         let left = |open: &OpenSegment| segment_bytes - open.used_bytes;
         let left: u64 = self.open.iter().flatten().map(left).sum();
         left + spare * segment_bytes
@@ -219,7 +220,7 @@ impl Output {
         if self.open[age as usize].as_ref().is_some_and(fits) {
             return Ok(());
         }
-        if core.table.free_segments() <= core.space.patch_segments() {
+        if core.table.free_segments() <= core.space.segments_not_for_moves(core.room()) {
             return Err(MapError::NoSpace);
         }
         let taken = core.table.take(SegmentState::Data).ok_or(MapError::NoSpace)?;

@@ -88,7 +88,11 @@ async fn create_on(
 ) -> Result<()> {
     let size_bytes = options.size_bytes.unwrap_or(u64::MAX).min(device.size_bytes());
     let mut layout = Layout::new(size_bytes, options)?;
-    layout.nvram_internal = nvram.is_none();
+    if nvram.is_some() {
+        // A device of its own, all of which is the log's, whether or not the options name it.
+        layout.nvram_internal = false;
+        layout.nvram_offset = ByteOffset(0);
+    }
     validate(options)?;
     let mut uuid = [0; 16];
     entropy.fill(&mut uuid);

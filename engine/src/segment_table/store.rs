@@ -158,6 +158,13 @@ impl SegmentTable {
     }
 }
 
+impl StoredPages {
+    /// What was written to the device for them.
+    pub(crate) fn bytes_written(&self) -> u64 {
+        self.pages.len() as u64 * COPIES * BLOCK_BYTES as u64
+    }
+}
+
 /// Pages that are written but not yet valid, and segments that are free once they are.
 #[must_use]
 pub(crate) struct StoredPages {

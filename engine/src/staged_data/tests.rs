@@ -155,7 +155,7 @@ impl Bed {
     fn expect_fault(self, what: &str) {
         let flushed = self.pool.flush().expect_err(what);
         assert_names_the_block(&flushed, what);
-        let stat = self.pool.stat().unwrap();
+        let stat = self.pool.stat();
         assert!(stat.counters.staging_faults > 0, "{what}");
         assert!(stat.failure.is_some_and(|failure| failure.contains("memory fault")), "{what}");
         assert_names_the_block(&self.disk.write_at(0, &[1; 10]).expect_err(what), what);

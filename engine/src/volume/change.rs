@@ -1,7 +1,7 @@
 //! From byte ranges to admitted changes: whole blocks go as they are, parts of blocks are merged
 //! with the rest of theirs, and each change first gets space and staging memory.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use siltstone_device::{BLOCK_BYTES, BlockAddress};
 
@@ -206,7 +206,7 @@ impl Volume {
         if !space.has_queue()
             && let Ok(promise) = space.promise(self.core.room(), bytes, purpose, 0)
         {
-            self.core.note_fullness(None);
+            self.core.note_refusal(None);
             return Ok(promise);
         }
         let turn = space.queue().await;
@@ -218,7 +218,7 @@ impl Volume {
             turn.refuse();
         }
         if found.is_ok() || matches!(found, Err(EngineError::NoSpace { .. })) {
-            self.core.note_fullness(found.as_ref().err());
+            self.core.note_refusal(found.as_ref().err());
         }
         found
     }
@@ -260,16 +260,6 @@ impl Core {
             return Err(EngineError::ReadOnly);
         }
         self.health.check_open()
-    }
-
-    /// Logs when the pool becomes full, once until it has room again.
-    fn note_fullness(&self, refusal: Option<&EngineError>) {
-        let was_full = self.was_full.swap(refusal.is_some(), Ordering::Relaxed);
-        if let Some(error) = refusal
-            && !was_full
-        {
-            tracing::warn!(%error, "writes are refused");
-        }
     }
 
     async fn take_staging(&self, bytes: usize) -> Result<()> {

@@ -64,7 +64,7 @@ pub struct Sample {
 
 pub fn wait_for_mark(pool: &Pool, way: Way) {
     loop {
-        let stat = pool.stat().unwrap();
+        let stat = pool.stat();
         let is_published = stat.pending_changes == 0 || way == Way::Log;
         if is_published && stat.marked_sequence == stat.durable_sequence {
             return;

@@ -131,6 +131,7 @@ pub(super) fn options(read_only: bool) -> OpenOptions {
         log_commit_bytes: 24 << 10,
         mark_delay: Duration::from_millis(50),
         warm_index: false,
+        ..Tuning::default()
     };
     OpenOptions { read_only, tuning }
 }

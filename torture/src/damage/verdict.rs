@@ -101,8 +101,7 @@ fn look(device: &Arc<SimDevice>, expected: &Expected<'_>) -> Result<Seen, String
         let lost = compare(&pool, expected).await?;
         let mut is_named = !lost.is_empty();
         if !is_named {
-            let stat = pool.stat().map_err(|error| format!("stat fails: {error}"))?;
-            is_named = !stat.repairs.is_empty();
+            is_named = !pool.quick_stat().repairs.is_empty();
         }
         if lost.is_empty() && expected.in_segments {
             let checked = pool.check_async(&mut |_| {}).await;

@@ -79,7 +79,7 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
         (&["gc", "p"], json!({ "gc": { "pool": pool } })),
         (&["grow", "p"], json!({ "grow": { "pool": pool, "size": null } })),
         (&["grow", "p", "--size", "1M"], json!({ "grow": { "pool": pool, "size": 1_048_576 } })),
-        (&["stat", "p"], json!({ "stat": { "pool": pool, "json": false } })),
+        (&["stat", "p"], json!({ "stat": { "pool": pool, "json": false, "quick": false } })),
         (
             &["scrub", "p", "--rate", "1K/s", "--all", "--control", "elsewhere"],
             json!({ "scrub": { "pool": pool, "rate": 1024,

@@ -1,0 +1,72 @@
+//! What segments are used for, in bytes of the device.
+
+use std::collections::BTreeSet;
+
+use siltstone_device::{BLOCK_BYTES, SegmentId};
+
+use super::{Segment, SegmentState, SegmentTable};
+
+/// Each byte of each segment is in one of `room_bytes`, `unit_bytes`, `map_bytes` and `waste_bytes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// How many segments there are.
+    pub(crate) segments: u32,
+    /// Free segments, and what is left of those that the sealer has or will have.
+    pub(crate) room_bytes: u64,
+    /// Write units.
+    pub(crate) unit_bytes: u64,
+    /// Pages of patches.
+    pub(crate) map_bytes: u64,
+    /// What nothing is in, in segments that are in use or about to be freed.
+    pub(crate) waste_bytes: u64,
+    /// Blocks in write units.
+    pub(crate) stored_blocks: u64,
+    /// At most so much of `unit_bytes` is for blocks that live, by the references to each segment.
+    /// A block counts as often as it is referred to, so it may be much less.
+    pub(crate) live_unit_bytes: u64,
+}
+
+impl SegmentTable {
+    /// What all segments are used for at one moment. The sealer writes no more to those in `full`.
+    pub(crate) fn usage(&self, full: &BTreeSet<SegmentId>) -> Usage {
+        let segment_bytes = self.layout.segment_bytes;
+        let mut usage = Usage::default();
+        let inner = self.inner.lock();
+        usage.segments = inner.segments.len() as u32;
+        for (id, segment) in (0..).map(SegmentId).zip(&inner.segments) {
+            let used_bytes = u64::from(segment.used_bytes);
+            // More than there is would be damage of the table, which `check` shall see in the sum.
+            let rest_bytes = segment_bytes.saturating_sub(used_bytes);
+            match segment.state {
+                SegmentState::Free => usage.room_bytes += segment_bytes,
+                SegmentState::Freeing => usage.waste_bytes += segment_bytes,
+                SegmentState::Frontier | SegmentState::Data => {
+                    usage.unit_bytes += used_bytes;
+                    usage.stored_blocks += u64::from(segment.stored_blocks);
+                    usage.live_unit_bytes += live_bytes(segment);
+                    if segment.state == SegmentState::Frontier && !full.contains(&id) {
+                        usage.room_bytes += rest_bytes;
+                    } else {
+                        usage.waste_bytes += rest_bytes;
+                    }
+                }
+                SegmentState::Metadata => {
+                    usage.map_bytes += used_bytes;
+                    usage.waste_bytes += rest_bytes;
+                }
+            }
+        }
+        debug_assert!(usage.map_bytes.is_multiple_of(BLOCK_BYTES as u64));
+        usage
+    }
+}
+
+/// The share of a segment's units that its references allow to live.
+fn live_bytes(segment: &Segment) -> u64 {
+    let (stored, used_bytes) = (u64::from(segment.stored_blocks), u64::from(segment.used_bytes));
+    if segment.state == SegmentState::Frontier {
+        // What refers to it is not in patches yet.
+        return used_bytes;
+    }
+    used_bytes * segment.references.min(stored) / stored.max(1)
+}
