@@ -88,8 +88,8 @@ fn start_log(arguments: &Arguments) -> Result<(), CliError> {
         Command::Check(_) | Command::OnPool(PoolCommand::Stat(_) | PoolCommand::Scrub(_)) => {
             "error"
         }
-        // That a pool is full is what the command itself will say.
-        _ => "warn,siltstone_engine::volume=error",
+        // That a pool is full is what the command itself will say, or stat.
+        _ => "warn,siltstone_engine::fullness=off",
     };
     let given = arguments.log_level.clone().or_else(from_environment);
     let given = given.unwrap_or_else(|| default.into());

@@ -97,7 +97,7 @@ fn shared_blocks_stay_shared() {
     let after = pool.stat();
     assert!(after.counters.collector_moved_blocks >= 900, "{after:#?}");
     assert!(after.counters.collector_moved_blocks <= 1100, "moved more than lives: {after:#?}");
-    assert!(after.free_bytes > before.free_bytes + 3 * MIB, "{before:#?} {after:#?}");
+    assert!(after.space.free_bytes > before.space.free_bytes + 3 * MIB, "{before:#?} {after:#?}");
     for disk in &disks {
         assert_holds(disk, &versions);
     }
