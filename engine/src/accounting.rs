@@ -34,6 +34,8 @@ pub(crate) struct Reader {
     pub(crate) chain: Arc<[View]>,
     /// How many blocks there are to read.
     pub(crate) len_blocks: u64,
+    /// A volume, or else a snapshot.
+    pub(crate) is_volume: bool,
 }
 
 /// What a reader holds, in blocks.
@@ -58,6 +60,8 @@ pub(crate) struct Holdings {
     pub(crate) distinct: u64,
     /// Those that several readers refer to.
     pub(crate) shared: u64,
+    /// Those that only snapshots refer to.
+    pub(crate) in_snapshots: u64,
     /// All but what is mapped comes from one block in 2^this: 0 is exact.
     pub(crate) sample_bits: u32,
 }
@@ -83,7 +87,7 @@ pub(crate) async fn count(map: &Map, readers: &[Reader]) -> Holdings {
     let layers = holders.iter().map(|(&layer, of)| (layer, len_of(of).unwrap_or(0)));
     let mut walk = map.salvage_cursor(layers.collect(), WALK_BYTES, false);
     let mut counted = Counted {
-        blocks: Blocks::new(readers.len()),
+        blocks: Blocks::new(readers.iter().map(|reader| reader.is_volume).collect()),
         holdings: vec![Holding::default(); readers.len()],
         held_by: Vec::new(),
     };
@@ -157,6 +161,7 @@ impl Counted {
             readers,
             distinct: distinct.all,
             shared: distinct.shared,
+            in_snapshots: distinct.in_snapshots,
             sample_bits: self.blocks.sample_bits(),
         }
     }
@@ -180,11 +185,12 @@ async fn mapped(map: &Map, reader: &Reader) -> (u64, u64) {
 }
 
 impl Core {
-    /// What volumes hold, in their order.
+    /// What volumes and snapshots hold, in their order.
     pub(crate) async fn holdings(&self, volumes: &[Arc<VolumeCore>]) -> Holdings {
         let reader = |volume: &Arc<VolumeCore>| Reader {
             chain: Arc::clone(&volume.chain),
             len_blocks: volume.len_blocks(),
+            is_volume: !volume.is_snapshot(),
         };
         let readers: Vec<_> = volumes.iter().map(reader).collect();
         count(&self.map, &readers).await

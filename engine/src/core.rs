@@ -151,7 +151,9 @@ impl Core {
         self.health.check()?;
         record.catalog = self.catalog.lock().clone();
         record.epochs = self.epochs.read().after(record.sequence);
-        if let Err(error) = self.checkpoints.store(&record.encode()).await {
+        let body = record.encode();
+        add(&self.stats.counters.record_bytes, CheckpointStore::bytes_written(body.len()));
+        if let Err(error) = self.checkpoints.store(&body).await {
             self.fail(error.into());
             self.health.check()?;
         }

@@ -70,6 +70,8 @@ pub struct PoolStat {
     pub last_scrub: Option<ScrubStat>,
     /// By volume.
     pub volumes: Vec<VolumeStat>,
+    /// By snapshot, of which the names are as in `volume@snapshot`.
+    pub snapshots: Vec<VolumeStat>,
     /// Totals since the pool was opened.
     pub counters: CounterValues,
     /// Time spent in each stage of the pipeline since the pool was opened.
@@ -86,19 +88,21 @@ pub struct ContentStat {
     pub logical_bytes: u64,
     /// Bytes of distinct blocks that volumes refer to, uncompressed.
     pub unique_bytes: u64,
-    /// Of those, what several volumes refer to.
+    /// Bytes of distinct blocks, uncompressed, to which several volumes or snapshots refer.
     pub shared_bytes: u64,
+    /// Bytes of distinct blocks that only snapshots refer to, uncompressed.
+    pub snapshot_bytes: u64,
     /// Bytes of which a damaged map does not say whether they are mapped.
     pub unknown_bytes: u64,
     /// logical / unique.
     pub dedup_ratio: f64,
-    /// unique / stored.
+    /// (unique + snapshot) / stored.
     pub compression_ratio: f64,
-    /// logical / stored: both together.
+    /// Both together.
     pub reduction_ratio: f64,
     /// provisioned / logical: what is not mapped, be it never written, trimmed, or zeros.
     pub thin_ratio: f64,
-    /// provisioned / stored: all of it together.
+    /// All of it together.
     pub total_ratio: f64,
     /// One block in so many was looked at, for want of memory.
     pub sampled_one_in: u64,
@@ -144,7 +148,7 @@ pub struct ScrubStat {
     pub lost_bytes: u64,
 }
 
-/// A volume's figures.
+/// A volume's figures, or a snapshot's.
 #[derive(Clone, Debug, Serialize)]
 pub struct VolumeStat {
     /// Its name.
@@ -158,17 +162,17 @@ pub struct VolumeStat {
     pub content: Option<VolumeContent>,
 }
 
-/// What a volume holds.
+/// What a volume or a snapshot holds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct VolumeContent {
     /// Bytes of it that are mapped to stored blocks: `exclusive_bytes` and `shared_bytes`.
     pub logical_bytes: u64,
-    /// Of those, bytes whose blocks no other volume refers to.
+    /// Of those, bytes whose blocks no other volume or snapshot refers to.
     pub exclusive_bytes: u64,
     /// And bytes whose blocks others refer to as well.
     pub shared_bytes: u64,
-    /// Bytes of distinct blocks that no other volume refers to: what becomes garbage if the volume is
-    /// deleted, uncompressed.
+    /// Bytes of distinct blocks that no other volume or snapshot refers to: what becomes garbage if
+    /// this one is deleted, uncompressed.
     pub unique_bytes: u64,
     /// Bytes of which a damaged map does not say whether they are mapped.
     pub unknown_bytes: u64,
@@ -213,12 +217,16 @@ impl Pool {
 
 fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -> PoolStat {
     let (space, size_bytes) = core.space_parts(holdings.map(|holdings| holdings.distinct));
-    let volume_stat = |(at, volume): (usize, &Arc<VolumeCore>)| VolumeStat {
-        name: volume.name.clone(),
-        size_bytes: volume.size_bytes(),
-        level: volume.level,
-        content: holdings.map(|holdings| volume_content(&holdings.readers[at])),
-    };
+    let (mut of_volumes, mut of_snapshots) = (Vec::new(), Vec::new());
+    for (at, volume) in volumes.iter().enumerate() {
+        let list = if volume.is_snapshot() { &mut of_snapshots } else { &mut of_volumes };
+        list.push(VolumeStat {
+            name: volume.name.clone(),
+            size_bytes: volume.size_bytes(),
+            level: volume.level,
+            content: holdings.map(|holdings| volume_content(&holdings.readers[at])),
+        });
+    }
     let index = core.index.stats();
     let map = core.map.stats();
     let last_scrub = *core.stats.last_scrub.lock();
@@ -255,28 +263,35 @@ fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -
         repairs: core.repairs.iter().map(ToString::to_string).collect(),
         failure: core.health.failure().map(|failure| failure.to_string()),
         last_scrub: last_scrub.map(scrub_stat),
-        volumes: volumes.iter().enumerate().map(volume_stat).collect(),
+        volumes: of_volumes,
+        snapshots: of_snapshots,
         counters: core.stats.counters(),
         stages: core.stats.stages(),
     }
 }
 
 fn content(holdings: &Holdings, volumes: &[Arc<VolumeCore>], space: &SpaceParts) -> ContentStat {
-    let provisioned_bytes = volumes.iter().map(|volume| volume.size_bytes()).sum();
-    let sum = |of: fn(&Holding) -> u64| holdings.readers.iter().map(of).sum();
-    let logical_bytes = in_bytes(sum(|holding| holding.mapped));
-    let unique_bytes = in_bytes(holdings.distinct);
+    let live = volumes.iter().zip(&holdings.readers).filter(|(volume, _)| !volume.is_snapshot());
+    let provisioned_bytes = live.clone().map(|(volume, _)| volume.size_bytes()).sum();
+    let logical_bytes = in_bytes(live.map(|(_, holding)| holding.mapped).sum());
+    let snapshot_bytes = in_bytes(holdings.in_snapshots);
+    let unique_bytes = in_bytes(holdings.distinct) - snapshot_bytes;
+    let dedup_ratio = ratio(logical_bytes, unique_bytes);
+    let compression_ratio = ratio(unique_bytes + snapshot_bytes, space.stored_bytes);
+    let thin_ratio = ratio(provisioned_bytes, logical_bytes);
+    let reduction_ratio = dedup_ratio * compression_ratio;
     ContentStat {
         provisioned_bytes,
         logical_bytes,
         unique_bytes,
         shared_bytes: in_bytes(holdings.shared),
-        unknown_bytes: in_bytes(sum(|holding| holding.unknown)),
-        dedup_ratio: ratio(logical_bytes, unique_bytes),
-        compression_ratio: ratio(unique_bytes, space.stored_bytes),
-        reduction_ratio: ratio(logical_bytes, space.stored_bytes),
-        thin_ratio: ratio(provisioned_bytes, logical_bytes),
-        total_ratio: ratio(provisioned_bytes, space.stored_bytes),
+        snapshot_bytes,
+        unknown_bytes: in_bytes(holdings.readers.iter().map(|holding| holding.unknown).sum()),
+        dedup_ratio,
+        compression_ratio,
+        reduction_ratio,
+        thin_ratio,
+        total_ratio: thin_ratio * reduction_ratio,
         sampled_one_in: 1 << holdings.sample_bits,
     }
 }

@@ -7,7 +7,9 @@ mod support;
 use std::sync::Arc;
 
 use siltstone_device::{SeededRandom, sim::SimDevice};
-use siltstone_engine::{CreateOptions, OpenOptions, Pool, PoolStat, Volume, VolumeOptions};
+use siltstone_engine::{
+    CreateOptions, OpenOptions, Pool, PoolStat, SnapshotName, Volume, VolumeContent, VolumeOptions,
+};
 use support::pools::{
     BALLAST, DATA_START, KIB, MIB, POOL_BYTES, base, close, create, model_of, options,
     small_options, used_blocks, work,
@@ -22,12 +24,13 @@ fn assert_adds_up(stat: &PoolStat, when: &str) {
         let logical: u64 =
             stat.volumes.iter().map(|volume| volume.content.unwrap().logical_bytes).sum();
         assert_eq!(content.logical_bytes, logical, "{when}");
-        let unique: u64 =
-            stat.volumes.iter().map(|volume| volume.content.unwrap().unique_bytes).sum();
-        assert_eq!(content.unique_bytes, unique + content.shared_bytes, "{when}");
+        let readers = || stat.volumes.iter().chain(&stat.snapshots);
+        let unique: u64 = readers().map(|reader| reader.content.unwrap().unique_bytes).sum();
+        let all = content.unique_bytes + content.snapshot_bytes;
+        assert_eq!(all, unique + content.shared_bytes, "{when}");
         assert_eq!(content.sampled_one_in, 1, "{when}");
         assert!(content.unique_bytes <= content.logical_bytes, "{when}");
-        for volume in &stat.volumes {
+        for volume in readers() {
             let of = volume.content.unwrap();
             assert_eq!(of.logical_bytes, of.exclusive_bytes + of.shared_bytes, "{when}");
             assert!(of.unique_bytes <= of.exclusive_bytes, "{when}: {}", volume.name);
@@ -207,6 +210,41 @@ fn an_unreadable_map_is_counted_as_unknown_and_the_rest_is_told() {
     assert!(content.unknown_bytes > 0 && content.logical_bytes > 5_000 * BLOCK, "{content:?}");
     assert!(content.logical_bytes < whole.logical_bytes);
     assert_eq!(stat.volumes[0].content.unwrap().unknown_bytes, content.unknown_bytes);
+}
+
+#[test]
+fn a_snapshot_holds_what_was_changed_since_and_deleting_it_frees_that() {
+    let pool = Pool::open_on(create(), None, &OpenOptions::default()).unwrap();
+    let disk = volume(&pool, "disk");
+    disk.write_at(0, &noise(1, 4 * MIB)).unwrap();
+    let name = |name: &str| name.parse::<SnapshotName>().unwrap();
+    pool.create_snapshots(&[name("disk@one")]).unwrap();
+    disk.write_at(0, &noise(2, MIB)).unwrap();
+    pool.create_snapshots(&[name("disk@two")]).unwrap();
+    disk.write_at(MIB, &noise(3, MIB)).unwrap();
+    pool.checkpoint().unwrap();
+    let in_mib = |content: VolumeContent| {
+        [content.logical_bytes, content.shared_bytes, content.unique_bytes].map(|bytes| bytes / MIB)
+    };
+    let stat = pool.stat();
+    assert_adds_up(&stat, "with snapshots");
+    assert_eq!(in_mib(stat.volumes[0].content.unwrap()), [4, 3, 1]);
+    let found: Vec<_> = stat
+        .snapshots
+        .iter()
+        .map(|snapshot| (snapshot.name.as_str(), in_mib(snapshot.content.unwrap())))
+        .collect();
+    // The first MiB is one's alone; the second is both snapshots'.
+    assert_eq!(found, [("disk@one", [4, 3, 1]), ("disk@two", [4, 4, 0])]);
+    let content = stat.content.unwrap();
+    let figures = [content.logical_bytes, content.unique_bytes, content.snapshot_bytes];
+    assert_eq!(figures.map(|bytes| bytes / MIB), [4, 4, 2]);
+    pool.delete_snapshots(&[name("disk@one")]).unwrap();
+    let stat = pool.stat();
+    assert_adds_up(&stat, "without the first");
+    assert_eq!(stat.content.unwrap().snapshot_bytes, MIB);
+    assert_eq!(in_mib(stat.snapshots[0].content.unwrap()), [4, 3, 1]);
+    pool.close().unwrap();
 }
 
 /// A device that holds more than a pool and has a log of its own adds up, too.

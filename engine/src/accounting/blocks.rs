@@ -26,8 +26,8 @@ const LEVELS: usize = u64::BITS as usize + 1;
 enum Owner {
     /// All references so far are this reader's.
     One { reader: u32, references: u32 },
-    /// Several readers refer to it.
-    Several,
+    /// Several readers refer to it; whether a volume is among them.
+    Several { with_volume: bool },
 }
 
 /// See the module's page.
@@ -38,6 +38,8 @@ pub(super) struct Blocks {
     sample_bits: u32,
     /// For each reader its references, by the zero bits of the blocks' hashes.
     references: Vec<[u64; LEVELS]>,
+    /// Which readers are volumes.
+    are_volumes: Vec<bool>,
 }
 
 /// What was counted of all blocks.
@@ -47,6 +49,8 @@ pub(super) struct Distinct {
     pub(super) all: u64,
     /// Those of them that more than one reader refers to.
     pub(super) shared: u64,
+    /// Those that no volume refers to: only snapshots do.
+    pub(super) in_snapshots: u64,
 }
 
 /// What was counted of the blocks that only one reader refers to.
@@ -59,13 +63,14 @@ pub(super) struct Exclusive {
 }
 
 impl Blocks {
-    pub(super) fn new(readers: usize) -> Self {
-        Self::with_max(readers, MAX_BLOCKS)
+    /// For readers of which some are volumes, and the others snapshots.
+    pub(super) fn new(are_volumes: Vec<bool>) -> Self {
+        Self::with_max(are_volumes, MAX_BLOCKS)
     }
 
-    fn with_max(readers: usize, max_blocks: usize) -> Self {
-        let references = vec![[0; LEVELS]; readers];
-        Self { kept: HashMap::default(), max_blocks, sample_bits: 0, references }
+    fn with_max(are_volumes: Vec<bool>, max_blocks: usize) -> Self {
+        let references = vec![[0; LEVELS]; are_volumes.len()];
+        Self { kept: HashMap::default(), max_blocks, sample_bits: 0, references, are_volumes }
     }
 
     /// These readers refer to a block.
@@ -78,11 +83,13 @@ impl Blocks {
         if hash.trailing_zeros() < self.sample_bits {
             return;
         }
+        let is_volume = |reader: &u32| self.are_volumes[*reader as usize];
+        let with_volume = readers.iter().any(is_volume);
         match self.kept.entry(hash) {
             Entry::Vacant(vacant) => {
                 vacant.insert(match others.is_empty() {
                     true => Owner::One { reader: *first, references: 1 },
-                    false => Owner::Several,
+                    false => Owner::Several { with_volume },
                 });
                 self.thin_out();
             }
@@ -90,7 +97,13 @@ impl Blocks {
                 Owner::One { reader, references } if others.is_empty() && reader == first => {
                     *references = references.saturating_add(1);
                 }
-                owner => *owner = Owner::Several,
+                owner => {
+                    let before = match owner {
+                        Owner::One { reader, .. } => is_volume(reader),
+                        Owner::Several { with_volume } => *with_volume,
+                    };
+                    *owner = Owner::Several { with_volume: before || with_volume };
+                }
             },
         }
     }
@@ -117,10 +130,19 @@ impl Blocks {
     pub(super) fn distinct(&self) -> Distinct {
         let of_all = (0..self.references.len()).map(|reader| self.references(reader));
         let (all, sampled) = of_all.fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
-        let several = self.kept.values().filter(|owner| matches!(owner, Owner::Several)).count();
+        let (mut several, mut in_snapshots) = (0, 0);
+        for owner in self.kept.values() {
+            let has_volume = match owner {
+                Owner::One { reader, .. } => self.are_volumes[*reader as usize],
+                Owner::Several { with_volume } => *with_volume,
+            };
+            several += u64::from(matches!(owner, Owner::Several { .. }));
+            in_snapshots += u64::from(!has_volume);
+        }
         Distinct {
             all: in_proportion(all, self.kept.len() as u64, sampled),
-            shared: in_proportion(all, several as u64, sampled),
+            shared: in_proportion(all, several, sampled),
+            in_snapshots: in_proportion(all, in_snapshots, sampled),
         }
     }
 
@@ -189,7 +211,8 @@ mod tests {
         fn whose_blocks_are_is_exact_while_they_fit(
             references in proptest::collection::vec((0..60u32, proptest::collection::btree_set(0..4u32, 0..3)), 0..300),
         ) {
-            let mut blocks = Blocks::new(4);
+            // The last two are snapshots.
+            let mut blocks = Blocks::new(vec![true, true, false, false]);
             let mut model: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
             for (block, readers) in &references {
                 let readers: Vec<u32> = readers.iter().copied().collect();
@@ -199,7 +222,10 @@ mod tests {
             model.retain(|_, readers| !readers.is_empty());
             let owners = |readers: &[u32]| readers.iter().copied().collect::<BTreeSet<_>>();
             let shared = model.values().filter(|readers| owners(readers).len() > 1).count() as u64;
-            prop_assert_eq!(blocks.distinct(), Distinct { all: model.len() as u64, shared });
+            let in_snapshots =
+                model.values().filter(|readers| readers.iter().all(|&of| of >= 2)).count() as u64;
+            let expected = Distinct { all: model.len() as u64, shared, in_snapshots };
+            prop_assert_eq!(blocks.distinct(), expected);
             for (reader, found) in (0..).zip(blocks.exclusive()) {
                 let mine = model.values().filter(|of| owners(of) == BTreeSet::from([reader]));
                 let (distinct, references) = mine.fold((0, 0), |(d, r), of| (d + 1, r + of.len()));
@@ -213,7 +239,7 @@ mod tests {
     /// four times.
     #[test]
     fn what_does_not_fit_is_counted_within_a_tenth() {
-        let mut blocks = Blocks::with_max(3, 4096);
+        let mut blocks = Blocks::with_max(vec![false, true, true], 4096);
         let all = 200_000;
         for number in 0..all {
             match number % 4 {
@@ -231,6 +257,7 @@ mod tests {
         let distinct = blocks.distinct();
         near(distinct.all, all);
         near(distinct.shared, all / 4);
+        near(distinct.in_snapshots, all / 2);
         let [first, second, third] = blocks.exclusive()[..] else { unreachable!() };
         // Exact: all that the reader has is its own.
         assert_eq!(first.references, u64::from(all / 2));

@@ -49,12 +49,13 @@ fn expected(versions: &BTreeMap<(u32, u64), Vec<(u32, u8)>>, readers: &[Reader])
         }
     }
     of_blocks.remove(&0);
-    let mut shared = 0;
-    for readers in of_blocks.values() {
-        let owners: BTreeSet<usize> = readers.iter().copied().collect();
+    let (mut shared, mut in_snapshots) = (0, 0);
+    for holders in of_blocks.values() {
+        let owners: BTreeSet<usize> = holders.iter().copied().collect();
+        in_snapshots += u64::from(!owners.iter().any(|&owner| readers[owner].is_volume));
         match owners.into_iter().collect::<Vec<_>>()[..] {
             [only] => {
-                holdings[only].exclusive += readers.len() as u64;
+                holdings[only].exclusive += holders.len() as u64;
                 holdings[only].exclusive_distinct += 1;
             }
             _ => shared += 1,
@@ -63,7 +64,13 @@ fn expected(versions: &BTreeMap<(u32, u64), Vec<(u32, u8)>>, readers: &[Reader])
     for holding in &mut holdings {
         holding.exclusive = holding.exclusive.min(holding.mapped);
     }
-    Holdings { readers: holdings, distinct: of_blocks.len() as u64, shared, sample_bits: 0 }
+    Holdings {
+        readers: holdings,
+        distinct: of_blocks.len() as u64,
+        shared,
+        in_snapshots,
+        sample_bits: 0,
+    }
 }
 
 /// A chain of views, and how many blocks of it there are to read.
@@ -72,10 +79,11 @@ fn reader() -> impl Strategy<Value = Reader> {
     let chain = proptest::sample::subsequence((1..=LAYERS).collect::<Vec<_>>(), 1..=2);
     (chain, as_of, (0..EPOCHS).prop_map(Epoch), 0..=BLOCKS).prop_map(
         |(layers, first, parent, len_blocks)| {
+            let is_volume = first == Epoch::MAX;
             let views = layers.iter().rev().zip([first, parent]);
             let chain =
                 views.map(|(&layer, as_of)| View { layer: LayerId(layer), as_of }).collect();
-            Reader { chain, len_blocks }
+            Reader { chain, len_blocks, is_volume }
         },
     )
 }

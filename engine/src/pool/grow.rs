@@ -76,7 +76,7 @@ impl Pool {
         *core.revision.lock() = revision;
         core.table.grow_to(layout.segment_count(size_bytes));
         tracing::info!(before_bytes, size_bytes, "the pool has grown");
-        self.store_catalog().await?;
+        core.checkpointing.run(false, || core.health.check()).await?;
         Ok(Growth { before_bytes, size_bytes })
     }
 
