@@ -115,8 +115,9 @@ fn content(content: &ContentStat) -> Vec<Vec<String>> {
         row(
             "unique",
             human(content.unique_bytes),
-            format!("{} of it shared by volumes{sampled}", human(content.shared_bytes)),
+            format!("without repetitions; {} shared{sampled}", human(content.shared_bytes)),
         ),
+        row("snapshots", human(content.snapshot_bytes), "that nothing else holds"),
         row(
             "reduction",
             ratio(content.reduction_ratio),
@@ -186,7 +187,7 @@ fn volumes(stat: &PoolStat) -> Vec<Vec<String>> {
     if stat.content.is_some() {
         rows[0].extend(of_content);
     }
-    for volume in &stat.volumes {
+    for volume in stat.volumes.iter().chain(&stat.snapshots) {
         let mut row = vec![volume.name.clone(), human(volume.size_bytes), volume.level.to_string()];
         if let Some(content) = &volume.content {
             let VolumeContent {
