@@ -240,7 +240,7 @@ fn volumes_are_created_listed_resized_and_deleted() {
     assert_eq!(list, "NAME   SIZE   LEVEL\nother  1 TiB  1\n");
     let table = siltstone(["stat", &pool]).succeeds();
     assert!(table.starts_with("size ") && table.contains("128 MiB"), "{table}");
-    assert!(table.contains("\nother   1 TiB  0 B      1\n"), "{table}");
+    assert!(table.contains("\nother   1 TiB  1      0 B      0 B        0 B     0 B\n"), "{table}");
 }
 
 #[test]
