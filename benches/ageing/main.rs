@@ -131,7 +131,7 @@ fn age(arguments: &Arguments) -> Outcome<bool> {
     let (volume, mut lanes) = fill(&pool, &source, arguments.skew, goal_bytes)?;
     let threads = std::thread::available_parallelism()?.get();
     lanes = run_in(&pool, &volume, lanes, threads)?;
-    let mut report = Report::new(pool.stat()?, arguments.skew);
+    let mut report = Report::new(pool.stat(), arguments.skew);
     let mut wrong_in_snapshots = 0;
     let lane_bytes = (counted.size_bytes() as f64 * arguments.times / LANES as f64) as u64;
     for tenth in 1..=10 {
@@ -152,7 +152,7 @@ fn age(arguments: &Arguments) -> Outcome<bool> {
         report.add(meter.stop(&pool, &counted, &lanes));
     }
 
-    let stat = pool.stat()?;
+    let stat = pool.stat();
     let wrong_blocks = wrong_in_snapshots + verify(&volume, &lanes, threads)?;
     drop(volume);
     pool.close()?;
@@ -164,7 +164,7 @@ fn age(arguments: &Arguments) -> Outcome<bool> {
     let deleted_ms = deleting.elapsed().as_millis() as u64;
     let end = End {
         live_blocks: lanes.iter().map(Lane::live_blocks).sum(),
-        logical_bytes: stat.logical_bytes,
+        logical_bytes: stat.content.map_or(0, |content| content.logical_bytes),
         wrong_blocks,
         is_sound: check.is_sound(),
         empty_bytes,

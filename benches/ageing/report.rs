@@ -133,11 +133,11 @@ impl Report {
         println!(
             "filled: {} MiB of blocks in {} MiB of units and {} MiB of map; {} MiB are free, {} MiB \
              reserved; Zipf {skew}",
-            mib(filled.logical_bytes),
-            mib(filled.stored_bytes),
+            mib(filled.content.map_or(0, |content| content.logical_bytes)),
+            mib(filled.space.stored_bytes + filled.space.garbage_bytes),
             mib(filled.map_bytes),
-            mib(filled.free_bytes),
-            mib(filled.reserved_bytes),
+            mib(filled.space.free_bytes),
+            mib(filled.space.reserved_bytes),
         );
         println!(
             "tenth   MB/s  MB/CPUs  written/stored = units + collector +  map +  log + rest  rounds \

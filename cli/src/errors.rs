@@ -384,6 +384,7 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         E::Failed { cause } => engine_status(cause),
         E::Log(LogError::TooLarge { .. } | LogError::Refused { .. })
         | E::StagingDamaged { .. }
+        | E::Map(MapError::Altered { .. })
         | E::Index(_)
         | E::Panicked { .. }
         | E::Thread { .. }

@@ -382,12 +382,15 @@ mod models;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::CreateOptions, layout::Layout};
+    use crate::{config::CreateOptions, layout::Layout, segment_count::SegmentCount};
 
     #[test]
     fn what_rewrites_patches_leaves_segments_for_the_next_memtable() {
-        let layout = Layout::new(64 << 20, &CreateOptions::default());
-        let table = SegmentTable::new(1, layout.expect("a pool of 64 MiB can be made"));
+        const POOL_BYTES: u64 = 64 << 20;
+        let layout = Layout::new(POOL_BYTES, &CreateOptions::default());
+        let layout = layout.expect("a pool of 64 MiB can be made");
+        let count = SegmentCount::new(layout.segment_count(POOL_BYTES));
+        let table = SegmentTable::new(1, layout, count);
         let mut merges = MetadataSegments { table: &table, keep: 3 };
         while merges.allocate().is_some() {}
         assert_eq!(table.free_segments(), 3);
