@@ -237,6 +237,12 @@ impl Catalog {
         chain
     }
 
+    /// The newest epoch as of which something is read.
+    pub(crate) fn newest_label(&self) -> Option<Epoch> {
+        let snapshots = self.snapshots.values().map(|snapshot| snapshot.view.as_of);
+        snapshots.chain(self.layers.values().flatten().map(|parent| parent.as_of)).max()
+    }
+
     /// Whether the layer was one of a volume that is gone by now.
     pub(crate) fn is_former(&self, layer: LayerId) -> bool {
         layer.0 > 0
@@ -274,7 +280,7 @@ impl Catalog {
         self.layers.retain(|layer, _| readable.contains(layer));
     }
 
-    fn full(&self) -> EngineError {
+    pub(crate) fn full(&self) -> EngineError {
         EngineError::CatalogFull { volumes: self.volumes.len(), snapshots: self.snapshots.len() }
     }
 

@@ -8,8 +8,8 @@
 //! 3  settle frontier segments, find segments to free, reserve new frontier segments
 //! 4  write changed pages of the segment table
 //! 5  flush the device: units up to W, patch pages and table pages are durable
-//! 6  store the checkpoint record, durably, in the older of its two slots; volumes and snapshots
-//!    are those of this moment
+//! 6  store the checkpoint record, durably, in the older of its two slots, with the volumes and
+//!    snapshots of the record before: changes of these are stored by themselves
 //! 7  discard freed segments, then let them be used; give the sealer its new frontier;
 //!    trim the log to W
 //! 8  write a durability mark
@@ -29,11 +29,12 @@ use siltstone_device::{
 use siltstone_nvram::CheckpointStore;
 
 use crate::{
+    catalog::Catalog,
     collector::{Collector, Step, step_pages},
-    core::Core,
+    core::{Core, Published},
     error::Result,
     record::CheckpointBody,
-    segment_table::{SegmentState, SegmentTable},
+    segment_table::{SegmentState, SegmentTable, StoredPages},
     stats::{Stage, add},
 };
 
@@ -253,29 +254,16 @@ pub(crate) async fn checkpoint(
     core.table.reclaim(covered, count_started, &collector.open_segments());
 
     let mut record = core.record.lock().await;
-    let number = core.checkpoints.newest() + 1;
-    let stored = core.table.store_changes(&*core.device, number).await?;
-    core.flush_device().await?;
-    // The catalog first: it knows no snapshot whose epoch has not begun.
-    let catalog = core.catalog.lock().clone();
-    let epochs = core.epochs.read().after(published.sequence);
-    *record = CheckpointBody {
-        sequence: published.sequence,
-        unit: published.unit,
-        next_generation: core.table.next_generation(),
-        table_versions_sum: stored.versions_sum,
-        segment_count: stored.segment_count,
-        frontier: reservation.segments,
-        epochs,
-        catalog,
-        manifest: core.map.manifest(),
+    let stored = match store(core, &mut record, published, reservation.segments).await {
+        Ok(stored) => stored,
+        Err(error) => {
+            // Before anyone else can store a record over pages that are written in part.
+            core.fail(error.clone());
+            return Err(error);
+        }
     };
-    let body = record.encode();
-    let record_bytes = CheckpointStore::bytes_written(body.len());
-    add(&core.stats.counters.record_bytes, record_bytes + stored.bytes_written());
-    let stored_number = core.checkpoints.store(&body).await?;
-    assert_eq!(stored_number, number, "records are stored one at a time");
     drop(record);
+    core.epochs.write().forget(published.sequence);
     discard(core, &stored.freeing).await;
     add(&core.stats.counters.freed_segments, stored.freeing.len() as u64);
     core.table.stored(stored);
@@ -289,6 +277,36 @@ pub(crate) async fn checkpoint(
     core.write_mark_if_behind().await?;
     drop(timer);
     Ok(())
+}
+
+/// Stores the segment table and then the record, of the state that was `published`.
+async fn store(
+    core: &Core,
+    record: &mut CheckpointBody,
+    published: Published,
+    frontier: Vec<(SegmentId, u64)>,
+) -> Result<StoredPages> {
+    let number = core.checkpoints.newest() + 1;
+    let stored = core.table.store_changes(&*core.device, number).await?;
+    core.flush_device().await?;
+    let epochs = core.epochs.read().after(published.sequence);
+    *record = CheckpointBody {
+        sequence: published.sequence,
+        unit: published.unit,
+        next_generation: core.table.next_generation(),
+        table_versions_sum: stored.versions_sum,
+        segment_count: stored.segment_count,
+        frontier,
+        epochs,
+        catalog: std::mem::replace(&mut record.catalog, Catalog::new()),
+        manifest: core.map.manifest(),
+    };
+    let body = record.encode();
+    let record_bytes = CheckpointStore::bytes_written(body.len());
+    add(&core.stats.counters.record_bytes, record_bytes + stored.bytes_written());
+    let stored_number = core.checkpoints.store(&body).await?;
+    assert_eq!(stored_number, number, "records are stored one at a time");
+    Ok(stored)
 }
 
 /// One step of merging, or, when nothing is to be merged, of packing metadata segments.

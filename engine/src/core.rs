@@ -40,11 +40,9 @@ use crate::{
 /// An open pool's parts.
 ///
 /// # Lock order
-/// `catalog` -> `publishing` -> admission's queue -> an overlay, or `epochs`; `space` -> `frontier` ->
-/// the segment table.
-/// All others are leaves. None is held across a device wait; a change of volumes, which does wait,
-/// is alone by a lock of the pool's own that comes before all of these, and so is storing a
-/// checkpoint record, by `record`, which comes after that.
+/// `changing` -> `record` -> `catalog` -> `publishing` -> admission's queue -> an overlay, or `epochs`;
+/// `space` -> `frontier` -> the segment table.
+/// All others are leaves. None but the first two is held across a device wait.
 pub(crate) struct Core {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) device: Arc<dyn Device>,
@@ -60,6 +58,10 @@ pub(crate) struct Core {
     /// Held while the device is flushed.
     pub(crate) flushing: tokio::sync::Mutex<()>,
 
+    /// Held while volumes or snapshots are changed, or the pool grows, and until that is durable.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    /// What can be read: a snapshot is here before it is stored, so that merges keep what it holds;
+    /// whatever is deleted, until the catalog without it is stored.
     pub(crate) catalog: Mutex<Catalog>,
     /// By name; snapshots too, whose names have an '@'.
     pub(crate) volumes: RwLock<BTreeMap<String, Arc<VolumeCore>>>,
@@ -83,7 +85,8 @@ pub(crate) struct Core {
     pub(crate) publishing: Mutex<Published>,
 
     pub(crate) checkpoints: CheckpointStore,
-    /// The newest stored record. Held from deciding on the next one until that is stored.
+    /// The newest stored record, with the catalog that is stored. Held from deciding on the next
+    /// one until that is stored, or has failed the pool.
     pub(crate) record: tokio::sync::Mutex<CheckpointBody>,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) collection: Collection,
@@ -141,37 +144,17 @@ impl Core {
         }
     }
 
-    /// Makes a change of the catalog durable: stores the newest checkpoint record again, with the
-    /// catalog of now. Costs what the record takes, whatever has been written since.
-    ///
-    /// # Errors
-    /// If the pool has failed, or the device fails, which is final.
-    pub(crate) async fn store_catalog(&self) -> Result<()> {
-        let mut record = self.record.lock().await;
-        self.health.check()?;
-        record.catalog = self.catalog.lock().clone();
-        record.epochs = self.epochs.read().after(record.sequence);
-        let body = record.encode();
-        add(&self.stats.counters.record_bytes, CheckpointStore::bytes_written(body.len()));
-        if let Err(error) = self.checkpoints.store(&body).await {
-            self.fail(error.into());
-            self.health.check()?;
-        }
-        self.marks.note_durable();
-        Ok(())
-    }
-
-    /// Waits until the map has all that the snapshots below a volume hold: what was written to
-    /// others before it was made may still be in their overlays.
+    /// Waits until the map has all that a snapshot holds, or a clone's: what was written to another
+    /// volume before may still be in that one's overlay.
     ///
     /// # Errors
     /// If the pool fails meanwhile.
-    pub(crate) async fn settle(&self, volume: &VolumeCore) -> Result<()> {
-        if volume.is_settled() {
+    pub(crate) async fn await_inherited(&self, volume: &VolumeCore) -> Result<()> {
+        if volume.has_inherited() {
             return Ok(());
         }
-        self.drain_to(volume.settled_at()).await?;
-        volume.note_settled();
+        self.drain_to(volume.inherited_up_to()).await?;
+        volume.note_inherited();
         Ok(())
     }
 

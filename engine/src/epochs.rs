@@ -74,6 +74,11 @@ impl Epochs {
         Self { starts: self.starts[after.saturating_sub(1)..].to_vec() }
     }
 
+    /// Forgets what dates only what is in the map: every change up to `covered`.
+    pub(crate) fn forget(&mut self, covered: Sequence) {
+        *self = self.after(covered);
+    }
+
     /// After a crash, the next change has number `next`. An epoch that was to begin later, with
     /// changes that are lost, begins with it: numbers of epochs are not used twice.
     pub(crate) fn begin_by(&mut self, next: Sequence) {

@@ -22,6 +22,10 @@ use crate::{
 const WALK_BUDGET_BYTES: usize = 8 << 20;
 /// What an extent takes in a page of the map.
 const ENTRY_BYTES: u64 = 24;
+/// Blocks that are looked up at once.
+const PIECE_BLOCKS: u64 = 1 << 16;
+/// Lookups by which it is found out what a damaged page hides of a clone; what is left is hidden.
+const MAX_LOOKUPS: u32 = 4096;
 /// Extents between two looks at the pace.
 const PACE_EXTENTS: u64 = 4096;
 
@@ -79,7 +83,7 @@ pub(crate) async fn walk(
     let readers = readers(core.volumes.read().values());
     for reader in readers.values().flatten() {
         // A pool that has failed is looked at as it is.
-        let _ = core.settle(&reader.volume).await;
+        let _ = core.await_inherited(&reader.volume).await;
     }
     let layers = lengths(&readers);
     let mut cursor = core.map.salvage_cursor(layers, WALK_BUDGET_BYTES, walk.thorough);
@@ -193,7 +197,7 @@ async fn still_mapped(core: &Core, reader: &Reader, extent: &Extent) -> Vec<(u64
 
 /// The parts of a range for which nothing newer than the map is staged.
 fn without_staged(reader: &Reader, from: u64, to: u64) -> Vec<(u64, u64)> {
-    if reader.volume.check_exists().is_err() {
+    if reader.volume.check_exists().is_err() || from >= to {
         return Vec::new();
     }
     let mut staged = Vec::new();
@@ -211,13 +215,17 @@ async fn still_hidden(
     from: u64,
     to: u64,
 ) -> Vec<(u64, u64)> {
-    if reader.depth == 0 && reader.as_of == Epoch::MAX {
-        return without_newer(core, reader, layer, from, to);
+    let visible = || without_staged(reader, from, to.min(reader.volume.len_blocks()));
+    match (reader.depth, reader.as_of) {
+        (0, Epoch::MAX) => return without_newer(core, reader, layer, from, to),
+        // Nothing newer than the walk has seen can be of an epoch that is over.
+        (0, _) => return visible(),
+        _ => {}
     }
-    const PIECE_BLOCKS: u64 = 1 << 16;
-    let to = to.min(reader.volume.len_blocks());
+    // Read through a nearer layer, of which it is not known where that has something.
+    let mut lookups = MAX_LOOKUPS;
     let mut out: Vec<(u64, u64)> = Vec::new();
-    let mut rest = without_staged(reader, from, to);
+    let mut rest = visible();
     rest.reverse();
     let mut runs = Vec::new();
     while let Some((from, to)) = rest.pop() {
@@ -227,9 +235,12 @@ async fn still_hidden(
         }
         let len_blocks = (end - from) as u32;
         let chain = &reader.volume.chain;
-        if core.map.lookup(chain, BlockAddress(from), len_blocks, &mut runs).await.is_ok() {
-            // A newer layer, or a newer patch, has all of it.
-        } else if len_blocks > 1 {
+        lookups = lookups.saturating_sub(1);
+        let is_known = lookups > 0
+            && core.map.lookup(chain, BlockAddress(from), len_blocks, &mut runs).await.is_ok();
+        if is_known {
+            // A nearer layer has all of it.
+        } else if len_blocks > 1 && lookups > 0 {
             let middle = from + u64::from(len_blocks / 2);
             rest.extend([(middle, end), (from, middle)]);
         } else {
@@ -295,7 +306,7 @@ fn report(reader: &Reader, from: u64, to: u64, cause: LostCause, findings: &mut 
 pub(crate) async fn hidden(core: &Core, volume: &Arc<VolumeCore>) -> Vec<LostRange> {
     let readers = readers([volume].into_iter());
     // A pool that has failed is looked at as it is.
-    let _ = core.settle(volume).await;
+    let _ = core.await_inherited(volume).await;
     let mut findings = Findings::new(usize::MAX);
     let mut cursor = core.map.salvage_cursor(lengths(&readers), WALK_BUDGET_BYTES, false);
     while let Some(item) = cursor.next().await {

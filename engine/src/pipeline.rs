@@ -99,7 +99,7 @@ impl Pipeline {
 }
 
 /// Starts a task that fails the pool if it panics, so that nobody waits for it for ever.
-fn spawn(
+pub(crate) fn spawn(
     core: &Arc<Core>,
     name: &str,
     work: impl Future<Output = ()> + Send + 'static,

@@ -1,4 +1,5 @@
-//! A pool: its life, and where its parts are: `create`, `open`, `grow`, `volumes`, `snapshots`.
+//! A pool: its life, and where its parts are: `create`, `open`, `grow`; `volumes` and `snapshots`, with
+//! `changes`.
 
 use std::{path::Path, sync::Arc};
 
@@ -19,6 +20,7 @@ use crate::{
     warm,
 };
 
+mod changes;
 mod create;
 mod grow;
 mod open;
@@ -63,8 +65,6 @@ pub struct Pool {
     core: Arc<Core>,
     /// `None` when open for reading only, or closed.
     pipeline: Mutex<Option<Pipeline>>,
-    /// Held while the catalog is changed and the change made durable.
-    changing: tokio::sync::Mutex<()>,
 }
 
 impl Pool {
@@ -187,6 +187,8 @@ impl Pool {
     }
 
     async fn stop(&self) -> Result<()> {
+        // A change of volumes that is under way comes to its end.
+        let _changing = self.core.changing.lock().await;
         let pipeline = self.pipeline.lock().take();
         match pipeline {
             Some(pipeline) => pipeline.stop(&self.core).await,

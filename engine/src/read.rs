@@ -77,7 +77,7 @@ impl Core {
         out: &mut [u8],
         note_hole: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<()> {
-        self.settle(volume).await?;
+        self.await_inherited(volume).await?;
         let len_blocks = (out.len() / BLOCK_BYTES) as u64;
         let mut staged: Vec<OverlayRun> = Vec::new();
         volume.overlay.read(address, len_blocks, &mut staged);

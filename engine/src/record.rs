@@ -154,6 +154,11 @@ impl CheckpointBody {
         if !rest.is_empty() {
             return Err(wrong("length behind the manifest", rest.len() as u64));
         }
+        let catalog = Catalog::decode(catalog)?;
+        // What is written from now on belongs to the current epoch, which nobody's past includes.
+        if let Some(label) = catalog.newest_label().filter(|label| *label >= epochs.current()) {
+            return Err(wrong("epoch of a snapshot", label.0.into()));
+        }
         Ok(Self {
             sequence: Sequence(head.sequence.get()),
             unit: head.unit.get(),
@@ -162,7 +167,7 @@ impl CheckpointBody {
             segment_count,
             frontier,
             epochs,
-            catalog: Catalog::decode(catalog)?,
+            catalog,
             manifest: Manifest::decode(manifest)?,
         })
     }

@@ -46,7 +46,7 @@ mod usage;
 use generations::Generations;
 pub(crate) use pages::{COPIES, ENTRIES_PER_PAGE, SLOTS_PER_PAGE};
 use pages::{NEVER_WRITTEN, Newest, inconsistent};
-pub(crate) use store::TableRecord;
+pub(crate) use store::{StoredPages, TableRecord};
 
 /// What a segment is used for. The discriminants are on-disk values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,10 +26,10 @@ pub(crate) struct VolumeCore {
     size_bytes: AtomicU64,
     /// Whether handles are of use, as an [`End`].
     end: AtomicU8,
-    /// What is read through the layer's ancestors, or of a snapshot, is in the map once every
+    /// What a snapshot holds, or a volume reads of its layer's ancestors, is in the map once every
     /// change up to here is.
-    settled_at: AtomicU64,
-    is_settled: AtomicBool,
+    inherited_up_to: AtomicU64,
+    has_inherited: AtomicBool,
     pub(crate) overlay: Overlay,
     pub(crate) streams: Streams,
 }
@@ -44,13 +44,13 @@ pub(crate) enum End {
 }
 
 impl VolumeCore {
-    /// A volume; `chain` is its layer's. What that shows of others is in the map once every change
-    /// up to `settled_at` is.
+    /// A volume; `chain` is its layer's. What that shows of its ancestors is in the map once every
+    /// change up to `inherited_up_to` is.
     pub(crate) fn new(
         name: &str,
         record: &VolumeRecord,
         chain: Vec<View>,
-        settled_at: Sequence,
+        inherited_up_to: Sequence,
     ) -> Self {
         Self {
             name: name.into(),
@@ -58,9 +58,9 @@ impl VolumeCore {
             level: record.level,
             size_bytes: AtomicU64::new(record.size_bytes),
             end: AtomicU8::new(0),
-            settled_at: AtomicU64::new(settled_at.0),
+            inherited_up_to: AtomicU64::new(inherited_up_to.0),
             // The volume's own changes are in its overlay until they are in the map.
-            is_settled: AtomicBool::new(chain.len() == 1 && chain[0].as_of == Epoch::MAX),
+            has_inherited: AtomicBool::new(chain.len() == 1 && chain[0].as_of == Epoch::MAX),
             chain: chain.into(),
             overlay: Overlay::default(),
             streams: Streams::default(),
@@ -72,11 +72,11 @@ impl VolumeCore {
         name: &str,
         record: &SnapshotRecord,
         chain: Vec<View>,
-        settled_at: Sequence,
+        inherited_up_to: Sequence,
     ) -> Self {
         let SnapshotRecord { view, size_bytes, level, .. } = *record;
         let volume = VolumeRecord { id: 0, layer: view.layer, size_bytes, level };
-        Self::new(name, &volume, chain, settled_at)
+        Self::new(name, &volume, chain, inherited_up_to)
     }
 
     /// Whether it is a snapshot, which never changes.
@@ -90,21 +90,21 @@ impl VolumeCore {
     }
 
     /// Whether everything that is not in the overlay is in the map.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.is_settled.load(Ordering::Acquire)
+    pub(crate) fn has_inherited(&self) -> bool {
+        self.has_inherited.load(Ordering::Acquire)
     }
 
-    pub(crate) fn settled_at(&self) -> Sequence {
-        Sequence(self.settled_at.load(Ordering::Acquire))
+    pub(crate) fn note_inherited(&self) {
+        self.has_inherited.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn inherited_up_to(&self) -> Sequence {
+        Sequence(self.inherited_up_to.load(Ordering::Acquire))
     }
 
     /// Changes that were logged are under way again, up to this one.
-    pub(crate) fn settle_at(&self, sequence: Sequence) {
-        self.settled_at.store(sequence.0, Ordering::Release);
-    }
-
-    pub(crate) fn note_settled(&self) {
-        self.is_settled.store(true, Ordering::Release);
+    pub(crate) fn inherit_up_to(&self, sequence: Sequence) {
+        self.inherited_up_to.store(sequence.0, Ordering::Release);
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {

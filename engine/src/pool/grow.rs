@@ -48,7 +48,7 @@ impl Pool {
     pub async fn grow_async(&self, size_bytes: Option<u64>) -> Result<Growth> {
         let core = &self.core;
         core.check_writable()?;
-        let _changing = self.changing.lock().await;
+        let _changing = core.changing.lock().await;
         let Revision { sequence, size_bytes: before_bytes } = *core.revision.lock();
         let layout = &core.superblock.layout;
         let device_bytes = core.device.refresh_size()?;

@@ -118,7 +118,7 @@ impl Pool {
                 EngineError::Failed { cause: core.health.failure().expect("it has just failed") }
             })?)
         };
-        Ok(Self { core, pipeline: Mutex::new(pipeline), changing: tokio::sync::Mutex::new(()) })
+        Ok(Self { core, pipeline: Mutex::new(pipeline) })
     }
 }
 
@@ -190,6 +190,7 @@ async fn open_on(
         flushing: tokio::sync::Mutex::new(()),
         stats: Stats::default(),
         volumes: RwLock::new(volumes(&body.catalog, recovered.sequence)),
+        changing: tokio::sync::Mutex::new(()),
         epochs: RwLock::new(body.epochs.clone()),
         catalog: Mutex::new(body.catalog.clone()),
         staging: Budget::new(tuning.staging_bytes),
@@ -257,14 +258,14 @@ async fn open_on(
     Ok(core)
 }
 
-fn volumes(catalog: &Catalog, settled_at: Sequence) -> BTreeMap<String, Arc<VolumeCore>> {
+fn volumes(catalog: &Catalog, inherited_up_to: Sequence) -> BTreeMap<String, Arc<VolumeCore>> {
     let volume = |(name, record): (&String, &VolumeRecord)| {
         let chain = catalog.chain(View::live(record.layer));
-        (name.clone(), Arc::new(VolumeCore::new(name, record, chain, settled_at)))
+        (name.clone(), Arc::new(VolumeCore::new(name, record, chain, inherited_up_to)))
     };
     let snapshot = |(name, record): (SnapshotName, &SnapshotRecord)| {
         let (name, chain) = (name.to_string(), catalog.chain(record.view));
-        let core = VolumeCore::snapshot(&name, record, chain, settled_at);
+        let core = VolumeCore::snapshot(&name, record, chain, inherited_up_to);
         (name, Arc::new(core))
     };
     let volumes = catalog.volumes.iter().map(volume);

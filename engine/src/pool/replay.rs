@@ -85,7 +85,7 @@ pub(super) async fn replay_log(
     let admitted = core.admission.admitted();
     core.commit.advance(admitted);
     core.epochs.write().begin_by(admitted.next());
-    settle(core, admitted);
+    inherit(core, admitted);
     Ok(reached)
 }
 
@@ -103,21 +103,22 @@ fn former(core: &Core, layer: LayerId) -> Result<Arc<VolumeCore>> {
 
 /// Lets snapshots and clones see the changes that were admitted again: from the map, once these are
 /// there, or, where no pipeline takes them there, from overlays of their own.
-fn settle(core: &Core, admitted: Sequence) {
+fn inherit(core: &Core, admitted: Sequence) {
     let volumes = core.volumes.read();
     if !core.read_only {
-        volumes.values().for_each(|volume| volume.settle_at(admitted));
+        volumes.values().for_each(|volume| volume.inherit_up_to(admitted));
         return;
     }
     // In order, so that of each block every overlay ends with the newest change that it may show;
     // a clone's own changes are all newer than those of its snapshot.
+    let changes = core.admission.unpublished_after(Sequence(0)).changes;
     let epochs = core.epochs.read();
-    for change in core.admission.unpublished_after(Sequence(0)).changes {
+    for change in changes {
         let epoch = epochs.of(change.sequence);
         let seeing = volumes.values().filter(|volume| volume.sees(change.layer(), epoch));
         seeing.for_each(|volume| volume.overlay.insert(&change));
     }
-    volumes.values().for_each(|volume| volume.note_settled());
+    volumes.values().for_each(|volume| volume.note_inherited());
 }
 
 /// Refuses a change that no volume is large enough for: no program of ours logged it.

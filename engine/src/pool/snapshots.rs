@@ -14,6 +14,7 @@ use siltstone_device::Sequence;
 use super::Pool;
 use crate::{
     catalog::SnapshotRecord,
+    core::Core,
     error::Result,
     snapshot_name::SnapshotName,
     volume::Volume,
@@ -66,35 +67,8 @@ impl Pool {
     /// # Errors
     /// As `create_snapshots`.
     pub async fn create_snapshots_async(&self, names: &[SnapshotName]) -> Result<()> {
-        let core = &self.core;
-        core.check_writable()?;
-        let _changing = self.changing.lock().await;
-        let created_unix_s = core.runtime.unix_seconds();
-        let snapshots = self.change_catalog(|catalog| {
-            let as_of = core.epochs.read().current();
-            catalog.add_snapshots(names, as_of, created_unix_s)?;
-            // While the catalog is locked: a merge that meets a change of the next epoch knows the
-            // snapshots that do not see it.
-            let last = core.admission.at_next(|next| -> Result<Sequence> {
-                core.epochs.write().begin(next)?;
-                Ok(Sequence(next.0 - 1))
-            })?;
-            names
-                .iter()
-                .map(|name| {
-                    let record = catalog.snapshot(name)?;
-                    let chain = catalog.chain(record.view);
-                    Ok(Arc::new(VolumeCore::snapshot(&name.to_string(), record, chain, last)))
-                })
-                .collect::<Result<Vec<_>>>()
-        })?;
-        // What a snapshot holds is durable before the snapshot is.
-        core.flush().await?;
-        core.store_catalog().await?;
-        for snapshot in snapshots {
-            self.show(snapshot);
-        }
-        Ok(())
+        let (core, names) = (Arc::clone(&self.core), names.to_vec());
+        self.core.to_its_end(async move { take(&core, &names).await }).await
     }
 
     /// Deletes snapshots: all, or, if one does not exist, none. What only they held is freed in the
@@ -111,16 +85,13 @@ impl Pool {
     /// # Errors
     /// As `delete_snapshots`.
     pub async fn delete_snapshots_async(&self, names: &[SnapshotName]) -> Result<()> {
-        self.core.check_writable()?;
-        let _changing = self.changing.lock().await;
-        self.change_catalog(|catalog| {
-            catalog.delete_snapshots(names)?;
-            self.hide(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
-            Ok(())
-        })?;
-        self.core.store_catalog().await?;
-        self.core.checkpointing.request();
-        Ok(())
+        let (core, names) = (Arc::clone(&self.core), names.to_vec());
+        let change = async move {
+            let (catalog, ()) = core.changed_catalog(|catalog| catalog.delete_snapshots(&names))?;
+            let gone: Vec<_> = names.iter().map(ToString::to_string).collect();
+            core.replace_catalog_without(catalog, &gone, End::Deleted).await
+        };
+        self.core.to_its_end(change).await
     }
 
     /// Creates a volume that holds what a snapshot does, and goes its own way from there.
@@ -141,16 +112,17 @@ impl Pool {
         snapshot: &SnapshotName,
         name: &str,
     ) -> Result<Volume> {
-        self.core.check_writable()?;
-        let _changing = self.changing.lock().await;
-        let (record, chain) = self.change_catalog(|catalog| {
-            let record = catalog.clone_snapshot(snapshot, name)?;
+        let core = Arc::clone(&self.core);
+        let (snapshot, name) = (snapshot.clone(), name.to_owned());
+        let change = async move {
+            let inherited_up_to = core.find_volume(&snapshot.to_string())?.inherited_up_to();
+            let (catalog, record) =
+                core.changed_catalog(|catalog| catalog.clone_snapshot(&snapshot, &name))?;
             let chain = catalog.chain(View::live(record.layer));
-            Ok((record, chain))
-        })?;
-        let settled_at = self.volume(&snapshot.to_string())?.shared.settled_at();
-        self.core.store_catalog().await?;
-        Ok(self.show(Arc::new(VolumeCore::new(name, &record, chain, settled_at))))
+            core.replace_catalog(catalog).await?;
+            Ok(core.show(VolumeCore::new(&name, &record, chain, inherited_up_to)))
+        };
+        self.core.to_its_end(change).await
     }
 
     /// Gives a volume the contents and the size that one of its snapshots has. All its snapshots
@@ -168,19 +140,52 @@ impl Pool {
     /// # Errors
     /// As `roll_back`.
     pub async fn roll_back_async(&self, snapshot: &SnapshotName) -> Result<Volume> {
-        self.core.check_writable()?;
-        let _changing = self.changing.lock().await;
-        let (record, chain) = self.change_catalog(|catalog| {
-            let record = catalog.roll_back(snapshot)?;
+        let (core, snapshot) = (Arc::clone(&self.core), snapshot.clone());
+        let change = async move {
+            let inherited_up_to = core.find_volume(&snapshot.to_string())?.inherited_up_to();
+            let (catalog, record) = core.changed_catalog(|catalog| catalog.roll_back(&snapshot))?;
             let chain = catalog.chain(View::live(record.layer));
-            self.volume(&snapshot.volume)?.shared.end(End::RolledBack);
-            Ok((record, chain))
-        })?;
-        let settled_at = self.volume(&snapshot.to_string())?.shared.settled_at();
-        self.core.store_catalog().await?;
-        let shared = VolumeCore::new(&snapshot.volume, &record, chain, settled_at);
-        let volume = self.show(Arc::new(shared));
-        self.core.checkpointing.request();
-        Ok(volume)
+            let name = snapshot.volume;
+            let gone = std::slice::from_ref(&name);
+            core.replace_catalog_without(catalog, gone, End::RolledBack).await?;
+            Ok(core.show(VolumeCore::new(&name, &record, chain, inherited_up_to)))
+        };
+        self.core.to_its_end(change).await
     }
+}
+
+/// Takes snapshots, while nobody else changes the catalog.
+async fn take(core: &Arc<Core>, names: &[SnapshotName]) -> Result<()> {
+    let created_unix_s = core.runtime.unix_seconds();
+    let max_body_bytes = core.checkpoints.max_body_bytes();
+    let (before, catalog, last) = {
+        let mut known = core.catalog.lock();
+        let mut catalog = known.clone();
+        let as_of = core.epochs.read().current();
+        catalog.add_snapshots(names, as_of, created_unix_s)?;
+        catalog.check_fits(max_body_bytes)?;
+        // While the catalog is locked: a merge that meets a change of the next epoch knows the
+        // snapshots that do not see it.
+        let last = core.admission.at_next(|next| -> Result<Sequence> {
+            core.epochs.write().begin(next)?;
+            Ok(Sequence(next.0 - 1))
+        })?;
+        let before = std::mem::replace(&mut *known, catalog.clone());
+        (before, catalog, last)
+    };
+    // What a snapshot holds is durable before the snapshot is.
+    let mut stored = core.flush().await;
+    if stored.is_ok() {
+        stored = core.store_catalog(&catalog).await;
+    }
+    if stored.is_err() {
+        *core.catalog.lock() = before;
+        return stored;
+    }
+    for name in names {
+        let record = catalog.snapshot(name)?;
+        let chain = catalog.chain(record.view);
+        core.show(VolumeCore::snapshot(&name.to_string(), record, chain, last));
+    }
+    Ok(())
 }

@@ -7,9 +7,8 @@ use siltstone_device::Sequence;
 
 use super::Pool;
 use crate::{
-    catalog::Catalog,
     config::{self, VolumeOptions},
-    error::{EngineError, Result},
+    error::Result,
     volume::Volume,
     volume_core::{End, VolumeCore},
 };
@@ -32,12 +31,7 @@ impl Pool {
     /// # Errors
     /// [`EngineError::NoSuchVolume`], [`EngineError::NoSuchSnapshot`].
     pub fn volume(&self, name: &str) -> Result<Volume> {
-        let volumes = self.core.volumes.read();
-        let missing = || match name.contains('@') {
-            true => EngineError::NoSuchSnapshot { snapshot: name.into() },
-            false => EngineError::NoSuchVolume { volume: name.into() },
-        };
-        let shared = volumes.get(name).cloned().ok_or_else(missing)?;
+        let shared = self.core.find_volume(name)?;
         Ok(Volume { core: Arc::clone(&self.core), shared })
     }
 
@@ -66,13 +60,15 @@ impl Pool {
     /// # Errors
     /// As `create_volume`.
     pub async fn create_volume_async(&self, name: &str, options: &VolumeOptions) -> Result<Volume> {
-        self.core.check_writable()?;
-        let _changing = self.changing.lock().await;
-        let record = self.change_catalog(|catalog| catalog.create(name, options))?;
-        self.core.store_catalog().await?;
-        let chain = vec![View::live(record.layer)];
-        let shared = Arc::new(VolumeCore::new(name, &record, chain, Sequence(0)));
-        Ok(self.show(shared))
+        let (core, name, options) = (Arc::clone(&self.core), name.to_owned(), *options);
+        let change = async move {
+            let (catalog, record) =
+                core.changed_catalog(|catalog| catalog.create(&name, &options))?;
+            core.replace_catalog(catalog).await?;
+            let chain = vec![View::live(record.layer)];
+            Ok(core.show(VolumeCore::new(&name, &record, chain, Sequence(0))))
+        };
+        self.core.to_its_end(change).await
     }
 
     /// Deletes a volume and everything in it. It is gone for good when this returns; handles to
@@ -109,20 +105,18 @@ impl Pool {
     }
 
     async fn delete(&self, name: &str, and_snapshots: bool) -> Result<()> {
-        self.core.check_writable()?;
-        let _changing = self.changing.lock().await;
-        self.change_catalog(|catalog| {
-            let volume = catalog.volume(name)?.id;
-            let snapshots = catalog.snapshots_of(volume);
-            let mut gone: Vec<_> = snapshots.map(|(own, _)| format!("{name}@{own}")).collect();
-            gone.push(name.into());
-            catalog.delete(name, and_snapshots)?;
-            self.hide(&gone);
-            Ok(())
-        })?;
-        self.core.store_catalog().await?;
-        self.core.checkpointing.request();
-        Ok(())
+        let (core, name) = (Arc::clone(&self.core), name.to_owned());
+        let change = async move {
+            let (catalog, gone) = core.changed_catalog(|catalog| {
+                let snapshots = catalog.snapshots_of(catalog.volume(&name)?.id);
+                let mut gone: Vec<_> = snapshots.map(|(own, _)| format!("{name}@{own}")).collect();
+                gone.push(name.clone());
+                catalog.delete(&name, and_snapshots)?;
+                Ok(gone)
+            })?;
+            core.replace_catalog_without(catalog, &gone, End::Deleted).await
+        };
+        self.core.to_its_end(change).await
     }
 
     /// Changes a volume's size. What lies past a smaller size is discarded and reads as zeros if
@@ -139,61 +133,30 @@ impl Pool {
     /// # Errors
     /// As `resize_volume`.
     pub async fn resize_volume_async(&self, name: &str, size_bytes: u64) -> Result<()> {
-        self.core.check_writable()?;
         config::validate_volume_size(name, size_bytes)?;
-        let _changing = self.changing.lock().await;
-        let volume = self.volume(name)?;
-        volume.check_writable()?;
-        let old_bytes = volume.size_bytes();
-        if size_bytes < old_bytes {
-            // In this order: what is admitted behind the new end from now on is refused, and what
-            // was admitted before is covered by the zeros.
+        let (core, name) = (Arc::clone(&self.core), name.to_owned());
+        let change = async move {
+            let volume = Volume { shared: core.find_volume(&name)?, core: Arc::clone(&core) };
+            volume.check_writable()?;
+            let (catalog, ()) = core.changed_catalog(|catalog| {
+                catalog.volume_mut(&name)?.size_bytes = size_bytes;
+                Ok(())
+            })?;
+            let old_bytes = volume.size_bytes();
+            if size_bytes < old_bytes {
+                // In this order: what is admitted behind the new end from now on is refused, and
+                // what was admitted before is covered by the zeros.
+                volume.shared.set_size_bytes(size_bytes);
+                if let Err(error) = volume.zero_cut_off(old_bytes).await {
+                    volume.shared.set_size_bytes(old_bytes);
+                    return Err(error);
+                }
+                volume.commit().await?;
+            }
+            core.replace_catalog(catalog).await?;
             volume.shared.set_size_bytes(size_bytes);
-            if let Err(error) = volume.zero_cut_off(old_bytes).await {
-                volume.shared.set_size_bytes(old_bytes);
-                return Err(error);
-            }
-            volume.commit().await?;
-        }
-        self.change_catalog(|catalog| {
-            catalog.volume_mut(name)?.size_bytes = size_bytes;
             Ok(())
-        })?;
-        self.core.store_catalog().await?;
-        volume.shared.set_size_bytes(size_bytes);
-        Ok(())
-    }
-
-    /// Changes the catalog in memory: all that `change` does, or nothing. The caller holds
-    /// `changing`, and stores the catalog afterwards.
-    pub(super) fn change_catalog<T>(
-        &self,
-        change: impl FnOnce(&mut Catalog) -> Result<T>,
-    ) -> Result<T> {
-        let mut catalog = self.core.catalog.lock();
-        let mut changed = catalog.clone();
-        let outcome = change(&mut changed)?;
-        if changed.encoded_bytes() > catalog.encoded_bytes() {
-            changed.check_fits(self.core.checkpoints.max_body_bytes())?;
-        }
-        *catalog = changed;
-        Ok(outcome)
-    }
-
-    /// Lets a volume or snapshot be found. Comes after the catalog with it is stored: what is
-    /// written to a volume that no record knows could not be recovered.
-    pub(super) fn show(&self, shared: Arc<VolumeCore>) -> Volume {
-        self.core.volumes.write().insert(shared.name.clone(), Arc::clone(&shared));
-        Volume { core: Arc::clone(&self.core), shared }
-    }
-
-    /// Volumes and snapshots are deleted: handles to them are of no use any more.
-    pub(super) fn hide(&self, names: &[String]) {
-        let mut volumes = self.core.volumes.write();
-        for name in names {
-            if let Some(gone) = volumes.remove(name) {
-                gone.end(End::Deleted);
-            }
-        }
+        };
+        self.core.to_its_end(change).await
     }
 }

@@ -31,7 +31,7 @@ impl Volume {
     ) -> Result<Vec<StatusRun>> {
         const WINDOW_BLOCKS: u64 = 1 << 16;
         self.shared.check_range(offset_bytes, len_bytes)?;
-        self.core.settle(&self.shared).await?;
+        self.core.await_inherited(&self.shared).await?;
         let end_bytes = offset_bytes + len_bytes;
         let end = end_bytes.div_ceil(BLOCK);
         let mut at = offset_bytes / BLOCK;
