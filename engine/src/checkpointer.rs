@@ -286,6 +286,9 @@ async fn store(
     published: Published,
     frontier: Vec<(SegmentId, u64)>,
 ) -> Result<StoredPages> {
+    // A change of the catalog whose record failed may stand on the device all the same, under the
+    // number that this one would have: pages of the table must not bear it then.
+    core.health.check()?;
     let number = core.checkpoints.newest() + 1;
     let stored = core.table.store_changes(&*core.device, number).await?;
     core.flush_device().await?;

@@ -4,11 +4,12 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use siltstone_device::{SeededRandom, sim::SimDevice};
 use siltstone_engine::{
-    CreateOptions, OpenOptions, Pool, PoolStat, SnapshotName, Volume, VolumeContent, VolumeOptions,
+    CreateOptions, OpenOptions, Pool, PoolStat, SnapshotName, Tuning, Volume, VolumeContent,
+    VolumeOptions,
 };
 use support::pools::{
     BALLAST, DATA_START, KIB, MIB, POOL_BYTES, base, close, create, model_of, options,
@@ -150,12 +151,16 @@ fn what_is_whose_and_what_deleting_it_frees_is_told() {
 #[test]
 fn everything_that_is_written_to_the_device_is_accounted_for() {
     let device = create();
-    let pool = Pool::open_on(device.clone(), None, &OpenOptions::default()).unwrap();
+    // So that what is small is still waiting when it is flushed, and goes to the log.
+    let tuning = Tuning { linger: Duration::from_secs(3600), ..Tuning::default() };
+    let options = OpenOptions { tuning, ..OpenOptions::default() };
+    let pool = Pool::open_on(device.clone(), None, &options).unwrap();
     let (before, of_device) = (pool.quick_stat().written, device.counters().written_bytes);
     assert_eq!(before.amplification, None);
     let disk = volume(&pool, "disk");
     for round in 0..40 {
         disk.write_at(round % 7 * 512 * KIB, &noise(round, 300 * KIB)).unwrap();
+        disk.flush().unwrap();
         disk.write_at(30 * MIB + round * BLOCK, &noise(round, 100)).unwrap();
         disk.flush().unwrap();
     }
