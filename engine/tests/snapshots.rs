@@ -8,14 +8,20 @@ mod support;
 
 use std::{
     collections::BTreeMap,
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     thread,
+    time::Duration,
 };
 
-use siltstone_device::{SeededRandom, sim::SimDevice};
+use siltstone_device::{
+    Runtime, SeededRandom,
+    sim::{CompletionMode, Machine, SimDevice},
+};
 use siltstone_engine::{
     CreateOptions, EngineError, OpenOptions, Pool, SnapshotName, Tuning, Volume, VolumeOptions,
 };
@@ -23,10 +29,13 @@ use siltstone_engine::{
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 
-fn open_as(device: &Arc<SimDevice>, read_only: bool) -> Pool {
+fn options() -> OpenOptions {
     let tuning = Tuning { staging_bytes: 4 << 20, memtable_entries: 300, ..Tuning::default() };
-    let options = OpenOptions { tuning, read_only };
-    Pool::open_on(device.clone(), None, &options).unwrap()
+    OpenOptions { tuning, ..OpenOptions::default() }
+}
+
+fn open_as(device: &Arc<SimDevice>, read_only: bool) -> Pool {
+    Pool::open_on(device.clone(), None, &OpenOptions { read_only, ..options() }).unwrap()
 }
 
 fn open(device: &Arc<SimDevice>) -> Pool {
@@ -374,4 +383,150 @@ fn logged_changes_of_volumes_that_are_gone_are_passed_over() {
         pool.abandon();
         pool = open(&survivor);
     }
+}
+
+/// A simulated machine with a new pool on its device, whose history begins there.
+fn machine(seed: u64) -> (Arc<Machine>, Arc<SimDevice>) {
+    let (device, pool) = create(64 * MIB);
+    pool.close().unwrap();
+    device.forget_history();
+    let machine = Machine::new(seed);
+    device.set_completion_mode(CompletionMode::Queued);
+    machine.attach(&device);
+    (machine, device)
+}
+
+/// Starts a checkpoint beside the caller; the flag says when it is done.
+fn checkpoint_beside(machine: &Arc<Machine>, pool: &Arc<Pool>) -> Arc<AtomicBool> {
+    let (pool, done) = (Arc::clone(pool), Arc::new(AtomicBool::new(false)));
+    let is_done = Arc::clone(&done);
+    let work = async move {
+        pool.checkpoint_async().await.unwrap();
+        is_done.store(true, Ordering::Release);
+    };
+    drop(machine.spawn("checkpoint", Box::pin(work)).unwrap());
+    done
+}
+
+async fn wait_for(machine: &Arc<Machine>, done: &AtomicBool) {
+    while !done.load(Ordering::Acquire) {
+        machine.sleep_until(machine.now() + Duration::from_micros(50)).await;
+    }
+}
+
+/// Wherever the power is cut, also in the middle of a checkpoint that runs beside it: a snapshot that
+/// exists afterwards holds all that had been written before it was asked for.
+#[test]
+fn a_snapshot_is_not_there_before_what_it_holds() {
+    for seed in 0..4 {
+        let (machine, device) = machine(seed);
+        let mut expected: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        machine.run(async {
+            let opened = Pool::open_in(machine.clone(), device.clone(), None, &options()).await;
+            let pool = Arc::new(opened.unwrap());
+            let size = VolumeOptions::new(32 * BLOCK);
+            let disk = pool.create_volume_async("disk", &size).await.unwrap();
+            let mut version = 0;
+            for round in 0..8 {
+                let done = checkpoint_beside(&machine, &pool);
+                let pause = Duration::from_micros(20 * ((seed * 7 + round * 5) % 40));
+                machine.sleep_until(machine.now() + pause + Duration::from_nanos(1)).await;
+                for at in 0..32 {
+                    version += 1;
+                    disk.write(at * BLOCK, &content(version)).await.unwrap();
+                }
+                let name = name(&format!("disk@{round}"));
+                expected.insert(name.to_string(), (version - 31..=version).collect());
+                pool.create_snapshots_async(&[name]).await.unwrap();
+                wait_for(&machine, &done).await;
+            }
+            Arc::into_inner(pool).unwrap().abandon();
+        });
+        let events = device.history_len();
+        machine.kill();
+        let mut random = SeededRandom::new(seed);
+        for event in (0..events).step_by(2) {
+            let survivor = device.crash_at(event, &mut random);
+            survivor.set_completion_mode(CompletionMode::Inline);
+            let read_only = OpenOptions { read_only: true, ..options() };
+            let pool = Pool::open_on(survivor, None, &read_only).unwrap();
+            if let Some(newest) = pool.snapshots().last() {
+                let name = format!("disk@{}", newest.snapshot);
+                assert_holds(&pool.volume(&name).unwrap(), &expected[&name]);
+            }
+        }
+    }
+}
+
+/// Who asks for a change and does not wait for it has it all the same, whole, in memory and on the
+/// device.
+#[test]
+fn a_change_that_nobody_waits_for_comes_to_its_end() {
+    for seed in 0..40 {
+        let (machine, device) = machine(seed);
+        machine.run(async {
+            let opened = Pool::open_in(machine.clone(), device.clone(), None, &options()).await;
+            let pool = Arc::new(opened.unwrap());
+            let size = VolumeOptions::new(256 * BLOCK);
+            let disk = pool.create_volume_async("disk", &size).await.unwrap();
+            for round in 0..4 {
+                for at in 0..200 {
+                    disk.write(at * BLOCK, &content(1 + at + round * 1000)).await.unwrap();
+                }
+                let names = [name(&format!("disk@{round}"))];
+                let mut change = Box::pin(pool.create_snapshots_async(&names));
+                assert!(poll_fn(|cx| Poll::Ready(change.as_mut().poll(cx).is_pending())).await);
+                let done = checkpoint_beside(&machine, &pool);
+                machine.sleep_until(machine.now() + Duration::from_nanos(1 + seed * 3000)).await;
+                drop(change);
+                wait_for(&machine, &done).await;
+            }
+            // The next change comes after all of these.
+            pool.create_volume_async("last", &size).await.unwrap();
+            assert_eq!(pool.snapshots().len(), 4);
+            Arc::into_inner(pool).unwrap().abandon();
+        });
+        let end = device.history_len();
+        machine.kill();
+        let survivor = device.crash_at(end, &mut SeededRandom::new(seed));
+        survivor.set_completion_mode(CompletionMode::Inline);
+        let pool = open(&survivor);
+        for round in 0..4 {
+            let mut versions: Vec<_> = (0..200).map(|at| 1 + at + round * 1000).collect();
+            versions.resize(256, 0);
+            assert_holds(&pool.volume(&format!("disk@{round}")).unwrap(), &versions);
+        }
+    }
+}
+
+/// A change for which the catalog has no room leaves everything as it was.
+#[test]
+fn what_is_refused_changes_nothing() {
+    let (_device, pool) = create(64 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(8 * BLOCK)).unwrap();
+    pool.create_snapshots(&[name("disk@first")]).unwrap();
+    // Long names fill it sooner; short ones leave no room for a layer.
+    let mut digits = 250;
+    let mut number = 0;
+    while digits >= 5 {
+        let names: Vec<_> = (0..digits / 5)
+            .map(|at| SnapshotName::new("disk", &format!("{:0>digits$}", number + at)).unwrap())
+            .collect();
+        number += names.len();
+        match pool.create_snapshots(&names) {
+            Ok(()) => {}
+            Err(EngineError::CatalogFull { .. }) => digits = digits * 3 / 5,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    write(&disk, 0, 1);
+    let snapshots = pool.snapshots().len();
+    if let Err(refused) = pool.roll_back(&name("disk@first")) {
+        assert!(matches!(refused, EngineError::CatalogFull { .. }), "{refused}");
+        assert_holds(&disk, &[1, 0, 0, 0, 0, 0, 0, 0]);
+        write(&disk, 1, 2);
+    }
+    let refused = pool.create_snapshots(&[SnapshotName::new("disk", &"x".repeat(250)).unwrap()]);
+    assert!(matches!(refused, Err(EngineError::CatalogFull { .. })), "{refused:?}");
+    assert_eq!(pool.snapshots().len(), snapshots);
 }
