@@ -7,11 +7,14 @@
 
 use std::sync::Arc;
 
+use siltstone_nvram::CheckpointStore;
+
 use crate::{
     catalog::Catalog,
     core::Core,
     error::{EngineError, Result},
     pipeline,
+    stats::add,
     volume::Volume,
     volume_core::{End, VolumeCore},
 };
@@ -80,6 +83,8 @@ impl Core {
             record.catalog = before;
             return Err(catalog.full());
         }
+        let record_bytes = CheckpointStore::bytes_written(body.len());
+        add(&self.stats.counters.record_bytes, record_bytes);
         if let Err(error) = self.checkpoints.store(&body).await {
             // While the record is locked: nobody takes it for stored.
             self.fail(error.into());
