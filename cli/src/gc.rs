@@ -40,6 +40,14 @@ impl PoolOperation for GcArguments {
             human(free_after),
             // Others may have written meanwhile.
             human(free_after.saturating_sub(free_before)),
-        ))
+        ))?;
+        let damaged = after.damaged_patches;
+        if damaged > 0 {
+            let parts = count(damaged, "part");
+            session.print(&format!(
+                "left {parts} of the map as it is, with what it refers to: damaged (see check)\n"
+            ))?;
+        }
+        Ok(())
     }
 }

@@ -27,8 +27,8 @@ const FRUITLESS_ROUNDS: usize = 3;
 /// Rounds of garbage collection that a write waits for before those count as fruitless, too.
 const COLLECTED_ROUNDS: usize = 64;
 
-/// After so many of them, it takes what there is.
-const RECOVERY_ROUNDS: usize = 4;
+/// For so many of them, a write that has to wait leaves room for the collector to recover.
+const RECOVERY_ROUNDS: u64 = 32;
 
 impl Volume {
     /// Zeros from `offset_bytes` to `end_bytes`, to the end of the last block if `is_to_end`;
@@ -227,6 +227,7 @@ impl Volume {
     async fn find_space(&self, bytes: u64, purpose: Purpose) -> Result<Promise<'_>> {
         let core = &self.core;
         let (mut fruitless, mut collected, mut margin_bytes) = (0, 0, 0);
+        let first_round = core.collection.rounds();
         loop {
             let promised = core.space.promise(core.room(), bytes, purpose, margin_bytes);
             let full = matches!(promised, Err(EngineError::NoSpace { .. }));
@@ -247,7 +248,8 @@ impl Volume {
             } else {
                 fruitless += 1;
             }
-            let has_hope = fruitless == 0 && collected < RECOVERY_ROUNDS;
+            let waited = core.collection.rounds() - first_round;
+            let has_hope = fruitless == 0 && waited < RECOVERY_ROUNDS;
             let leaves_some = has_hope && purpose == Purpose::Write;
             margin_bytes = if leaves_some { core.space.recovery_bytes() } else { 0 };
         }
