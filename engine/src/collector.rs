@@ -319,6 +319,10 @@ impl Collector {
                 Err(error) if error.is_damage() => core.note_damaged_patch(&error),
                 Err(error) => return Err(error.into()),
             }
+            if round.is_full && round.moved.len() == 0 {
+                // Nothing of what is left to sweep could change.
+                break true;
+            }
             let is_enough = round.moved.len() - moved_before >= MAX_BLOCKS_A_CHECKPOINT;
             if is_enough || core.frontier.is_low() {
                 break false;

@@ -70,11 +70,11 @@ impl Relocator for Mover<'_> {
             for age in Age::ALL {
                 let of_age = |run: &&FrameRun| self.age(run.first) == age;
                 let mut moving = unmoved.iter().filter(of_age).copied().collect();
-                while !*self.is_full
-                    && let Some(runs) =
-                        take_unit(&mut moving, self.output.unit_blocks(self.core, age))
-                {
-                    self.move_runs(&runs, age).await?;
+                while !*self.is_full {
+                    let place = self.output.place_for(self.core, age);
+                    let room = self.output.unit_blocks(self.core, place);
+                    let Some(runs) = take_unit(&mut moving, room) else { break };
+                    self.move_runs(&runs, place).await?;
                 }
             }
             for extent in extents {

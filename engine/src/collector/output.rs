@@ -124,6 +124,11 @@ fn check_frames(unit: &[u8], frames: &[PlannedFrame], sums: &[u32]) -> Result<()
     Ok(())
 }
 
+/// Blocks of the largest unit.
+fn most_blocks(core: &Core) -> usize {
+    (core.tuning.batch_bytes / BLOCK_BYTES).min(UNIT_BLOCKS)
+}
+
 /// Bytes of a unit of blocks that do not compress.
 fn worst_bytes(blocks: usize) -> usize {
     worst_unit_bytes(0, blocks.div_ceil(FRAME_BLOCKS), blocks)
@@ -145,7 +150,9 @@ impl Output {
         let kept = core.space.segments_not_for_moves(core.room());
         let spare = core.table.free_segments().saturating_sub(kept);
         let left = |open: &OpenSegment| segment_bytes - open.used_bytes;
-        let left: u64 = self.open.iter().flatten().map(left).sum();
+        // What no frame is sure to fit into could be promised for ever and never used.
+        let is_room = |left: &u64| *left >= worst_bytes(FRAME_BLOCKS) as u64;
+        let left: u64 = self.open.iter().flatten().map(left).filter(is_room).sum();
         left + spare * segment_bytes
     }
 
@@ -159,16 +166,30 @@ impl Output {
         }
     }
 
+    /// Where blocks of some age go next: to others of their age, unless there is no segment for
+    /// them and some room with those of the other age. Room that nobody may use is none, and the
+    /// collector is given only so much to move as there is room.
+    pub(super) fn place_for(&self, core: &Core, age: Age) -> Age {
+        let is_short = core.table.free_segments() <= core.space.patch_segments();
+        let has_room = |age: Age| self.fitting_blocks(core, age) >= FRAME_BLOCKS;
+        let other =
+            Age::ALL.into_iter().find(|&other| is_short && !has_room(age) && has_room(other));
+        other.unwrap_or(age)
+    }
+
     /// How many blocks to store next, so that they fit what is left of the open segment even if
     /// they do not compress; if less than a frame would, as many as a new segment takes at once.
     pub(super) fn unit_blocks(&self, core: &Core, age: Age) -> usize {
-        let most = (core.tuning.batch_bytes / BLOCK_BYTES).min(UNIT_BLOCKS);
+        let fitting = self.fitting_blocks(core, age);
+        if fitting >= FRAME_BLOCKS { fitting } else { most_blocks(core) }
+    }
+
+    fn fitting_blocks(&self, core: &Core, age: Age) -> usize {
         let segment_bytes = core.superblock.layout.segment_bytes;
         let open = self.open[age as usize].as_ref();
         let left = open.map_or(0, |open| segment_bytes - open.used_bytes) as usize;
         let fits = |blocks: &usize| worst_bytes(*blocks) <= left;
-        let fitting = (0..=most).rev().find(fits).unwrap_or(0);
-        if fitting >= FRAME_BLOCKS { fitting } else { most }
+        (0..=most_blocks(core)).rev().find(fits).unwrap_or(0)
     }
 
     /// Stores blocks, at most [`unit_blocks`](Self::unit_blocks), as one unit; returns a place for each. They
