@@ -1,5 +1,7 @@
 //! What clients do to a pool, noted in a model.
 
+mod keeper;
+
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
@@ -14,6 +16,8 @@ use crate::{
 
 /// No pool grows beyond this.
 const MAX_POOL_BYTES: u64 = 96 << 20;
+/// So often a client looks whether a volume is there again.
+const MOST_WAITS: u32 = 200;
 
 /// A promise was broken.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -66,6 +70,36 @@ impl Client {
         }
     }
 
+    /// As [`allow`](Self::allow), of an operation on a volume, which may have gone back to a snapshot.
+    fn allow_on(
+        &self,
+        index: usize,
+        outcome: Result<(), EngineError>,
+        what: &str,
+    ) -> Result<bool, Violation> {
+        let is_rolled_back = matches!(outcome, Err(EngineError::VolumeRolledBack { .. }));
+        if is_rolled_back && self.world.model.lock().is_going(index) {
+            add(&self.world.tally.refused, 1);
+            return Ok(false);
+        }
+        self.allow(outcome, what)
+    }
+
+    /// The volume of this name, with its number in the model. Waits while it goes back to a
+    /// snapshot; `None` if nobody knows what has become of it.
+    async fn open(&mut self, name: &str) -> Result<Option<(Volume, usize)>, Violation> {
+        for _ in 0..MOST_WAITS {
+            let index = self.world.model.lock().find(name);
+            if let Some(index) = index {
+                let volume = self.world.pool.volume(name);
+                let volume = volume.map_err(|error| Violation(error.to_string()))?;
+                return Ok(Some((volume, index)));
+            }
+            self.sleep(500).await;
+        }
+        Ok(None)
+    }
+
     /// Some operations of one client that has the blocks of a volume to itself.
     ///
     /// # Errors
@@ -77,7 +111,13 @@ impl Client {
         blocks: Range<u64>,
         operations: u32,
     ) -> Result<(), Violation> {
+        let (mut volume, mut index) = (volume.clone(), index);
         for _ in 0..operations {
+            if self.world.model.lock().is_going(index) {
+                let Some(again) = self.open(volume.name()).await? else { return Ok(()) };
+                (volume, index) = again;
+            }
+            let volume = &volume;
             let first = blocks.start + self.random.below(blocks.end - blocks.start);
             // Now and then a stream that fills segments.
             let longest = if self.random.chance(1, 12) { 64 } else { 16 };
@@ -127,14 +167,19 @@ impl Client {
         blocks: Range<u64>,
         operations: u32,
     ) -> Result<(), Violation> {
+        let (mut volume, mut index) = (volume.clone(), index);
         for _ in 0..operations {
+            if self.world.model.lock().is_going(index) {
+                let Some(again) = self.open(volume.name()).await? else { return Ok(()) };
+                (volume, index) = again;
+            }
             let first = blocks.start + self.random.below(blocks.end - blocks.start);
             let len = 1 + self.random.below((blocks.end - first).min(8));
             if self.random.chance(1, 4) {
-                self.flush(volume).await?;
+                self.flush(&volume).await?;
             } else {
                 let contents = content::draw(&mut self.random, len);
-                self.write(volume, index, first, &contents).await?;
+                self.write(&volume, index, first, &contents).await?;
             }
         }
         Ok(())
@@ -184,7 +229,7 @@ impl Client {
         let blocks: Vec<_> = (first..).zip(contents.iter().copied()).collect();
         let event = self.world.device.history_len();
         let operation = self.world.model.lock().begin(index, event, &blocks);
-        if self.allow(action.await, what)? {
+        if self.allow_on(index, action.await, what)? {
             self.world.model.lock().done(&operation);
         }
         Ok(())
@@ -285,7 +330,7 @@ impl Client {
     ) -> Result<(), Violation> {
         let mut bytes = vec![0; len as usize * BLOCK];
         let outcome = volume.read(first * BLOCK as u64, &mut bytes).await;
-        if !self.allow(outcome, "a read")? {
+        if !self.allow_on(index, outcome, "a read")? {
             return Ok(());
         }
         let tags = tags_of(&bytes).map_err(Violation)?;

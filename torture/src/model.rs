@@ -1,5 +1,5 @@
-//! What volumes may contain after any history of writes, discards, flushes, resizes, deletes,
-//! failures and power cuts.
+//! What volumes and snapshots may contain after any history of writes, discards, flushes, resizes,
+//! deletes, clones, going back, failures and power cuts.
 //!
 //! Every change of a block makes a version of the whole block. A version counts from when its
 //! operation began, and is *certain* from when a flush was acknowledged that began after the
@@ -9,26 +9,27 @@
 //!
 //! Without a cut a block reads as the last operation left it; where operations have failed, as any
 //! of them or of what was there before.
+//!
+//! A snapshot is its volume at one tick between the call's beginning and its end, the same for all
+//! that are taken together. All of its blocks must fit one such tick. Once the call has returned, no
+//! cut takes anything away from that; before, what was not flushed may be missing.
+//!
+//! A volume that goes back to a snapshot ends, and another of the same name begins.
+
+mod check;
+mod snapshots;
+mod versions;
 
 use std::collections::BTreeMap;
 
-use siltstone_engine::Pool;
-
+use self::{
+    snapshots::SnapshotModel,
+    versions::{Sight, Version},
+};
 use crate::{
-    content::{BLOCK, Block, SECTOR, SECTORS, ZERO, tags_of},
+    content::{Block, SECTORS, ZERO},
     report,
 };
-
-#[derive(Clone, Debug)]
-struct Version {
-    content: Block,
-    begun_event: usize,
-    begun: u64,
-    /// The tick at which it was done; `u64::MAX` before that, and for ever if it failed.
-    done: u64,
-    /// The event from which on it is certain; `usize::MAX` if never.
-    certain: usize,
-}
 
 /// When a change of the catalog may be and when it must be seen.
 #[derive(Clone, Copy, Debug)]
@@ -37,15 +38,37 @@ struct Span {
     done: usize,
 }
 
+impl Span {
+    fn from(event: usize) -> Self {
+        Self { begun: event, done: usize::MAX }
+    }
+
+    /// Whether it may be seen after a cut.
+    fn is_possible(self, event: usize) -> bool {
+        self.done == 0 || self.begun < event
+    }
+
+    /// Whether it must be.
+    fn is_certain(self, event: usize) -> bool {
+        self.done <= event
+    }
+}
+
 const BASE: Span = Span { begun: 0, done: 0 };
+
+/// A change of the catalog, by its number: what one change does is seen whole or not at all.
+type Change = usize;
+
+/// What was there from the beginning.
+const FROM_THE_BEGINNING: Change = 0;
 
 /// What may be in one volume.
 #[derive(Clone, Debug)]
 pub struct VolumeModel {
     /// Its name.
     pub name: String,
-    created: Span,
-    deleted: Option<Span>,
+    made: Change,
+    gone: Option<Change>,
     /// Sizes in sectors, oldest first.
     sizes: Vec<(u64, Span)>,
     /// Blocks that may be other than zero.
@@ -65,13 +88,26 @@ pub struct Operation {
 }
 
 /// What may be in a pool.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Model {
     /// Its volumes, those that are gone among them.
     pub volumes: Vec<VolumeModel>,
     /// Sizes of the pool, each with the event at which it was acknowledged.
     pool_sizes: Vec<(usize, u64)>,
+    /// Its snapshots, those that are gone among them.
+    pub snapshots: Vec<SnapshotModel>,
+    changes: Vec<Span>,
+    /// The ticks at one of which snapshots were taken, by the change that made them.
+    moments: BTreeMap<Change, Vec<u64>>,
     tick: u64,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        let changes = vec![BASE];
+        let (volumes, snapshots) = (Vec::new(), Vec::new());
+        Self { volumes, snapshots, changes, moments: BTreeMap::new(), tick: 0 }
+    }
 }
 
 impl Model {
@@ -92,10 +128,32 @@ impl Model {
         known.map(|&(_, size_bytes)| size_bytes).max().unwrap_or(0)
     }
 
-    /// The number of the volume of this name that exists.
+    fn begin_change(&mut self, event: usize) -> Change {
+        self.changes.push(Span::from(event));
+        self.changes.len() - 1
+    }
+
+    fn is_done(&self, change: Change) -> bool {
+        self.changes[change].done < usize::MAX
+    }
+
+    /// Whether a volume is there, and what is in it is known.
+    #[must_use]
+    pub fn is_usable(&self, volume: usize) -> bool {
+        let model = &self.volumes[volume];
+        model.gone.is_none() && self.is_done(model.made) && !model.opaque
+    }
+
+    /// The number of the volume of this name that can be used.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<usize> {
-        self.volumes.iter().position(|volume| volume.name == name && volume.deleted.is_none())
+        (0..self.volumes.len()).rfind(|&at| self.volumes[at].name == name && self.is_usable(at))
+    }
+
+    /// Whether a volume is on its way out, or gone.
+    #[must_use]
+    pub fn is_going(&self, volume: usize) -> bool {
+        self.volumes[volume].gone.is_some()
     }
 
     /// An operation begins that will make these blocks look like that.
@@ -104,7 +162,7 @@ impl Model {
         let model = &mut self.volumes[volume];
         let mut versions = Vec::new();
         for &(block, content) in blocks {
-            let list = model.blocks.entry(block).or_insert_with(|| vec![base(ZERO)]);
+            let list = model.blocks.entry(block).or_insert_with(|| vec![Version::base(ZERO)]);
             versions.push((block, list.len()));
             let (done, certain) = (u64::MAX, usize::MAX);
             list.push(Version { content, begun_event: event, begun, done, certain });
@@ -174,11 +232,15 @@ impl Model {
 
     /// A volume begins to be made.
     pub fn begin_create(&mut self, name: &str, sectors: u64, event: usize) -> usize {
-        let created = Span { begun: event, done: usize::MAX };
+        let made = self.begin_change(event);
+        self.add_volume(name, sectors, made)
+    }
+
+    fn add_volume(&mut self, name: &str, sectors: u64, made: Change) -> usize {
         self.volumes.push(VolumeModel {
             name: name.into(),
-            created,
-            deleted: None,
+            made,
+            gone: None,
             sizes: vec![(sectors, BASE)],
             blocks: BTreeMap::new(),
             visible: BTreeMap::new(),
@@ -190,18 +252,22 @@ impl Model {
 
     /// The volume was made.
     pub fn end_create(&mut self, volume: usize, event: usize) {
-        self.volumes[volume].created.done = event;
+        self.changes[self.volumes[volume].made].done = event;
     }
 
-    /// A volume begins to be deleted.
+    /// A volume begins to be deleted, and with it the snapshots that it has.
     pub fn begin_delete(&mut self, volume: usize, event: usize) {
-        self.volumes[volume].deleted = Some(Span { begun: event, done: usize::MAX });
+        let gone = self.begin_change(event);
+        self.volumes[volume].gone = Some(gone);
+        for snapshot in self.snapshots_of(&self.volumes[volume].name.clone()) {
+            self.snapshots[snapshot].gone = Some(gone);
+        }
     }
 
     /// The volume was deleted.
     pub fn end_delete(&mut self, volume: usize, event: usize) {
-        if let Some(deleted) = &mut self.volumes[volume].deleted {
-            deleted.done = event;
+        if let Some(gone) = self.volumes[volume].gone {
+            self.changes[gone].done = event;
         }
     }
 
@@ -223,7 +289,7 @@ impl Model {
             cut.push((block, content));
         }
         let operation = self.begin(volume, event, if sectors < old { &cut } else { &[] });
-        self.volumes[volume].sizes.push((sectors, Span { begun: event, done: usize::MAX }));
+        self.volumes[volume].sizes.push((sectors, Span::from(event)));
         Some(operation)
     }
 
@@ -238,185 +304,5 @@ impl Model {
         if let Some((_, span)) = volume.sizes.last_mut() {
             span.done = event;
         }
-    }
-
-    /// Whether a pool may look like this after a cut when `event` was about to happen. Returns the
-    /// number of blocks that were compared.
-    ///
-    /// With `damage`, a block may also refuse to be read: it is counted there.
-    ///
-    /// # Errors
-    /// What is wrong.
-    pub async fn check(
-        &self,
-        pool: &Pool,
-        event: usize,
-        mut damage: Option<&mut u64>,
-    ) -> Result<u64, String> {
-        let found = pool.volumes();
-        let mut blocks = 0;
-        for model in &self.volumes {
-            let gone = model.deleted.is_some_and(|deleted| deleted.begun < event);
-            if model.created.done <= event && !gone && !found.iter().any(|v| v.name == model.name) {
-                return Err(format!("volume {} is missing", model.name));
-            }
-        }
-        for info in found {
-            let mut reasons = Vec::new();
-            for model in self.volumes.iter().filter(|model| model.name == info.name) {
-                let gone = model.deleted.is_some_and(|deleted| deleted.done <= event);
-                let began = model.created.done == 0 || model.created.begun < event;
-                if gone || !began {
-                    reasons.push("it cannot exist".into());
-                    continue;
-                }
-                match model.check(pool, info.size_bytes, event, damage.as_deref_mut()).await {
-                    Ok(compared) => {
-                        blocks += compared;
-                        reasons.clear();
-                        break;
-                    }
-                    Err(reason) => reasons.push(reason),
-                }
-            }
-            if !reasons.is_empty() {
-                return Err(format!("volume {}: {}", info.name, reasons.join("; or ")));
-            }
-        }
-        Ok(blocks)
-    }
-
-    /// Whether every volume reads as its operations left it.
-    pub async fn check_visible(&mut self, pool: &Pool) -> Result<(), String> {
-        for volume in 0..self.volumes.len() {
-            let model = &self.volumes[volume];
-            if model.deleted.is_some() || model.opaque || model.created.done == usize::MAX {
-                continue;
-            }
-            let tags = read_tags(pool, &model.name).await?;
-            for (block, found) in (0..).zip(tags.chunks(SECTORS)) {
-                self.saw(volume, block, found)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What a pool holds, as the certain beginning of another history.
-    pub async fn of(pool: &Pool, opaque: &[&str]) -> Result<Self, String> {
-        let mut model = Self::default();
-        model.note_pool_size(0, pool.size_bytes());
-        for info in pool.volumes() {
-            let volume = model.begin_create(&info.name, info.size_bytes / SECTOR as u64, 0);
-            model.end_create(volume, 0);
-            let model = &mut model.volumes[volume];
-            if opaque.contains(&info.name.as_str()) {
-                model.opaque = true;
-                continue;
-            }
-            let tags = read_tags(pool, &info.name).await?;
-            for (block, tags) in (0..).zip(tags.chunks(SECTORS)) {
-                let mut content = ZERO;
-                content[..tags.len()].copy_from_slice(tags);
-                model.blocks.insert(block, vec![base(content)]);
-                model.visible.insert(block, vec![content]);
-            }
-        }
-        Ok(model)
-    }
-}
-
-fn base(content: Block) -> Version {
-    Version { content, begun_event: 0, begun: 0, done: 0, certain: 0 }
-}
-
-async fn read_tags(pool: &Pool, name: &str) -> Result<Vec<u32>, String> {
-    let volume = pool.volume(name).map_err(|error| error.to_string())?;
-    let mut bytes = vec![0; volume.size_bytes() as usize];
-    volume.read(0, &mut bytes).await.map_err(|error| format!("reading {name}: {error}"))?;
-    tags_of(&bytes).map_err(|reason| format!("volume {name}: {reason}"))
-}
-
-impl VolumeModel {
-    async fn check(
-        &self,
-        pool: &Pool,
-        size_bytes: u64,
-        event: usize,
-        damage: Option<&mut u64>,
-    ) -> Result<u64, String> {
-        let certain = self.sizes.iter().rposition(|(_, span)| span.done <= event).unwrap_or(0);
-        let mut sizes = self.sizes[certain..].iter();
-        if !sizes.any(|(sectors, span)| {
-            *sectors * SECTOR as u64 == size_bytes && (span.done == 0 || span.begun < event)
-        }) {
-            return Err(format!("it never had the size that it has, {size_bytes} bytes"));
-        }
-        if self.opaque {
-            return Ok(0);
-        }
-        let tags = match (read_tags(pool, &self.name).await, damage) {
-            (Ok(tags), _) => tags,
-            (Err(reason), None) => return Err(reason),
-            (Err(_), Some(damage)) => return self.check_damaged(pool, event, damage).await,
-        };
-        assert_eq!(tags.len() as u64 * SECTOR as u64, size_bytes, "{BLOCK}-byte blocks");
-        let mut compared = 0;
-        for (block, found) in (0..).zip(tags.chunks(SECTORS)) {
-            self.check_block(block, found, event)?;
-            compared += 1;
-        }
-        Ok(compared)
-    }
-
-    /// Compares block by block, and counts those that cannot be read.
-    async fn check_damaged(
-        &self,
-        pool: &Pool,
-        event: usize,
-        damage: &mut u64,
-    ) -> Result<u64, String> {
-        let volume = pool.volume(&self.name).map_err(|error| error.to_string())?;
-        let mut compared = 0;
-        for start in (0..volume.size_bytes()).step_by(BLOCK) {
-            let len = (volume.size_bytes() - start).min(BLOCK as u64) as usize;
-            let mut bytes = vec![0; len];
-            if volume.read(start, &mut bytes).await.is_err() {
-                *damage += 1;
-                continue;
-            }
-            self.check_block(start / BLOCK as u64, &tags_of(&bytes)?, event)?;
-            compared += 1;
-        }
-        Ok(compared)
-    }
-
-    fn check_block(&self, block: u64, found: &[u32], event: usize) -> Result<(), String> {
-        let zero = [base(ZERO)];
-        let versions = self.blocks.get(&block).map_or(&zero[..], Vec::as_slice);
-        let certain = versions.iter().filter(|version| version.certain <= event);
-        let newest_certain = certain.map(|version| version.begun).max().unwrap_or(0);
-        let allowed = versions.iter().filter(|version| {
-            let begun = version.begun == 0 || version.begun_event < event;
-            begun && version.done >= newest_certain
-        });
-        let same = |version: &Version| *found == version.content[..found.len()];
-        if allowed.clone().any(same) {
-            return Ok(());
-        }
-        let written = |version: &Version| match version.begun {
-            0 => "there from the beginning".into(),
-            _ => format!("written from event {} on", version.begun_event),
-        };
-        let expected = allowed.map(|v| format!("{}, {}", report::contents(&v.content), written(v)));
-        let expected: Vec<_> = expected.collect();
-        let which = match versions.iter().rfind(|version| same(version)) {
-            None => "never written to it".into(),
-            Some(v) if v.begun > 0 && v.begun_event >= event => {
-                format!("{}, after the cut at event {event}", written(v))
-            }
-            Some(v) => format!("{}, and durably overwritten since", written(v)),
-        };
-        let found = format!("{}, {which}", report::contents(found));
-        Err(report::wrong_block(block, &found, &expected))
     }
 }

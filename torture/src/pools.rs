@@ -7,11 +7,11 @@ use siltstone_device::{
     SeededEntropy, SeededRandom,
     sim::{Machine, SimDevice},
 };
-use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions};
+use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, SnapshotName, Tuning, VolumeOptions};
 
 use crate::{
     clients::{Client, Violation, World},
-    content::BLOCK,
+    content::{self, BLOCK},
     model::Model,
 };
 
@@ -27,6 +27,15 @@ pub const DISK_BLOCKS: u64 = 288;
 pub const BALLAST: &str = "ballast";
 
 const POOL_BYTES: u64 = 24 * MIB;
+
+/// What clones are called.
+#[must_use]
+pub fn clone_name(number: u64) -> String {
+    format!("{CLONE}{number}")
+}
+
+/// With what their names begin.
+pub(crate) const CLONE: &str = "clone-";
 
 /// What a block of ballast contains.
 #[must_use]
@@ -68,6 +77,8 @@ impl Bases {
             base("full, small segments", 256 * KIB, 128 * KIB, Fill::AllBut(768 * KIB)),
             base("full, smaller room", 256 * KIB, 256 * KIB, Fill::AllBut(256 * KIB)),
             base("full of garbage", 256 * KIB, 128 * KIB, Fill::HalfDead),
+            base("snapshots and clones", 256 * KIB, 128 * KIB, Fill::Snapshots),
+            base("full of snapshots", 256 * KIB, 256 * KIB, Fill::HalfKept),
         ];
         Self { bases }
     }
@@ -93,6 +104,10 @@ enum Fill {
     AllBut(u64),
     /// Everything that goes in, every other block of it deleted: no segment is free by that.
     HalfDead,
+    /// The disk, in several states, and clones of it.
+    Snapshots,
+    /// Everything that goes in; half of that is in a snapshot only.
+    HalfKept,
 }
 
 /// A pool with a disk.
@@ -116,6 +131,8 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, fill: Fill) ->
             Fill::Nothing => 0,
             Fill::AllBut(room_bytes) => fill_all_but(&pool, room_bytes).await?,
             Fill::HalfDead => fill_with_garbage(&pool).await?,
+            Fill::Snapshots => take_snapshots(&pool).await?,
+            Fill::HalfKept => fill_with_kept(&pool).await?,
         };
         let model = Model::of(&pool, &[BALLAST]).await;
         pool.close_async().await?;
@@ -148,6 +165,50 @@ async fn fill_with_garbage(pool: &Pool) -> Result<u64, EngineError> {
     ballast_volume.trim(blocks * BLOCK as u64, POOL_BYTES - blocks * BLOCK as u64).await?;
     pool.delete_volume_async("garbage").await?;
     Ok(blocks)
+}
+
+/// Writes the disk over and over, with snapshots in between, clones some of them and goes back to
+/// one; no block is ballast.
+async fn take_snapshots(pool: &Pool) -> Result<u64, EngineError> {
+    let random = &mut SeededRandom::new(1);
+    let name = |own: u64| SnapshotName::new(DISK, &format!("s{own}"));
+    for round in 0..6 {
+        let disk = pool.volume(DISK)?;
+        for _ in 0..12 {
+            let first = random.below(DISK_BLOCKS - 16);
+            let contents = content::draw(random, 16);
+            let bytes = content::bytes_of(contents.as_flattened());
+            disk.write(first * BLOCK as u64, &bytes).await?;
+        }
+        pool.create_snapshots_async(&[name(round)?]).await?;
+        match round {
+            1 | 4 => {
+                let clone = pool.clone_snapshot_async(&name(round)?, &clone_name(round)).await?;
+                let bytes = content::bytes_of(content::draw(random, 40).as_flattened());
+                clone.write(random.below(200) * BLOCK as u64, &bytes).await?;
+                let of_clone = SnapshotName::new(&clone_name(round), "s0")?;
+                pool.create_snapshots_async(&[of_clone]).await?;
+                clone.trim(0, 60 * BLOCK as u64).await?;
+            }
+            2 => drop(pool.roll_back_async(&name(1)?).await?),
+            3 => pool.delete_snapshots_async(&[name(0)?]).await?,
+            _ => pool.checkpoint_async().await?,
+        }
+    }
+    Ok(0)
+}
+
+/// Fills a pool with ballast, takes a snapshot, and gives half of it back, which makes no room;
+/// returns the blocks that are left.
+async fn fill_with_kept(pool: &Pool) -> Result<u64, EngineError> {
+    // So many that some room is left to begin with.
+    let blocks = fill_all_but(pool, MIB).await?;
+    let ballast_volume = pool.volume(BALLAST)?;
+    pool.create_snapshots_async(&[SnapshotName::new(BALLAST, "all")?]).await?;
+    let keep = blocks / 2;
+    ballast_volume.trim(keep * BLOCK as u64, POOL_BYTES - keep * BLOCK as u64).await?;
+    pool.create_snapshots_async(&[SnapshotName::new(DISK, "s0")?]).await?;
+    Ok(keep)
 }
 
 /// Fills a pool with ballast and gives some of it back; returns the blocks that are left.
@@ -204,8 +265,8 @@ pub fn options(random: &mut SeededRandom) -> OpenOptions {
     OpenOptions { read_only: false, tuning }
 }
 
-/// One to three clients at work, on ranges of their own and then on one that they share. Each is a
-/// task of the world's runtime.
+/// One to three clients at work, on ranges of their own and then on one that they share, and
+/// perhaps one more that keeps snapshots. Each is a task of the world's runtime.
 ///
 /// # Errors
 /// The first promise that was found broken.
@@ -250,6 +311,18 @@ pub async fn work(
         };
         let task = world.runtime.spawn(&format!("client-{number}"), Box::pin(task));
         tasks.push(task.expect("there is a thread for each client"));
+    }
+    if random.chance(1, 2) {
+        let mut keeper = Client::new(world.clone(), SeededRandom::new(random.next_u64()));
+        let outcomes = Arc::clone(&outcomes);
+        // Some hardly let others write in between.
+        let (share, pause_us) = if random.chance(1, 4) { (1, 300) } else { (3, 3000) };
+        let task = async move {
+            let outcome = keeper.keep_snapshots(operations / share, pause_us).await;
+            outcomes.lock().push(outcome);
+        };
+        let task = world.runtime.spawn("keeper", Box::pin(task));
+        tasks.push(task.expect("there is a thread for it"));
     }
     for task in tasks {
         if let Err(panic) = task.await {

@@ -47,6 +47,12 @@ tally! {
     operations,
     /// Flushes that were acknowledged.
     flushes,
+    /// Snapshots that were taken.
+    snapshots,
+    /// Clones that were made of them.
+    clones,
+    /// Volumes that went back to them.
+    roll_backs,
     /// Operations that failed, as they may on a bad disk or in a full pool.
     refused,
     /// Pools that were made larger in use.

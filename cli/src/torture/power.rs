@@ -64,10 +64,11 @@ fn violation(failure: &Failure, threads: bool) -> Violation {
 
 fn summary(counts: &Counts) -> String {
     format!(
-        "{}, {} ({}, {} refused), {}, {}, {}, {} compared, {}, {} of damage",
+        "{}, {} ({}, {}, {} refused), {}, {}, {}, {} compared, {}, {} of damage",
         count(counts.histories, "history"),
         count(counts.operations, "operation"),
         count(counts.flushes, "flush"),
+        count(counts.snapshots, "snapshot"),
         counts.refused,
         count(counts.cuts, "power cut"),
         count(counts.recoveries, "recovery"),
