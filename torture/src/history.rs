@@ -21,7 +21,7 @@ use crate::{
     disks::Disk,
     host::Host,
     model::Model,
-    pools::{self, BALLAST, Base, Bases, ballast, options, work},
+    pools::{self, BALLAST, Base, Bases, KEPT, ballast, options, work},
     report,
     tally::{Tally, add},
 };
@@ -394,17 +394,23 @@ fn after_a_lie(life: &Life, stage: Stage<'_>) -> Result<(), Violation> {
     })
 }
 
-/// Reads some blocks of the ballast; returns how many could not be read.
+/// Reads some blocks of the ballast, and of its snapshot; returns how many could not be read.
 async fn check_ballast(
     pool: &Pool,
     base: &Base,
     random: &mut SeededRandom,
 ) -> Result<u64, Violation> {
     let volume = pool.volume(BALLAST).map_err(|error| Violation(error.to_string()))?;
+    let kept = (base.kept_blocks > 0).then(|| pool.volume(KEPT));
+    let kept = kept.transpose().map_err(|error| Violation(error.to_string()))?;
     let mut found = [0; BLOCK];
     let mut damaged = 0;
-    for _ in 0..BALLAST_SAMPLE {
-        let block = random.below(base.ballast_blocks);
+    for number in 0..BALLAST_SAMPLE {
+        let (volume, blocks) = match (&kept, number % 2) {
+            (Some(kept), 0) => (kept, base.kept_blocks),
+            _ => (&volume, base.ballast_blocks),
+        };
+        let block = random.below(blocks);
         match volume.read(block * BLOCK as u64, &mut found).await {
             Ok(()) if found == *ballast(block) => {}
             Ok(()) => return Err(Violation(format!("block {block} of the ballast is another"))),

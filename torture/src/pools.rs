@@ -26,6 +26,9 @@ pub const DISK_BLOCKS: u64 = 288;
 /// A volume of noise that fills a pool: block `n` is [`ballast`]`(n)`.
 pub const BALLAST: &str = "ballast";
 
+/// A snapshot of it from when there was more of it.
+pub const KEPT: &str = "ballast@all";
+
 const POOL_BYTES: u64 = 24 * MIB;
 
 /// What clones are called.
@@ -53,6 +56,8 @@ pub struct Base {
     pub device: Arc<SimDevice>,
     /// How many blocks of ballast there are.
     pub ballast_blocks: u64,
+    /// How many there are in [`KEPT`], a snapshot.
+    pub kept_blocks: u64,
     /// What is in it.
     pub model: Model,
 }
@@ -128,10 +133,13 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, fill: Fill) ->
         let disk = VolumeOptions::new(DISK_BLOCKS * BLOCK as u64);
         pool.create_volume_async(DISK, &disk).await?;
         let blocks = match fill {
-            Fill::Nothing => 0,
-            Fill::AllBut(room_bytes) => fill_all_but(&pool, room_bytes).await?,
-            Fill::HalfDead => fill_with_garbage(&pool).await?,
-            Fill::Snapshots => take_snapshots(&pool).await?,
+            Fill::Nothing => (0, 0),
+            Fill::AllBut(room_bytes) => (fill_all_but(&pool, room_bytes).await?, 0),
+            Fill::HalfDead => (fill_with_garbage(&pool).await?, 0),
+            Fill::Snapshots => {
+                take_snapshots(&pool).await?;
+                (0, 0)
+            }
             Fill::HalfKept => fill_with_kept(&pool).await?,
         };
         let model = Model::of(&pool, &[BALLAST]).await;
@@ -139,10 +147,10 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, fill: Fill) ->
         Ok::<_, EngineError>((blocks, model))
     });
     machine.kill();
-    let (ballast_blocks, model) = made.expect("a device without faults takes a pool");
+    let ((ballast_blocks, kept_blocks), model) = made.expect("a device without faults takes a pool");
     let model = model.expect("a pool without faults can be read");
     device.forget_history();
-    Base { name, device, ballast_blocks, model }
+    Base { name, device, ballast_blocks, kept_blocks, model }
 }
 
 /// Fills a pool with ballast and as much that is then deleted; returns the blocks that are left.
@@ -168,8 +176,8 @@ async fn fill_with_garbage(pool: &Pool) -> Result<u64, EngineError> {
 }
 
 /// Writes the disk over and over, with snapshots in between, clones some of them and goes back to
-/// one; no block is ballast.
-async fn take_snapshots(pool: &Pool) -> Result<u64, EngineError> {
+/// one.
+async fn take_snapshots(pool: &Pool) -> Result<(), EngineError> {
     let random = &mut SeededRandom::new(1);
     let name = |own: u64| SnapshotName::new(DISK, &format!("s{own}"));
     for round in 0..6 {
@@ -195,20 +203,20 @@ async fn take_snapshots(pool: &Pool) -> Result<u64, EngineError> {
             _ => pool.checkpoint_async().await?,
         }
     }
-    Ok(0)
+    Ok(())
 }
 
 /// Fills a pool with ballast, takes a snapshot, and gives half of it back, which makes no room;
-/// returns the blocks that are left.
-async fn fill_with_kept(pool: &Pool) -> Result<u64, EngineError> {
+/// returns the blocks that are left, and those in the snapshot.
+async fn fill_with_kept(pool: &Pool) -> Result<(u64, u64), EngineError> {
     // So many that some room is left to begin with.
     let blocks = fill_all_but(pool, MIB).await?;
     let ballast_volume = pool.volume(BALLAST)?;
-    pool.create_snapshots_async(&[SnapshotName::new(BALLAST, "all")?]).await?;
+    pool.create_snapshots_async(&[KEPT.parse()?]).await?;
     let keep = blocks / 2;
     ballast_volume.trim(keep * BLOCK as u64, POOL_BYTES - keep * BLOCK as u64).await?;
     pool.create_snapshots_async(&[SnapshotName::new(DISK, "s0")?]).await?;
-    Ok(keep)
+    Ok((keep, blocks))
 }
 
 /// Fills a pool with ballast and gives some of it back; returns the blocks that are left.

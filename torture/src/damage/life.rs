@@ -11,7 +11,9 @@ use siltstone_device::{
     header::{HEADER_BYTES, Header, Kind as HeaderKind, MAGIC},
     sim::{CrashPolicy, Machine, SimDevice},
 };
-use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions};
+use siltstone_engine::{
+    CreateOptions, EngineError, OpenOptions, Pool, SnapshotName, Tuning, VolumeOptions,
+};
 use zerocopy::FromBytes;
 
 use super::structures::Structures;
@@ -45,6 +47,8 @@ const MAPPED_BLOCKS: u64 = 4096;
 const MAPPED_ROUNDS: u64 = 24;
 /// Gone again in the end.
 const TEMPORARY: &str = "temporary";
+/// A clone of the disk, which goes its own way.
+const COPY: &str = "copy";
 const ROUNDS: u64 = 44;
 /// How long nothing happens before the power goes: the mark has long been written.
 const REST: Duration = Duration::from_secs(1);
@@ -83,7 +87,7 @@ impl std::str::FromStr for End {
     }
 }
 
-/// What each volume holds, to the byte.
+/// What each volume and each snapshot holds, to the byte.
 pub(super) type Contents = BTreeMap<String, Vec<u8>>;
 
 /// A pool whose life has ended.
@@ -161,6 +165,45 @@ impl Work {
         let content = self.contents.get_mut(name).expect("it was created");
         content[at as usize..][..len as usize].fill(0);
         Ok(())
+    }
+
+    async fn take_snapshots(&mut self, of: &[&str], own: &str) -> Result<(), EngineError> {
+        let names = of.iter().map(|volume| SnapshotName::new(volume, own));
+        let names = names.collect::<Result<Vec<_>, _>>()?;
+        self.pool.create_snapshots_async(&names).await?;
+        for name in names {
+            self.contents.insert(name.to_string(), self.contents[&name.volume].clone());
+        }
+        Ok(())
+    }
+
+    /// What becomes of snapshots from round to round: of some the versions stay, in patches of all
+    /// ages.
+    async fn keep_snapshots(&mut self, round: u64) -> Result<(), EngineError> {
+        match round {
+            13 => self.take_snapshots(&[DISK, LINKS, ODD], "early").await,
+            21 => self.take_snapshots(&[DISK], "gone").await,
+            23 => {
+                let early = SnapshotName::new(DISK, "early")?;
+                self.pool.clone_snapshot_async(&early, COPY).await?;
+                self.contents.insert(COPY.into(), self.contents[&early.to_string()].clone());
+                let bytes = content::bytes_of(content::draw(&mut self.random, 8).as_flattened());
+                self.write(COPY, 0, &bytes).await
+            }
+            26 => self.take_snapshots(&[DISK, LINKS], "late").await,
+            29 => {
+                let gone = SnapshotName::new(DISK, "gone")?;
+                self.contents.remove(&gone.to_string());
+                self.pool.delete_snapshots_async(&[gone]).await
+            }
+            33 => {
+                let early = SnapshotName::new(ODD, "early")?;
+                self.pool.roll_back_async(&early).await?;
+                self.contents.insert(ODD.into(), self.contents[&early.to_string()].clone());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Some blocks of the disk, of all sorts of contents.
@@ -301,6 +344,7 @@ async fn live(
             }
             _ => {}
         }
+        work.keep_snapshots(round).await?;
         if round % 4 == 3 {
             work.pool.checkpoint_async().await?;
             earlier.push(device.snapshot());
@@ -310,8 +354,11 @@ async fn live(
         work.pool.close_async().await?;
         return Ok((work.contents, earlier));
     }
-    // Units that no checkpoint covers, then records of what is in no unit.
+    // Units that no checkpoint covers, then records of what is in no unit; all of two epochs.
     for blocks in [7, 8, 2, 1, 3] {
+        if blocks == 2 {
+            work.take_snapshots(&[DISK, COPY], "last").await?;
+        }
         work.write_disk(blocks, blocks % 4 == 3).await?;
         work.write_links(blocks, 3).await?;
         work.pool.flush_async().await?;

@@ -402,7 +402,9 @@ impl<'a> Finder<'a> {
     fn patches(&self) -> Vec<u64> {
         let body = &self.body;
         let frontier_bytes = 16 * u32_at(body, 4);
-        let manifest = 64 + frontier_bytes as usize + u32_at(body, 32) as usize;
+        let epochs_bytes = 16 * u32_at(body, 48);
+        let catalog_bytes = u32_at(body, 32);
+        let manifest = 64 + (frontier_bytes + epochs_bytes + catalog_bytes) as usize;
         let count = u32_at(body, manifest + 12);
         let mut at = manifest + 40;
         let mut patches = Vec::new();

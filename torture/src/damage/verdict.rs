@@ -1,13 +1,13 @@
 //! What a damaged pool turns out to be when it is opened and read.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     panic::{self, AssertUnwindSafe},
     sync::Arc,
 };
 
 use siltstone_device::sim::{Machine, SimDevice};
-use siltstone_engine::{EngineError, Pool};
+use siltstone_engine::{EngineError, Findings, Pool};
 
 use super::{
     life::{Contents, options},
@@ -112,9 +112,33 @@ fn look(device: &Arc<SimDevice>, expected: &Expected<'_>) -> Result<Seen, String
             }
             is_named |= !checked.is_sound();
         }
+        if !lost.is_empty() {
+            let checked = pool.check_async(&mut |_| {}).await;
+            let checked = checked.map_err(|error| format!("check fails: {error}"))?;
+            check_lost(&lost, &checked.findings)?;
+        }
         pool.abandon();
         Ok(Seen::Open { lost, is_named })
     })
+}
+
+/// The check must report as lost what cannot be read, by the volume's or snapshot's name, and nothing
+/// else.
+fn check_lost(lost: &BTreeSet<(String, u64)>, findings: &Findings) -> Result<(), String> {
+    let ranges = findings.lost.iter();
+    let reported = ranges.flat_map(|range| {
+        let end_bytes = range.offset_bytes + range.len_bytes;
+        let blocks = range.offset_bytes / BLOCK as u64..end_bytes.div_ceil(BLOCK as u64);
+        blocks.map(|block| (range.volume.clone(), block))
+    });
+    let reported: BTreeSet<_> = reported.collect();
+    if reported == *lost {
+        return Ok(());
+    }
+    let [found, expected] = [&reported, lost].map(report::blocks);
+    Err(format!(
+        "the check says of others that they are lost\nfound:    {found}\nexpected: {expected}"
+    ))
 }
 
 /// What was lost by `before` may be lost, and nothing else, also when it was opened for writing.
@@ -176,10 +200,14 @@ fn refused(error: &EngineError) -> Result<Seen, String> {
     }
 }
 
-/// Compares every block of every volume; returns those that cannot be read.
+/// Compares every block of every volume and snapshot; returns those that cannot be read.
 async fn compare(pool: &Pool, expected: &Expected<'_>) -> Result<BTreeSet<(String, u64)>, String> {
-    let found = pool.volumes();
-    let found: Vec<_> = found.iter().map(|info| (info.name.as_str(), info.size_bytes)).collect();
+    let volumes = pool.volumes().into_iter().map(|info| (info.name, info.size_bytes));
+    let snapshots = pool.snapshots().into_iter();
+    let snapshots =
+        snapshots.map(|info| (format!("{}@{}", info.volume, info.snapshot), info.size_bytes));
+    let found: BTreeMap<_, _> = volumes.chain(snapshots).collect();
+    let found: Vec<_> = found.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
     let size = |(name, bytes): (_, &Vec<u8>)| (String::as_str(name), bytes.len() as u64);
     let wanted: Vec<_> = expected.contents.iter().map(size).collect();
     if found != wanted {
@@ -188,7 +216,7 @@ async fn compare(pool: &Pool, expected: &Expected<'_>) -> Result<BTreeSet<(Strin
             volumes.iter().map(text).collect::<Vec<_>>().join(", ")
         };
         let (found, wanted) = (list(&found), list(&wanted));
-        return Err(format!("the volumes are others\nfound:    {found}\nexpected: {wanted}"));
+        return Err(format!("the volumes and snapshots are others\nfound:    {found}\nexpected: {wanted}"));
     }
     let mut lost = BTreeSet::new();
     for (name, bytes) in expected.contents {
