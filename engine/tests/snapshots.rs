@@ -316,6 +316,47 @@ fn snapshots_are_read_only_and_end_when_they_are_deleted() {
     assert_holds(&disk, &[1, 0, 0, 0, 0, 0, 0, 0]);
 }
 
+/// A volume that cannot go back, for want of room in the catalog, is as it was.
+#[test]
+fn a_full_catalog_leaves_a_volume_that_was_to_be_rolled_back_as_it_is() {
+    let (_device, pool) = create(64 * MIB);
+    let disks = ["a", "b", "c"].map(|volume| {
+        let disk = pool.create_volume(volume, &VolumeOptions::new(2 * BLOCK)).unwrap();
+        write(&disk, 0, 1);
+        pool.create_snapshots(&[SnapshotName::new(volume, "s").unwrap()]).unwrap();
+        write(&disk, 0, 2);
+        disk
+    });
+    let mut number = 0;
+    for (count, len) in [(1000, 200), (100, 200), (10, 200), (1, 200), (1, 5)] {
+        loop {
+            let own = (number..number + count).map(|number| format!("{number:0>len$}"));
+            let names: Vec<_> = own.map(|own| SnapshotName::new("a", &own).unwrap()).collect();
+            number += count;
+            match pool.create_snapshots(&names) {
+                Ok(()) => {}
+                Err(EngineError::CatalogFull { .. }) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    // There is room for less than another snapshot, so for no more than two layers.
+    let mut refusals = 0;
+    for disk in disks {
+        match pool.roll_back(&SnapshotName::new(disk.name(), "s").unwrap()) {
+            Ok(disk) => assert_holds(&disk, &[1, 0]),
+            Err(EngineError::CatalogFull { .. }) => {
+                refusals += 1;
+                assert_holds(&disk, &[2, 0]);
+                write(&disk, 1, 3);
+                assert_holds(&disk, &[2, 3]);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(refusals > 0);
+}
+
 /// What only a snapshot held is free once it is deleted, and what a rolled-back volume had written.
 #[test]
 fn what_nobody_reads_any_more_comes_back() {

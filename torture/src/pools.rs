@@ -7,7 +7,9 @@ use siltstone_device::{
     SeededEntropy, SeededRandom,
     sim::{Machine, SimDevice},
 };
-use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, SnapshotName, Tuning, VolumeOptions};
+use siltstone_engine::{
+    CreateOptions, EngineError, OpenOptions, Pool, SnapshotName, Tuning, VolumeOptions,
+};
 
 use crate::{
     clients::{Client, Violation, World},
@@ -147,7 +149,8 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, fill: Fill) ->
         Ok::<_, EngineError>((blocks, model))
     });
     machine.kill();
-    let ((ballast_blocks, kept_blocks), model) = made.expect("a device without faults takes a pool");
+    let ((ballast_blocks, kept_blocks), model) =
+        made.expect("a device without faults takes a pool");
     let model = model.expect("a pool without faults can be read");
     device.forget_history();
     Base { name, device, ballast_blocks, kept_blocks, model }

@@ -279,7 +279,9 @@ impl Client {
             let refused = pool.delete_volume_async(&name).await;
             let is_refused = matches!(refused, Err(EngineError::HasSnapshots { .. }));
             if !is_refused && !self.world.may_fail {
-                return Err(Violation(format!("deleting {name}, which has snapshots: {refused:?}")));
+                return Err(Violation(format!(
+                    "deleting {name}, which has snapshots: {refused:?}"
+                )));
             }
         }
         let event = self.event();

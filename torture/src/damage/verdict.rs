@@ -216,7 +216,9 @@ async fn compare(pool: &Pool, expected: &Expected<'_>) -> Result<BTreeSet<(Strin
             volumes.iter().map(text).collect::<Vec<_>>().join(", ")
         };
         let (found, wanted) = (list(&found), list(&wanted));
-        return Err(format!("the volumes and snapshots are others\nfound:    {found}\nexpected: {wanted}"));
+        return Err(format!(
+            "the volumes and snapshots are others\nfound:    {found}\nexpected: {wanted}"
+        ));
     }
     let mut lost = BTreeSet::new();
     for (name, bytes) in expected.contents {
