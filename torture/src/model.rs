@@ -306,3 +306,6 @@ impl Model {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
