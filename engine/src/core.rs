@@ -40,7 +40,8 @@ use crate::{
 /// An open pool's parts.
 ///
 /// # Lock order
-/// `changing` -> `record` -> `catalog` -> `publishing` -> admission's queue -> an overlay, or `epochs`;
+/// `changing` -> `record` -> `catalog` -> `volumes`, or `publishing` -> admission's queue -> an overlay,
+/// or `epochs`;
 /// `space` -> `frontier` -> the segment table.
 /// All others are leaves. None but the first two is held across a device wait.
 pub(crate) struct Core {

@@ -106,7 +106,14 @@ impl Default for Model {
     fn default() -> Self {
         let changes = vec![BASE];
         let (volumes, snapshots) = (Vec::new(), Vec::new());
-        Self { volumes, snapshots, changes, moments: BTreeMap::new(), tick: 0 }
+        Self {
+            volumes,
+            pool_sizes: Vec::new(),
+            snapshots,
+            changes,
+            moments: BTreeMap::new(),
+            tick: 0,
+        }
     }
 }
 

@@ -47,7 +47,11 @@ impl Pool {
     #[must_use]
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
         let catalog = self.core.catalog.lock();
-        catalog.snapshots().map(|(name, record)| SnapshotInfo::new(name, record)).collect()
+        // Not those that are still being taken.
+        let volumes = self.core.volumes.read();
+        let snapshots =
+            catalog.snapshots().filter(|(name, _)| volumes.contains_key(&name.to_string()));
+        snapshots.map(|(name, record)| SnapshotInfo::new(name, record)).collect()
     }
 
     /// Takes snapshots of one moment: each holds what had been written to its volume before some

@@ -14,7 +14,7 @@ fn taken() -> Model {
     let mut model = Model::default();
     let volume = model.begin_create("disk", 2 * SECTORS as u64, 1);
     model.end_create(volume, 2);
-    let mut write = |model: &mut Model, event, block, content| {
+    let write = |model: &mut Model, event, block, content| {
         let write = model.begin(volume, event, &[(block, content)]);
         model.done(&write);
     };
