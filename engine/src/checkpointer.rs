@@ -242,7 +242,7 @@ pub(crate) async fn checkpoint(
     }
     core.frontier.settle(&core.table, published.sequence);
     // Before the collector: what is promised to admitted changes is the sealer's.
-    let reservation = core.frontier.reserve(&core.table);
+    let reservation = core.frontier.reserve(&core.table, core.space.promised());
     let count_batches = |newest: Option<u64>| newest.map_or(0, |batch| batch + 1);
     let count_started = || count_batches(core.admission.newest_started());
     let covered = count_batches(published.batch);

@@ -159,8 +159,10 @@ impl Frontier {
     /// Checkpoint: reserves segments up to the target, but no more than half of what the pool has
     /// beyond its reserve, or [`MIN_READY`]: the collector needs room as well, and what lies ready
     /// here serves nothing else. Of the reserve, half is the last resort by which a full pool still
-    /// takes trims.
-    pub(crate) fn reserve(&self, table: &SegmentTable) -> Reservation {
+    /// takes trims. What is promised to admitted changes is the sealer's in any case, but for what
+    /// patches need: they cannot be refused any more, and it may be the collector that has taken the
+    /// rest.
+    pub(crate) fn reserve(&self, table: &SegmentTable, promised: Promised) -> Reservation {
         let inner = self.inner.lock();
         let kept = self.keep_segments();
         let spare = table.free_segments().saturating_sub(kept) as usize;
@@ -168,9 +170,15 @@ impl Frontier {
         let mut segments: Vec<_> = inner.begun.iter().map(|s| (s.id, s.generation)).collect();
         segments.extend(inner.ready.iter().copied());
         let mut added = Vec::new();
-        while inner.ready.len() + added.len() < target {
-            let is_last_resort = inner.ready.is_empty() && added.is_empty();
-            let keep = if is_last_resort { kept / 2 } else { kept };
+        loop {
+            let count = inner.ready.len() + added.len();
+            let is_promised = count as u64 * self.segment_bytes + inner.open_bytes < promised.bytes;
+            let keep = match count {
+                _ if is_promised => promised.keep_segments,
+                0 => kept / 2,
+                _ if count < target => kept,
+                _ => break,
+            };
             if table.free_segments() <= keep {
                 break;
             }
@@ -196,6 +204,14 @@ impl Frontier {
     pub(crate) fn wake(&self) {
         self.extended.notify(usize::MAX);
     }
+}
+
+/// What admitted changes may need that are not placed yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Promised {
+    pub(crate) bytes: u64,
+    /// Free segments to leave all the same.
+    pub(crate) keep_segments: u64,
 }
 
 /// The frontier as a checkpoint record names it.

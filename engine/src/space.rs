@@ -22,7 +22,7 @@ use siltstone_device::BLOCK_BYTES;
 
 use crate::{
     error::{EngineError, Result},
-    frontier::Frontier,
+    frontier::{Frontier, Promised},
     segment_count::SegmentCount,
     segment_table::SegmentTable,
 };
@@ -202,6 +202,11 @@ impl Space {
         *self.promised_bytes.lock()
     }
 
+    /// The same, and what the sealer leaves to patches when it takes what is promised.
+    pub(crate) fn promised(&self) -> Promised {
+        Promised { bytes: self.promised_bytes(), keep_segments: self.patch_segments() }
+    }
+
     /// Free segments that the collector leaves: for patches, and for what is promised to changes
     /// beyond what the frontier has room for.
     pub(crate) fn segments_not_for_moves(&self, room: Room<'_>) -> u64 {
@@ -281,6 +286,14 @@ mod tests {
         assert_eq!(space.segments_not_for_moves(room), of_patches + 4);
         frontier.extend(vec![table.take(SegmentState::Frontier).unwrap()]);
         assert_eq!(space.segments_not_for_moves(room), of_patches + 3);
+        // The sealer gets all of it, however little the collector has left beside it.
+        while table.free_segments() > of_patches + 3 {
+            table.take(SegmentState::Data).unwrap();
+        }
+        let reservation = frontier.reserve(&table, space.promised());
+        assert_eq!((reservation.added.len(), table.free_segments()), (3, of_patches));
+        frontier.extend(reservation.added);
+        assert!(frontier.free_bytes() >= space.promised_bytes());
         drop(promise);
         assert_eq!(space.segments_not_for_moves(room), of_patches);
     }
