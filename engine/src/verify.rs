@@ -80,6 +80,7 @@ pub(crate) async fn segment(
     let used = u64::from(segment.used_bytes).min(layout.segment_bytes);
     let used = used - used % BLOCK_BYTES as u64;
     let bytes = read(core, id, start, used, pace, &mut found.problems).await;
+    let unreadable: Vec<_> = found.problems.iter().filter_map(unreadable).collect();
     let mut at = 0;
     while at + BLOCK_BYTES <= bytes.len() {
         let summary = Summary::decode(&bytes[at..], core.superblock.pool, start.plus(at as u64));
@@ -88,7 +89,7 @@ pub(crate) async fn segment(
             Ok(summary) => {
                 found.units += 1;
                 found.unit_bytes += u64::from(summary.unit_bytes);
-                verify_unit(core, &bytes, at, &summary, &mut found);
+                verify_unit(core, &bytes, at, &summary, &unreadable, &mut found);
                 at += summary.unit_bytes as usize;
             }
             Err(reason) => {
@@ -176,6 +177,7 @@ fn verify_unit(
     segment: &[u8],
     at: usize,
     summary: &Summary,
+    unreadable: &[Range<usize>],
     found: &mut VerifiedSegment,
 ) {
     let mut fingerprints = summary.fingerprints.iter();
@@ -187,6 +189,12 @@ fn verify_unit(
         let expected: Vec<_> = fingerprints.by_ref().take(unit_frame.block_count.into()).collect();
         let bytes = segment.get(offset..).unwrap_or(&[]);
         let key = place.frame_offset_bytes();
+        let end = offset + place.stored_bytes().unwrap_or(MAX_FRAME_STORED_BYTES);
+        if unreadable.iter().any(|blocks| offset < blocks.end && blocks.start < end) {
+            // Zeros stand for what was not read, and may be what the frame has there.
+            found.damaged.push(key);
+            continue;
+        }
         match decode(core, bytes, place, summary.generation, &mut plain) {
             Ok(count) if count == expected.len() => {
                 found.frames.insert(key, unit_frame.block_count);
@@ -212,6 +220,12 @@ fn verify_unit(
             }
         }
     }
+}
+
+/// Where the device gave nothing.
+fn unreadable(problem: &Problem) -> Option<Range<usize>> {
+    let Problem::Read { offset_bytes, len_bytes, .. } = problem else { return None };
+    Some(*offset_bytes as usize..(offset_bytes + len_bytes) as usize)
 }
 
 /// Verifies and decodes the frame at the start of `bytes`; returns its number of blocks.

@@ -29,7 +29,7 @@ impl Pool {
     /// read and not changed.
     ///
     /// # Errors
-    /// [`EngineError::NoSuchVolume`], [`EngineError::NoSuchSnapshot`].
+    /// If there is none of that name.
     pub fn volume(&self, name: &str) -> Result<Volume> {
         let shared = self.core.find_volume(name)?;
         Ok(Volume { core: Arc::clone(&self.core), shared })

@@ -58,10 +58,12 @@ fn what_was_not_flushed_may_be_missing_only_before_the_call_returns() {
 #[test]
 fn what_was_read_once_does_not_change() {
     let mut model = taken();
-    model.saw_snapshot(0, 0, &B).unwrap();
+    model.saw_snapshot(0, 1, &C).unwrap();
     assert!(!fits(&model, [A, ZERO], 20) && fits(&model, [B, C], 20));
-    model.saw_snapshot(0, 1, &ZERO).unwrap();
-    assert!(!fits(&model, [B, C], 20) && fits(&model, [B, ZERO], 20));
+    assert!(model.saw_snapshot(0, 0, &A).is_err());
+    let mut model = taken();
+    model.saw_snapshot(0, 0, &A).unwrap();
+    assert!(!fits(&model, [B, C], 20) && fits(&model, [A, ZERO], 20));
     assert!(model.saw_snapshot(0, 1, &C).is_err());
 }
 
