@@ -39,7 +39,7 @@ const AGAIN_HEAD_BLOCKS: u64 = 8;
 const AGAIN_PART_BLOCKS: u64 = 24;
 /// So often: each segment is used more than once; then until the map's pages stand where others
 /// stood before, but not for ever.
-const AGAIN_ROUNDS: std::ops::Range<u64> = 96..1000;
+const AGAIN_ROUNDS: std::ops::Range<u64> = 160..1000;
 /// Before that as many links, one a map entry each, so that many segments are used for pages of the
 /// map; gone again in the end.
 const MAPPED: &str = "mapped";
