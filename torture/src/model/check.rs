@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use siltstone_engine::{Pool, SnapshotName};
+use siltstone_engine::{EngineError, Pool, SnapshotName};
 
 use super::{
     Change, Model, Sight, VolumeModel,
@@ -186,7 +186,8 @@ impl Model {
             if !self.is_usable(volume) {
                 continue;
             }
-            let tags = read_tags(pool, &self.volumes[volume].name).await?;
+            let name = &self.volumes[volume].name;
+            let Some(tags) = read_served(pool, name).await? else { continue };
             for (block, found) in (0..).zip(tags.chunks(SECTORS)) {
                 self.saw(volume, block, found)?;
             }
@@ -195,7 +196,8 @@ impl Model {
             let snapshot = &self.snapshots[at];
             let is_there = snapshot.gone.is_none() && self.is_done(snapshot.made);
             if is_there && !matches!(snapshot.holds, Holds::Opaque) {
-                let tags = read_tags(pool, &snapshot.name.to_string()).await?;
+                let name = snapshot.name.to_string();
+                let Some(tags) = read_served(pool, &name).await? else { continue };
                 self.saw_snapshot(at, 0, &tags)?;
             }
         }
@@ -248,6 +250,16 @@ impl Seen {
         let presence = if has_happened == (change == snapshot.made) { "there" } else { "missing" };
         let name = &snapshot.name;
         Err(format!("snapshot {name} is {presence}: a part of what was done together is seen"))
+    }
+}
+
+/// All of a volume or snapshot; `None` if it is a snapshot, or a clone of one, whose contents were on
+/// their way to the map when the pool failed.
+async fn read_served(pool: &Pool, name: &str) -> Result<Option<Vec<u32>>, String> {
+    let volume = pool.volume(name).map_err(|error| error.to_string())?;
+    match volume.read(0, &mut [0; SECTOR]).await {
+        Err(EngineError::Failed { .. }) => Ok(None),
+        _ => read_tags(pool, name).await.map(Some),
     }
 }
 
