@@ -206,15 +206,20 @@ fn an_unreadable_map_is_counted_as_unknown_and_the_rest_is_told() {
     };
     let leaves: Vec<u64> =
         used_blocks(&device, DATA_START..POOL_BYTES).into_iter().filter(is_leaf).collect();
-    let leaf = leaves[leaves.len() / 2];
-    device.corrupt(leaf + 100, &[0xff; 8]);
-    let pool = open();
-    let stat = pool.stat();
-    assert_adds_up(&stat, "damaged");
-    let content = stat.content.unwrap();
-    assert!(content.unknown_bytes > 0 && content.logical_bytes > 5_000 * BLOCK, "{content:?}");
-    assert!(content.logical_bytes < whole.logical_bytes);
-    assert_eq!(stat.volumes[0].content.unwrap().unknown_bytes, content.unknown_bytes);
+    // Those of patches that have been merged stand there, too, and nobody needs them.
+    let needed = leaves.iter().filter(|leaf| {
+        let damaged = device.snapshot();
+        damaged.corrupt(*leaf + 100, &[0xff; 8]);
+        let pool = Pool::open_on(damaged, None, &small_options(true)).unwrap();
+        let stat = pool.stat();
+        assert_adds_up(&stat, "damaged");
+        let content = stat.content.unwrap();
+        assert_eq!(stat.volumes[0].content.unwrap().unknown_bytes, content.unknown_bytes);
+        assert!(content.logical_bytes > 5_000 * BLOCK, "{content:?}");
+        assert_eq!(content.unknown_bytes > 0, content.logical_bytes < whole.logical_bytes);
+        content.unknown_bytes > 0
+    });
+    assert!(needed.count() > 0, "no page that was damaged is in use");
 }
 
 #[test]
