@@ -84,8 +84,8 @@ pub(crate) enum PoolCommand {
     ///
     /// What follows the size sums to it. Of each volume: LOGICAL is what is mapped; EXCLUSIVE what no
     /// other volume has, SHARED what others have too; UNIQUE what deleting it leaves as garbage,
-    /// before compression. To tell whose the data are, the whole map is read: about a second for
-    /// each ten million entries, and the device's time for 24 bytes each; see --quick.
+    /// before compression. To tell whose the data are, the whole map is read, 24 bytes for each entry;
+    /// see --quick.
     Stat(StatArguments),
     /// Read everything back at a bounded rate, and check it against checksums and fingerprints.
     ///
