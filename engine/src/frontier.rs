@@ -161,12 +161,19 @@ impl Frontier {
     /// here serves nothing else. Of the reserve, half is the last resort by which a full pool still
     /// takes trims. What is promised to admitted changes is the sealer's in any case, but for what
     /// patches need: they cannot be refused any more, and it may be the collector that has taken the
-    /// rest.
+    /// rest. What lies ready beyond that goes back: once what was promised has turned out to need
+    /// less, the collector would else find no room, and the pool stay full of garbage.
     pub(crate) fn reserve(&self, table: &SegmentTable, promised: Promised) -> Reservation {
-        let inner = self.inner.lock();
+        let mut inner = self.inner.lock();
         let kept = self.keep_segments();
         let spare = table.free_segments().saturating_sub(kept) as usize;
         let target = self.target().min(((inner.ready.len() + spare) / 2).max(MIN_READY));
+        let promised_segments =
+            promised.bytes.saturating_sub(inner.open_bytes).div_ceil(self.segment_bytes);
+        while inner.ready.len() > target.max(promised_segments as usize) {
+            let (unused, _) = inner.ready.pop_back().expect("more are ready than are wanted");
+            table.give_back(unused);
+        }
         let mut segments: Vec<_> = inner.begun.iter().map(|s| (s.id, s.generation)).collect();
         segments.extend(inner.ready.iter().copied());
         let mut added = Vec::new();

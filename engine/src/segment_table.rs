@@ -313,6 +313,16 @@ impl SegmentTable {
         inner.mark_dirty(id.0 as usize);
     }
 
+    /// A frontier segment that nothing was written to is not wanted: it is free once a record without
+    /// it is stored.
+    pub(crate) fn give_back(&self, id: SegmentId) {
+        let mut inner = self.inner.lock();
+        let segment = inner.segments[id.0 as usize];
+        assert_eq!(segment.state, SegmentState::Frontier, "{id} is given back once");
+        assert_eq!(segment.used_bytes, 0, "{id} is in use");
+        inner.free_later(id);
+    }
+
     /// Applies what writing or merging patches changed.
     ///
     /// # Errors
