@@ -26,8 +26,6 @@ use siltstone_device::{
     BLOCK_BYTES, LayerId, Runtime, SegmentId, Sequence, request, runtime::either, sync::Mutex,
 };
 
-use siltstone_nvram::CheckpointStore;
-
 use crate::{
     catalog::Catalog,
     collector::{Collector, Step, step_pages},
@@ -304,10 +302,8 @@ async fn store(
         catalog: std::mem::replace(&mut record.catalog, Catalog::new()),
         manifest: core.map.manifest(),
     };
-    let body = record.encode();
-    let record_bytes = CheckpointStore::bytes_written(body.len());
-    add(&core.stats.counters.record_bytes, record_bytes + stored.bytes_written());
-    let stored_number = core.checkpoints.store(&body).await?;
+    add(&core.stats.counters.record_bytes, stored.bytes_written());
+    let stored_number = core.store_record(&record.encode()).await?;
     assert_eq!(stored_number, number, "records are stored one at a time");
     Ok(stored)
 }

@@ -11,7 +11,7 @@ use siltstone_dedup::{InFlight, Index};
 use siltstone_device::{
     BlockAddress, BufferPool, Device, DeviceError, Operation, Request, Runtime, Sequence,
 };
-use siltstone_nvram::{CheckpointStore, GroupCommit, Log};
+use siltstone_nvram::{CheckpointError, CheckpointStore, GroupCommit, Log};
 
 use crate::{
     admission::Admission,
@@ -143,6 +143,16 @@ impl Core {
         for (extent, sequence) in entries {
             extent.epoch = epochs.of(*sequence);
         }
+    }
+
+    /// Stores a checkpoint record, and counts it; returns its number. For whoever has `record` locked.
+    pub(crate) async fn store_record(
+        &self,
+        body: &[u8],
+    ) -> std::result::Result<u64, CheckpointError> {
+        let record_bytes = CheckpointStore::bytes_written(body.len());
+        add(&self.stats.counters.record_bytes, record_bytes);
+        self.checkpoints.store(body).await
     }
 
     /// Waits until the map has all that a snapshot holds, or a clone's: what was written to another

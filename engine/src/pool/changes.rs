@@ -7,14 +7,11 @@
 
 use std::sync::Arc;
 
-use siltstone_nvram::CheckpointStore;
-
 use crate::{
     catalog::Catalog,
     core::Core,
     error::{EngineError, Result},
     pipeline,
-    stats::add,
     volume::Volume,
     volume_core::{End, VolumeCore},
 };
@@ -83,9 +80,7 @@ impl Core {
             record.catalog = before;
             return Err(catalog.full());
         }
-        let record_bytes = CheckpointStore::bytes_written(body.len());
-        add(&self.stats.counters.record_bytes, record_bytes);
-        if let Err(error) = self.checkpoints.store(&body).await {
+        if let Err(error) = self.store_record(&body).await {
             // While the record is locked: nobody takes it for stored.
             self.fail(error.into());
             self.health.check()?;
