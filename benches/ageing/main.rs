@@ -13,10 +13,12 @@
 //! - `counted`: a device that counts what is written to it.
 //! - `load`: what clients do, and what they remember of it.
 //! - `report`: rows, targets, JSON and plots.
-//! - `drive`: many operations at a time; `plot`: line charts; both as in other benches.
+//! - `drive`: many operations at a time; `cpu_time`; `plot`: line charts; all as in other benches.
 #![forbid(unsafe_code)]
 
 mod counted;
+#[path = "../throughput/cpu_time.rs"]
+mod cpu_time;
 #[path = "../throughput/drive.rs"]
 mod drive;
 mod load;

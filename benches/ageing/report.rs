@@ -2,12 +2,12 @@
 
 use std::{io, path::Path, time::Instant};
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use siltstone_engine::{Pool, stat::PoolStat, stats::CounterValues};
 
 use crate::{
     counted::Counted,
+    cpu_time::cpu_seconds,
     load::Lane,
     plot::{Chart, Line},
 };
@@ -48,11 +48,6 @@ pub(crate) struct Row {
     refused: u64,
     longest_ms: u64,
     free_bytes: u64,
-}
-
-fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 impl Meter {

@@ -8,10 +8,11 @@
 //!
 //! - `limit`: the unavoidable work alone; `raw`: the device alone; `bed`: the files and pools.
 //! - `ingest`, `space`, `reads`, `overwrite`, `flush`: one group of rows each.
-//! - `drive`: many operations at a time on a few threads; `report`: the table.
+//! - `drive`: many operations at a time on a few threads; `cpu_time`; `report`: the table.
 #![forbid(unsafe_code)]
 
 mod bed;
+mod cpu_time;
 mod drive;
 mod flush;
 mod ingest;

@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use siltstone_engine::stats::StageTime;
+
+use crate::cpu_time::cpu_seconds;
 
 /// So many things done in such a time.
 #[derive(Clone, Copy, Debug)]
@@ -47,11 +48,6 @@ impl Sample {
 pub(crate) struct Stopwatch {
     start: Instant,
     cpu_start: f64,
-}
-
-fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 impl Stopwatch {
