@@ -34,6 +34,7 @@ use crate::{
     stats::{Stats, add},
     summaries::SummaryCache,
     superblock::{Revision, Superblock},
+    temperature::RecentWrites,
     volume_core::VolumeCore,
 };
 
@@ -76,6 +77,7 @@ pub(crate) struct Core {
     pub(crate) index: Index,
     pub(crate) summaries: SummaryCache,
     pub(crate) in_flight: InFlight,
+    pub(crate) recent_writes: RecentWrites,
 
     pub(crate) table: SegmentTable,
     pub(crate) space: Space,

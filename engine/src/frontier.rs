@@ -1,8 +1,10 @@
 //! The frontier: segments that are reserved for the sealer, named in the last checkpoint record.
 //!
-//! The sealer takes them from the front, one at a time; the checkpointer adds to the back, before
-//! the sealer runs out, and only segments whose reservation a stored record has made durable are
-//! handed out: recovery looks nowhere else.
+//! The sealer takes them from the front and has one open for each [`Temperature`] at most; the
+//! checkpointer adds to the back, before the sealer runs out, and only segments whose reservation a
+//! stored record has made durable are handed out: recovery looks nowhere else.
+//!
+//! [`Temperature`]: crate::temperature::Temperature
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -25,8 +27,14 @@ pub(crate) struct FrontierSegment {
     pub(crate) generation: u64,
     /// The newest change placed in it so far.
     pub(crate) last_sequence: Sequence,
-    /// Nothing more will be placed in it.
-    pub(crate) full: bool,
+    /// What the sealer may still place in it: nothing, once it is full or given up.
+    pub(crate) left_bytes: u64,
+}
+
+impl FrontierSegment {
+    fn is_full(&self) -> bool {
+        self.left_bytes == 0
+    }
 }
 
 /// See the module's page. The lock is a leaf but for the segment table's.
@@ -38,20 +46,34 @@ pub(crate) struct Frontier {
 }
 
 struct Inner {
-    /// Written or being written, oldest first; the last may be open.
-    begun: VecDeque<FrontierSegment>,
+    /// Written or being written, in the order in which they were begun.
+    begun: Vec<FrontierSegment>,
     /// In the last stored record and not begun.
     ready: VecDeque<(SegmentId, u64)>,
     /// How many of those the last checkpoint left: the most that the room allowed.
     granted: usize,
-    /// Bytes left in the open segment.
-    open_bytes: u64,
+}
+
+impl Inner {
+    fn begun(&mut self, id: SegmentId) -> Option<&mut FrontierSegment> {
+        self.begun.iter_mut().find(|segment| segment.id == id)
+    }
+
+    /// Bytes that can be placed in begun segments for certain: of those that are open only the
+    /// emptiest counts. What is left of each may fit no unit although all of it together would.
+    fn open_bytes(&self) -> u64 {
+        self.begun.iter().map(|segment| segment.left_bytes).max().unwrap_or(0)
+    }
+
+    fn free_bytes(&self, segment_bytes: u64) -> u64 {
+        self.ready.len() as u64 * segment_bytes + self.open_bytes()
+    }
 }
 
 impl Frontier {
     pub(crate) fn new(segment_count: SegmentCount, segment_bytes: u64) -> Self {
         let (begun, ready) = Default::default();
-        let inner = Inner { begun, ready, granted: 0, open_bytes: 0 };
+        let inner = Inner { begun, ready, granted: 0 };
         let (inner, extended) = (Mutex::new(inner), Event::new());
         let frontier = Self { inner, extended, segment_count, segment_bytes };
         frontier.inner.lock().granted = frontier.target();
@@ -71,19 +93,20 @@ impl Frontier {
         reserve_segments(self.segment_count.get())
     }
 
-    /// Recovery only: segments with units, oldest first; the last has `open_bytes` left if it is
-    /// not full.
-    pub(crate) fn recover(&self, begun: Vec<FrontierSegment>, open_bytes: u64) {
-        let mut inner = self.inner.lock();
-        inner.begun = begun.into();
-        inner.open_bytes = open_bytes;
+    /// Recovery only: segments with units, of which one at most is not full.
+    pub(crate) fn recover(&self, begun: Vec<FrontierSegment>) {
+        assert!(begun.iter().filter(|segment| !segment.is_full()).count() <= 1);
+        self.inner.lock().begun = begun;
     }
 
-    /// The segment that is being written, and how many bytes of it are left.
-    pub(crate) fn open_segment(&self) -> Option<(FrontierSegment, u64)> {
-        let inner = self.inner.lock();
-        let open = inner.begun.back().filter(|segment| !segment.full)?;
-        Some((*open, inner.open_bytes))
+    /// The segment in which recovery found room behind the last unit.
+    pub(crate) fn open_segment(&self) -> Option<FrontierSegment> {
+        self.inner.lock().begun.iter().find(|segment| !segment.is_full()).copied()
+    }
+
+    /// How many segments the sealer can begin without a checkpoint.
+    pub(crate) fn ready_segments(&self) -> usize {
+        self.inner.lock().ready.len()
     }
 
     /// The next segment for the sealer, if there is one. To wait for one, [`listen`](Self::listen)
@@ -92,8 +115,8 @@ impl Frontier {
         let mut inner = self.inner.lock();
         let (id, generation) = inner.ready.pop_front()?;
         let last_sequence = Sequence(0);
-        inner.begun.push_back(FrontierSegment { id, generation, last_sequence, full: false });
-        inner.open_bytes = self.segment_bytes;
+        let left_bytes = self.segment_bytes;
+        inner.begun.push(FrontierSegment { id, generation, last_sequence, left_bytes });
         Some((id, generation))
     }
 
@@ -102,12 +125,12 @@ impl Frontier {
         self.extended.listen()
     }
 
-    /// The sealer has placed a unit in the open segment.
-    pub(crate) fn placed(&self, last_sequence: Sequence, left_bytes: u64) {
+    /// The sealer has placed a unit in an open segment.
+    pub(crate) fn placed(&self, id: SegmentId, last_sequence: Sequence, left_bytes: u64) {
         let mut inner = self.inner.lock();
-        let open = inner.begun.back_mut().expect("a unit is placed in a begun segment");
+        let open = inner.begun(id).expect("a unit is placed in a begun segment");
         open.last_sequence = last_sequence;
-        inner.open_bytes = left_bytes;
+        open.left_bytes = left_bytes;
     }
 
     /// The newest change placed in a segment that is not settled.
@@ -116,25 +139,23 @@ impl Frontier {
         inner.begun.iter().find(|segment| segment.id == id).map(|segment| segment.last_sequence)
     }
 
-    /// The sealer will place nothing more in the open segment.
-    pub(crate) fn close_open(&self) {
-        let mut inner = self.inner.lock();
-        if let Some(open) = inner.begun.back_mut() {
-            open.full = true;
+    /// The sealer will place nothing more in a segment.
+    pub(crate) fn close(&self, id: SegmentId) {
+        // One that was filled to the end may be settled already.
+        if let Some(open) = self.inner.lock().begun(id) {
+            open.left_bytes = 0;
         }
-        inner.open_bytes = 0;
     }
 
     /// Bytes that the sealer can place without a checkpoint.
     pub(crate) fn free_bytes(&self) -> u64 {
-        let inner = self.inner.lock();
-        inner.ready.len() as u64 * self.segment_bytes + inner.open_bytes
+        self.inner.lock().free_bytes(self.segment_bytes)
     }
 
     /// Segments in which nothing more will be placed and that are not settled.
     pub(crate) fn full_segments(&self) -> BTreeSet<SegmentId> {
         let inner = self.inner.lock();
-        inner.begun.iter().filter(|segment| segment.full).map(|segment| segment.id).collect()
+        inner.begun.iter().filter(|segment| segment.is_full()).map(|segment| segment.id).collect()
     }
 
     /// Whether less than half is left of what the last checkpoint could give: where there is
@@ -146,14 +167,14 @@ impl Frontier {
 
     /// Checkpoint: begun segments that are full and whose changes all lie in patches become data.
     pub(crate) fn settle(&self, table: &SegmentTable, sequence: Sequence) {
-        let mut inner = self.inner.lock();
-        while let Some(&oldest) = inner.begun.front() {
-            if !oldest.full || oldest.last_sequence > sequence {
-                break;
+        let is_settled =
+            |segment: &FrontierSegment| segment.is_full() && segment.last_sequence <= sequence;
+        self.inner.lock().begun.retain(|segment| {
+            if is_settled(segment) {
+                table.settle(segment.id);
             }
-            table.settle(oldest.id);
-            inner.begun.pop_front();
-        }
+            !is_settled(segment)
+        });
     }
 
     /// Checkpoint: reserves segments up to the target, but no more than half of what the pool has
@@ -169,7 +190,7 @@ impl Frontier {
         let spare = table.free_segments().saturating_sub(kept) as usize;
         let target = self.target().min(((inner.ready.len() + spare) / 2).max(MIN_READY));
         let promised_segments =
-            promised.bytes.saturating_sub(inner.open_bytes).div_ceil(self.segment_bytes);
+            promised.bytes.saturating_sub(inner.open_bytes()).div_ceil(self.segment_bytes);
         while inner.ready.len() > target.max(promised_segments as usize) {
             let (unused, _) = inner.ready.pop_back().expect("more are ready than are wanted");
             table.give_back(unused);
@@ -179,7 +200,8 @@ impl Frontier {
         let mut added = Vec::new();
         loop {
             let count = inner.ready.len() + added.len();
-            let is_promised = count as u64 * self.segment_bytes + inner.open_bytes < promised.bytes;
+            let is_promised =
+                count as u64 * self.segment_bytes + inner.open_bytes() < promised.bytes;
             let keep = match count {
                 _ if is_promised => promised.keep_segments,
                 0 => kept / 2,

@@ -75,6 +75,7 @@ pub mod stat;
 pub mod stats;
 mod summaries;
 mod superblock;
+mod temperature;
 mod verify;
 mod volume;
 mod volume_core;

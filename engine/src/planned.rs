@@ -1,17 +1,17 @@
-//! What a reducer hands to the sealer: a write unit without its place.
+//! What a reducer hands to the sealer: write units without their places.
 
 use std::sync::Arc;
 
 use siltstone_dedup::ShortFingerprint;
-use siltstone_device::{AlignedBuffer, BlockAddress, LayerId, Place, Sequence};
+use siltstone_device::{AlignedBuffer, BLOCK_BYTES, BlockAddress, LayerId, Place, Sequence};
 
-use crate::{frame::FrameBody, overlay::Change, write_unit::UnitFrame};
+use crate::{frame::FrameBody, overlay::Change, temperature::Temperature, write_unit::UnitFrame};
 
 /// Where a planned entry's blocks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlannedTarget {
     Hole,
-    /// In a frame of this unit.
+    /// In a frame of the same unit.
     Own {
         frame: u32,
         index: u8,
@@ -87,10 +87,9 @@ impl PlannedFrame {
     }
 }
 
-/// A reduced batch: everything of a write unit but its place.
-pub(crate) struct ReducedBatch {
-    pub(crate) number: u64,
-    pub(crate) changes: Vec<Arc<Change>>,
+/// Everything of a write unit but its place.
+pub(crate) struct ReducedUnit {
+    pub(crate) temperature: Temperature,
     /// The unit, with room for the summary at its start.
     pub(crate) buffer: AlignedBuffer,
     /// Where the last frame ends.
@@ -98,6 +97,30 @@ pub(crate) struct ReducedBatch {
     pub(crate) entries: Vec<PlannedEntry>,
     pub(crate) frames: Vec<PlannedFrame>,
     pub(crate) fingerprints: Vec<ShortFingerprint>,
+}
+
+impl ReducedUnit {
+    /// On the device.
+    pub(crate) fn unit_bytes(&self) -> u64 {
+        self.end_bytes.next_multiple_of(BLOCK_BYTES) as u64
+    }
+}
+
+/// Where a stored block of a batch stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnBlock {
+    /// Which of the batch's units.
+    pub(crate) unit: usize,
+    pub(crate) frame: u32,
+    pub(crate) index: u8,
+}
+
+/// A reduced batch.
+pub(crate) struct ReducedBatch {
+    pub(crate) number: u64,
+    pub(crate) changes: Vec<Arc<Change>>,
+    /// One, or two of different temperatures.
+    pub(crate) units: Vec<ReducedUnit>,
     /// For each block that was registered as in flight, where it stands if it is stored here.
-    pub(crate) registered: Vec<Option<(u32, u8)>>,
+    pub(crate) registered: Vec<Option<OwnBlock>>,
 }

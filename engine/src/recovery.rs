@@ -6,6 +6,7 @@
 //! |---|---|
 //! | unit with number <= the record's | in patches already: counted, not applied; damage of its frames is for reads to report |
 //! | whole unit, all units before it whole | applied |
+//! | whole unit that is continued by one that is missing or torn | ignored, for it holds only part of its changes |
 //! | whole unit after a missing or torn one | never acknowledged but through the log: ignored, for it may link into the missing one |
 //! | torn unit, or one of an older use of the segment | the end of what counts in that segment |
 //! | log change up to the last applied unit | applied already: skipped |
@@ -124,7 +125,6 @@ impl RecoveredUnits {
 pub(crate) struct Tail {
     /// Behind the last unit.
     pub(crate) start: ByteOffset,
-    pub(crate) len_bytes: u64,
     /// Only zeros follow so many of these.
     dirty_bytes: u64,
 }
@@ -277,6 +277,37 @@ fn referred_to(units: &[FoundUnit]) -> BTreeSet<SegmentId> {
     segments.collect()
 }
 
+/// Of the units that were found those that count, by number: all up to the record's `unit`, and those
+/// that follow without a gap, as long as all of a batch are there.
+fn counting(found: BTreeMap<u64, FoundUnit>, body: &CheckpointBody) -> Vec<FoundUnit> {
+    let mut units: Vec<FoundUnit> = Vec::with_capacity(found.len());
+    let (mut last_number, mut last_sequence) = (body.unit, body.sequence);
+    // The changes of which the next unit must hold the rest.
+    let mut begun: Option<(Sequence, Sequence)> = None;
+    let mut whole = 0;
+    for (number, unit) in found {
+        let summary = &unit.summary;
+        let changes = (summary.first_sequence, summary.last_sequence);
+        if number > body.unit {
+            let follows = match begun {
+                Some(begun) => changes == begun,
+                None => summary.first_sequence > last_sequence,
+            };
+            if number != last_number + 1 || !follows {
+                break;
+            }
+            (last_number, last_sequence) = (number, summary.last_sequence);
+            begun = summary.is_continued.then_some(changes);
+        }
+        units.push(unit);
+        if begun.is_none() {
+            whole = units.len();
+        }
+    }
+    units.truncate(whole);
+    units
+}
+
 /// Scans the frontier and corrects what the table says of it.
 pub(crate) async fn scan_frontier(
     device: &Arc<dyn Device>,
@@ -322,13 +353,9 @@ pub(crate) async fn scan_frontier(
     };
     // The segment and the end of the newest unit, if it is here.
     let mut newest = None;
-    for (number, unit) in found {
+    for unit in counting(found, body) {
         let summary = &unit.summary;
-        let is_old = number <= body.unit;
-        let is_next = number == recovered.unit + 1 && summary.first_sequence > recovered.sequence;
-        if !is_old && !is_next {
-            break;
-        }
+        let number = summary.number;
         let (blocks, bytes) = sizes.entry(summary.segment).or_default();
         *blocks += summary.fingerprints.len() as u32;
         let start = layout.geometry().segment_start(summary.segment);
@@ -339,11 +366,11 @@ pub(crate) async fn scan_frontier(
             id: summary.segment,
             generation: summary.generation,
             last_sequence: summary.last_sequence,
-            full: true,
+            left_bytes: 0,
         };
         held.insert(summary.segment, segment);
         newest = Some((number, summary.segment, unit.address.plus(summary.unit_bytes.into())));
-        if is_old {
+        if number <= body.unit {
             recovered.covered.push(unit);
         } else {
             recovered.unit = number;
@@ -364,8 +391,7 @@ pub(crate) async fn scan_frontier(
             // Damage of a summary must not free what it describes.
             table.recover_contents(id, blocks.max(recorded.0), bytes.max(recorded.1));
             let last_sequence = body.sequence;
-            let full = true;
-            let segment = FrontierSegment { id, generation, last_sequence, full };
+            let segment = FrontierSegment { id, generation, last_sequence, left_bytes: 0 };
             held.entry(id).or_insert(segment);
         } else {
             table.recover_unused(id);
@@ -376,12 +402,11 @@ pub(crate) async fn scan_frontier(
     if let Some((_, id, start)) = newest
         && let Some(segment) = held.get_mut(&id)
     {
-        segment.full = false;
         let segment_start = layout.geometry().segment_start(id);
         let used_bytes = start.0 - segment_start.0;
         let dirty_bytes = dirty.get(&id).copied().unwrap_or(0).saturating_sub(used_bytes);
-        let len_bytes = layout.segment_bytes - used_bytes;
-        recovered.tail = Some(Tail { start, len_bytes, dirty_bytes });
+        segment.left_bytes = layout.segment_bytes - used_bytes;
+        recovered.tail = Some(Tail { start, dirty_bytes });
     }
     recovered.begun = held.into_values().collect();
     recovered.begun.sort_by_key(|segment| segment.last_sequence);

@@ -1,8 +1,9 @@
-//! Reduction: a batch of admitted changes becomes the contents of a write unit.
+//! Reduction: a batch of admitted changes becomes the contents of a write unit, or of two, one of
+//! what is overwritten often and one of the rest (see `temperature`).
 //!
 //! Everything is done for the whole batch at once, in passes: find zeros, fingerprint in one
 //! multi-lane pass, ask neighbourhood and index, pass the gate that orders batches, plan runs by
-//! the threshold, then frame and compress what remains, straight into the buffer that goes to the
+//! the threshold, then frame and compress what remains, straight into the buffers that go to the
 //! device. One `Reducer` a task; it keeps its scratch memory between batches.
 //!
 //! Whatever a block becomes, a hole, a link or part of a frame, it is compared with its sum last
@@ -23,15 +24,19 @@ use crate::{
     core::Core,
     frame::{Codec, FRAME_HEADER_BYTES, FrameBody},
     overlay::{Change, ChangeBody},
-    planned::{PlannedEntry, PlannedFrame, PlannedTarget, ReducedBatch},
+    planned::{OwnBlock, PlannedEntry, PlannedFrame, PlannedTarget, ReducedBatch, ReducedUnit},
     staged_data::StagedData,
     stats::Stage,
     summaries::UnitFrames,
+    temperature::Temperature,
     write_unit::{frames_start, summary_bytes, worst_unit_bytes},
 };
 
 /// A run of links of this length or more is no accident.
 const LONG_RUN_BLOCKS: usize = 16;
+
+/// A batch is divided only if as much as this is hot, and as much is cold.
+const MIN_PART_BLOCKS: usize = 4 * FRAME_BLOCKS;
 
 /// The batch was not reduced: the pool has failed.
 #[derive(Debug)]
@@ -106,13 +111,15 @@ impl Reducer {
         let timer = core.stats.time(Stage::Compress);
         self.check_links(core, &changes)?;
         let stored = self.plan_entries(&changes, &units, &mut entries);
-        let frames = group_into_frames(&stored, &self.blocks, &changes);
-        let registered = place_registered(&registered_at, &frames);
-        place_own(&mut entries, &frames);
-        entries.dedup_by(|next, entry| entry.absorb(next));
-        let reduced = self.fill(core, number, changes, entries, &frames, registered);
+        let parts = self.divide(core, &changes, stored, entries);
+        let mut registered = vec![None; registered_at.len()];
+        let mut units = Vec::with_capacity(parts.len());
+        for (unit, part) in parts.into_iter().enumerate() {
+            place_registered(&registered_at, unit, &part.frames, &mut registered);
+            units.push(self.fill(core, &changes, part)?);
+        }
         drop(timer);
-        reduced
+        Ok(ReducedBatch { number, changes, units, registered })
     }
 
     /// Splits changes into holes, which become entries, and blocks with data.
@@ -310,16 +317,62 @@ impl Reducer {
         stored
     }
 
-    /// Compresses the frames into a buffer that has room for the summary.
+    /// Divides a batch by temperature if there is enough of both; holes and links go with what is
+    /// cold. A unit has a summary and padding of its own, so less than a few frames is not worth one.
+    fn divide(
+        &self,
+        core: &Core,
+        changes: &[Arc<Change>],
+        stored: Vec<StoredBlock>,
+        mut entries: Vec<PlannedEntry>,
+    ) -> Vec<Part> {
+        let temperatures: Vec<_> =
+            changes.iter().map(|change| core.recent_writes.note(change)).collect();
+        let is_hot = |stored: &StoredBlock| {
+            let change = self.blocks[stored.block as usize].change;
+            temperatures[change as usize] == Temperature::Hot
+        };
+        let hot_blocks = stored.iter().filter(|stored| is_hot(stored)).count();
+        let cold_blocks = stored.len() - hot_blocks;
+        if hot_blocks.min(cold_blocks) < MIN_PART_BLOCKS {
+            let temperature =
+                if hot_blocks > cold_blocks { Temperature::Hot } else { Temperature::Cold };
+            let frames = group_into_frames(&stored, &self.blocks, changes);
+            place_own(&mut entries, &frames);
+            return vec![Part::new(temperature, entries, frames)];
+        }
+        let (hot, cold): (Vec<_>, Vec<_>) = stored.into_iter().partition(is_hot);
+        let frames = [&hot, &cold].map(|stored| group_into_frames(stored, &self.blocks, changes));
+        for frames in &frames {
+            place_own(&mut entries, frames);
+        }
+        let mut hot_entries = Vec::with_capacity(hot.len());
+        let mut hot = hot.iter().map(|stored| stored.entry).peekable();
+        let mut at = 0;
+        entries.retain(|entry| {
+            let is_hot = hot.next_if_eq(&at).is_some();
+            if is_hot {
+                hot_entries.push(*entry);
+            }
+            at += 1;
+            !is_hot
+        });
+        // What goes on with the same changes as the unit before it, so the newest is the cold one.
+        let [hot_frames, cold_frames] = frames;
+        vec![
+            Part::new(Temperature::Hot, hot_entries, hot_frames),
+            Part::new(Temperature::Cold, entries, cold_frames),
+        ]
+    }
+
+    /// Compresses the frames of a unit into a buffer that has room for the summary.
     fn fill(
         &mut self,
         core: &Core,
-        number: u64,
-        changes: Vec<Arc<Change>>,
-        entries: Vec<PlannedEntry>,
-        frames: &[FramePlan],
-        registered: Vec<Option<(u32, u8)>>,
-    ) -> Result<ReducedBatch, Stopped> {
+        changes: &[Arc<Change>],
+        part: Part,
+    ) -> Result<ReducedUnit, Stopped> {
+        let Part { temperature, entries, frames } = part;
         let block_count = frames.iter().map(|frame| frame.blocks.len()).sum();
         let summary = summary_bytes(entries.len(), frames.len(), block_count);
         let grain = PLACE_GRAIN_BYTES as usize;
@@ -329,14 +382,14 @@ impl Reducer {
         let mut fingerprints = Vec::with_capacity(block_count);
         let mut end = frames_start(summary);
         buffer[summary..end].fill(0);
-        for frame in frames {
+        for frame in &frames {
             let plain_bytes = frame.blocks.len() * BLOCK_BYTES;
-            let plain = match contiguous_data(&changes, &self.blocks, &frame.blocks) {
+            let plain = match contiguous_data(changes, &self.blocks, &frame.blocks) {
                 Some(plain) => plain,
                 None => {
                     let slots = self.gather.chunks_exact_mut(BLOCK_BYTES);
                     for (&block, slot) in frame.blocks.iter().zip(slots) {
-                        slot.copy_from_slice(data_of(&changes, self.blocks[block as usize]));
+                        slot.copy_from_slice(data_of(changes, self.blocks[block as usize]));
                     }
                     &self.gather[..plain_bytes]
                 }
@@ -347,7 +400,7 @@ impl Reducer {
             // before, what was made of them would differ now.
             let used = if body.codec == Codec::Plain { &out[..plain_bytes] } else { plain };
             for (&block, used) in frame.blocks.iter().zip(used.as_chunks().0) {
-                check(core, &changes, self.blocks[block as usize], used)?;
+                check(core, changes, self.blocks[block as usize], used)?;
             }
             planned.push(PlannedFrame { offset_bytes: end as u32, body });
             let used = end + body.total_bytes();
@@ -355,16 +408,8 @@ impl Reducer {
             buffer[used..end].fill(0);
             fingerprints.extend(frame.blocks.iter().map(|&block| self.shorts[block as usize]));
         }
-        Ok(ReducedBatch {
-            number,
-            changes,
-            buffer,
-            end_bytes: end,
-            entries,
-            frames: planned,
-            fingerprints,
-            registered,
-        })
+        let (end_bytes, frames) = (end, planned);
+        Ok(ReducedUnit { temperature, buffer, end_bytes, entries, frames, fingerprints })
     }
 }
 
@@ -373,6 +418,24 @@ impl Reducer {
 struct StoredBlock {
     block: u32,
     entry: u32,
+}
+
+/// What becomes one unit.
+struct Part {
+    temperature: Temperature,
+    entries: Vec<PlannedEntry>,
+    frames: Vec<FramePlan>,
+}
+
+impl Part {
+    fn new(
+        temperature: Temperature,
+        mut entries: Vec<PlannedEntry>,
+        frames: Vec<FramePlan>,
+    ) -> Self {
+        entries.dedup_by(|next, entry| entry.absorb(next));
+        Self { temperature, entries, frames }
+    }
 }
 
 /// The blocks of one frame.
@@ -402,21 +465,27 @@ fn group_into_frames(
     frames
 }
 
-/// Where each registered block stands, if it is stored in this unit.
-fn place_registered(registered_at: &[u32], frames: &[FramePlan]) -> Vec<Option<(u32, u8)>> {
+/// Says of each registered block that is stored in this unit where it stands.
+fn place_registered(
+    registered_at: &[u32],
+    unit: usize,
+    frames: &[FramePlan],
+    places: &mut [Option<OwnBlock>],
+) {
     // Both lists are in the batch's order.
     let mut stored = (0..).zip(frames).flat_map(|(frame, plan)| {
-        (0..).zip(&plan.blocks).map(move |(index, &block)| (block, (frame, index)))
+        let own = move |index| OwnBlock { unit, frame, index };
+        (0..).zip(&plan.blocks).map(move |(index, &block)| (block, own(index)))
     });
     let mut next = stored.next();
-    let mut places = Vec::with_capacity(registered_at.len());
-    for &at in registered_at {
+    for (&at, place) in registered_at.iter().zip(places) {
         while next.is_some_and(|(block, _)| block < at) {
             next = stored.next();
         }
-        places.push(next.filter(|&(block, _)| block == at).map(|(_, place)| place));
+        if let Some((_, own)) = next.filter(|&(block, _)| block == at) {
+            *place = Some(own);
+        }
     }
-    places
 }
 
 /// Tells the entries of stored blocks their frames.

@@ -1,4 +1,5 @@
-//! The sealer: places reduced batches as write units, in order, and publishes them.
+//! The sealer: places reduced batches as write units, in order, and publishes them. Units of each
+//! temperature go to segments of their own, as long as there are segments for both.
 //!
 //! One task. It takes two kinds of messages: batches from the reducers, in any order, and
 //! completions from the device, in any order. Batches are placed strictly by number, each as soon
@@ -18,8 +19,8 @@ use std::{
 
 use siltstone_cursor::{Epoch, Extent, Target};
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset, DeviceError, Durability, Place, Request, SegmentId,
-    Sequence, runtime::either,
+    AlignedBuffer, ByteOffset, DeviceError, Durability, Place, Request, SegmentId, Sequence,
+    runtime::either,
 };
 use tokio::sync::mpsc;
 
@@ -28,8 +29,10 @@ use crate::{
     error::EngineError,
     frame,
     overlay::Change,
-    planned::{PlannedFrame, PlannedTarget, ReducedBatch},
+    planned::{OwnBlock, PlannedFrame, PlannedTarget, ReducedBatch, ReducedUnit},
     stats::{Stage, add},
+    summaries::SummaryCache,
+    temperature::Temperature,
     write_unit::{Summary, summary_bytes},
 };
 
@@ -53,13 +56,34 @@ pub(crate) enum Message {
     ReducerStopped,
 }
 
-/// A unit that is on its way to the device or waits to be published.
-struct Unit {
+/// A batch whose units are on their way to the device or wait to be published.
+struct Sealed {
     changes: Vec<Arc<Change>>,
-    summary: Summary,
-    address: ByteOffset,
+    units: Vec<(ByteOffset, Summary)>,
     submitted_at: Instant,
-    written: bool,
+    /// Units that are not on the device yet.
+    unwritten: usize,
+}
+
+impl Sealed {
+    fn is_written(&self) -> bool {
+        self.unwritten == 0
+    }
+}
+
+impl UnitPlace {
+    fn address(&self, core: &Core) -> ByteOffset {
+        let start = core.superblock.layout.geometry().segment_start(self.segment);
+        start.plus(self.offset_in_segment)
+    }
+
+    /// Where a block of the unit stands.
+    fn block(&self, unit: &ReducedUnit, frame: u32, index: u8) -> Place {
+        let frame = &unit.frames[frame as usize];
+        let offset = self.offset_in_segment as usize + frame.offset_bytes as usize;
+        let first = frame::place_of(self.segment, offset, frame.body.total_bytes());
+        first.advanced(index.into()).expect("frames hold few blocks")
+    }
 }
 
 /// See the module's page.
@@ -71,21 +95,29 @@ pub(crate) struct Sealer {
     /// Batches that came before their turn.
     early: BTreeMap<u64, Box<ReducedBatch>>,
     next_batch: u64,
-    /// Placed and not published, oldest first; the first has number `next_batch - units.len()`.
-    units: VecDeque<Unit>,
+    /// Placed and not published, oldest first; the first has number `next_batch - sealed.len()`.
+    sealed: VecDeque<Sealed>,
     /// Where batches put the blocks that they had registered as in flight.
     placed: BTreeMap<u64, Vec<Option<Place>>>,
     /// Those below the first number can be forgotten once the second is the next to seal.
     forget: Option<(u64, u64)>,
-    open: Option<OpenSegment>,
+    /// By temperature.
+    open: [Option<OpenSegment>; 2],
     next_unit: u64,
 }
 
 struct OpenSegment {
     id: SegmentId,
     generation: u64,
-    start: ByteOffset,
     used_bytes: u64,
+}
+
+/// Where a unit goes.
+#[derive(Clone, Copy)]
+struct UnitPlace {
+    segment: SegmentId,
+    generation: u64,
+    offset_in_segment: u64,
 }
 
 impl Sealer {
@@ -97,12 +129,13 @@ impl Sealer {
     ) -> Self {
         let next_unit = core.publishing.lock().unit + 1;
         let layout = &core.superblock.layout;
-        let open = core.frontier.open_segment().map(|(segment, left_bytes)| OpenSegment {
-            id: segment.id,
-            generation: segment.generation,
-            start: layout.geometry().segment_start(segment.id),
-            used_bytes: layout.segment_bytes - left_bytes,
-        });
+        let mut open = [None, None];
+        open[Temperature::Cold as usize] =
+            core.frontier.open_segment().map(|segment| OpenSegment {
+                id: segment.id,
+                generation: segment.generation,
+                used_bytes: layout.segment_bytes - segment.left_bytes,
+            });
         Self {
             core,
             messages,
@@ -110,7 +143,7 @@ impl Sealer {
             reducers,
             early: BTreeMap::new(),
             next_batch: 0,
-            units: VecDeque::new(),
+            sealed: VecDeque::new(),
             placed: BTreeMap::new(),
             forget: None,
             open,
@@ -120,7 +153,7 @@ impl Sealer {
 
     /// Works until all reducers have stopped and everything is published, or the pool has failed.
     pub(crate) async fn run(mut self) {
-        while self.reducers > 0 || !self.units.is_empty() || !self.early.is_empty() {
+        while self.reducers > 0 || !self.sealed.is_empty() || !self.early.is_empty() {
             let Some(message) = self.messages.recv().await else { break };
             self.note(message);
             if self.core.health.check().is_err() {
@@ -142,7 +175,7 @@ impl Sealer {
         loop {
             let changed = core.frontier.listen();
             self.publish_written();
-            let is_held_back = self.units.front().is_some_and(|unit| unit.written);
+            let is_held_back = self.sealed.front().is_some_and(Sealed::is_written);
             if !is_held_back || core.health.check().is_err() {
                 return;
             }
@@ -166,43 +199,71 @@ impl Sealer {
         }
     }
 
-    /// Places a batch and submits its unit. False if the pool has failed.
+    /// Places a batch and submits its units. False if the pool has failed.
     async fn seal(&mut self, batch: ReducedBatch) -> bool {
         let core = Arc::clone(&self.core);
-        let unit_bytes = batch.end_bytes.next_multiple_of(BLOCK_BYTES) as u64;
-        let Some(address) = self.make_room(unit_bytes).await else { return false };
-        let timer = core.stats.time(Stage::Seal);
-        let open = self.open.as_mut().expect("there is room in an open segment");
-        let offset_in_segment = open.used_bytes as usize;
-        let frame_place = |frame: u32| {
-            let frame = &batch.frames[frame as usize];
-            let offset = offset_in_segment + frame.offset_bytes as usize;
-            frame::place_of(open.id, offset, frame.body.total_bytes())
-        };
-        let own = |(frame, index): (u32, u8)| {
-            frame_place(frame).advanced(index.into()).expect("frames hold few blocks")
-        };
-
-        let mut buffer = batch.buffer;
-        buffer.set_len(unit_bytes as usize);
-        buffer[batch.end_bytes..].fill(0);
-        for (number, planned) in (0..).zip(&batch.frames) {
-            let out = &mut buffer[planned.offset_bytes as usize..];
-            let place = frame_place(number);
-            planned.body.write_header(core.superblock.pool, open.generation, place, out);
+        let ReducedBatch { number, changes, units, registered } = batch;
+        let first_sequence = changes.first().expect("a batch has changes").sequence;
+        let last_sequence = changes.last().expect("a batch has changes").sequence;
+        // All of them before any is completed: one may refer to what stands in the other.
+        let mut places = Vec::with_capacity(units.len());
+        for unit in &units {
+            let place = self.make_room(unit.temperature, unit.unit_bytes(), last_sequence).await;
+            let Some(place) = place else { return false };
+            places.push(place);
         }
-        let registered: Vec<_> = batch.registered.iter().map(|at| at.map(own)).collect();
-        self.placed.insert(batch.number, registered);
-        let in_flight = batch.entries.iter().filter(|entry| entry.target.is_in_flight()).count();
-        add(&core.stats.counters.linked_in_flight_blocks, in_flight as u64);
-        let mut entries: Vec<(Extent, Sequence)> = Vec::with_capacity(batch.entries.len());
-        for entry in &batch.entries {
+        let timer = core.stats.time(Stage::Seal);
+        let own = |OwnBlock { unit, frame, index }| places[unit].block(&units[unit], frame, index);
+        let registered = registered.iter().map(|at| at.map(own)).collect();
+        self.placed.insert(number, registered);
+        let unwritten = units.len();
+        let mut sealed = Vec::with_capacity(unwritten);
+        for (unit, place) in units.into_iter().zip(places) {
+            let is_continued = sealed.len() + 1 < unwritten;
+            let summary = Summary {
+                number: self.next_unit,
+                segment: place.segment,
+                generation: place.generation,
+                first_sequence,
+                last_sequence,
+                unit_bytes: unit.unit_bytes() as u32,
+                is_continued,
+                entries: self.place_entries(&unit, place),
+                frames: unit.frames.iter().map(PlannedFrame::in_summary).collect(),
+                fingerprints: unit.fingerprints.clone(),
+            };
+            let address = place.address(&core);
+            let buffer = complete_unit(&core, unit, place, address, &summary);
+            self.submit(number, address, buffer);
+            sealed.push((address, summary));
+            self.next_unit += 1;
+        }
+        self.settle_space(&changes);
+        add(&core.stats.counters.batches, 1);
+        drop(timer);
+        let submitted_at = Instant::now();
+        self.sealed.push_back(Sealed { changes, units: sealed, submitted_at, unwritten });
+        self.next_batch += 1;
+        if core.frontier.is_low() {
+            core.checkpointing.request();
+        }
+        true
+    }
+
+    /// The entries of a unit, with the places of what they refer to.
+    fn place_entries(&self, unit: &ReducedUnit, place: UnitPlace) -> Vec<(Extent, Sequence)> {
+        let in_flight = unit.entries.iter().filter(|entry| entry.target.is_in_flight()).count();
+        add(&self.core.stats.counters.linked_in_flight_blocks, in_flight as u64);
+        let mut entries: Vec<(Extent, Sequence)> = Vec::with_capacity(unit.entries.len());
+        for entry in &unit.entries {
             let target = match entry.target {
                 PlannedTarget::Hole => Target::Hole,
-                PlannedTarget::Own { frame, index } => Target::Stored(own((frame, index))),
+                PlannedTarget::Own { frame, index } => {
+                    Target::Stored(place.block(unit, frame, index))
+                }
                 PlannedTarget::Stored(place) => Target::Stored(place),
                 PlannedTarget::InFlight { batch, position } => {
-                    let owner = self.placed.get(&batch).expect("owners are earlier and kept");
+                    let owner = self.placed.get(&batch).expect("owners are no later and kept");
                     let place = owner[position as usize].expect("an owner stores its block");
                     Target::Stored(place)
                 }
@@ -224,63 +285,49 @@ impl Sealer {
                 _ => entries.push((extent, entry.sequence)),
             }
         }
-        let first = batch.changes.first().expect("a batch has changes").sequence;
-        let last = batch.changes.last().expect("a batch has changes").sequence;
-        let summary = Summary {
-            number: self.next_unit,
-            segment: open.id,
-            generation: open.generation,
-            first_sequence: first,
-            last_sequence: last,
-            unit_bytes: unit_bytes as u32,
-            entries,
-            frames: batch.frames.iter().map(PlannedFrame::in_summary).collect(),
-            fingerprints: batch.fingerprints,
-        };
-        // Entries that were joined only now leave a gap before the frames.
-        let blocks = summary.fingerprints.len();
-        let room = summary_bytes(batch.entries.len(), summary.frames.len(), blocks);
-        let used = summary_bytes(summary.entries.len(), summary.frames.len(), blocks);
-        buffer[used..room].fill(0);
-        summary.encode(core.superblock.pool, address, &mut buffer);
-
-        open.used_bytes += unit_bytes;
-        let left = core.superblock.layout.segment_bytes - open.used_bytes;
-        core.frontier.placed(last, left);
-        core.table.note_unit(open.id, blocks as u32, unit_bytes as u32);
-        self.settle_space(&batch.changes);
-        self.count(&batch.frames, &summary);
-        drop(timer);
-        let unit = Unit {
-            changes: batch.changes,
-            summary,
-            address,
-            submitted_at: Instant::now(),
-            written: false,
-        };
-        self.units.push_back(unit);
-        self.submit(batch.number, address, buffer);
-        self.next_batch += 1;
-        self.next_unit += 1;
-        if core.frontier.is_low() {
-            core.checkpointing.request();
-        }
-        true
+        entries
     }
 
-    /// Makes sure that the open segment has room; returns where the next unit goes.
-    async fn make_room(&mut self, unit_bytes: u64) -> Option<ByteOffset> {
-        let layout = &self.core.superblock.layout;
-        let segment_bytes = layout.segment_bytes;
+    /// Takes room for a unit in an open segment, which may have to be a new one.
+    async fn make_room(
+        &mut self,
+        temperature: Temperature,
+        unit_bytes: u64,
+        last_sequence: Sequence,
+    ) -> Option<UnitPlace> {
+        let core = Arc::clone(&self.core);
+        let segment_bytes = core.superblock.layout.segment_bytes;
         assert!(unit_bytes <= segment_bytes, "a unit fits a segment");
-        let fits = |open: &OpenSegment| open.used_bytes + unit_bytes <= segment_bytes;
-        if !self.open.as_ref().is_some_and(fits) {
-            self.core.frontier.close_open();
+        let at = self.segment_for(temperature, unit_bytes);
+        if !self.fits(at, unit_bytes) {
+            if let Some(full) = self.open[at as usize].take() {
+                core.frontier.close(full.id);
+            }
             let (id, generation) = self.next_segment(unit_bytes).await?;
-            let start = self.core.superblock.layout.geometry().segment_start(id);
-            self.open = Some(OpenSegment { id, generation, start, used_bytes: 0 });
+            self.open[at as usize] = Some(OpenSegment { id, generation, used_bytes: 0 });
         }
-        self.open.as_ref().map(|open| open.start.plus(open.used_bytes))
+        let open = self.open[at as usize].as_mut().expect("there is room in an open segment");
+        let OpenSegment { id: segment, generation, used_bytes: offset_in_segment } = *open;
+        open.used_bytes += unit_bytes;
+        core.frontier.placed(segment, last_sequence, segment_bytes - open.used_bytes);
+        Some(UnitPlace { segment, generation, offset_in_segment })
+    }
+
+    /// In which of the open segments a unit goes: in that of its temperature, but if it does not fit
+    /// there and no other segment is ready, where it does fit. What room there is was promised
+    /// whatever the temperature.
+    fn segment_for(&self, temperature: Temperature, unit_bytes: u64) -> Temperature {
+        let other = temperature.other();
+        let is_short =
+            self.core.frontier.ready_segments() <= usize::from(temperature == Temperature::Hot);
+        let moves = is_short && !self.fits(temperature, unit_bytes) && self.fits(other, unit_bytes);
+        if moves { other } else { temperature }
+    }
+
+    fn fits(&self, temperature: Temperature, unit_bytes: u64) -> bool {
+        let segment_bytes = self.core.superblock.layout.segment_bytes;
+        let open = self.open[temperature as usize].as_ref();
+        open.is_some_and(|open| open.used_bytes + unit_bytes <= segment_bytes)
     }
 
     /// The next frontier segment; waits for checkpoints if there is none, and publishes meanwhile:
@@ -344,67 +391,45 @@ impl Sealer {
         core.space.release(changes.iter().map(|change| change.space_bytes).sum());
     }
 
-    fn count(&self, frames: &[PlannedFrame], summary: &Summary) {
-        let counters = &self.core.stats.counters;
-        let (mut bytes, mut plain) = (0, 0);
-        for planned in frames {
-            bytes += planned.body.total_bytes() as u64;
-            if planned.body.codec == frame::Codec::Plain {
-                plain += u64::from(planned.body.block_count);
-            }
-        }
-        let own = summary.fingerprints.len() as u64;
-        let (mut mapped, mut zero) = (0, 0);
-        for (extent, _) in &summary.entries {
-            match extent.target {
-                Target::Stored(_) => mapped += u64::from(extent.len_blocks),
-                Target::Hole => zero += u64::from(extent.len_blocks),
-            }
-        }
-        add(&counters.batches, 1);
-        add(&counters.units, 1);
-        add(&counters.unit_bytes, summary.unit_bytes.into());
-        add(&counters.stored_blocks, own);
-        add(&counters.linked_blocks, mapped - own);
-        add(&counters.zero_blocks, zero);
-        add(&counters.frame_bytes, bytes);
-        add(&counters.plain_blocks, plain);
-    }
-
     fn note_written(&mut self, batch: u64) {
-        let first = self.next_batch - self.units.len() as u64;
-        let unit = &mut self.units[(batch - first) as usize];
-        unit.written = true;
-        self.core.stats.record(Stage::DeviceWrite, unit.submitted_at);
+        let first = self.next_batch - self.sealed.len() as u64;
+        let sealed = &mut self.sealed[(batch - first) as usize];
+        sealed.unwritten -= 1;
+        self.core.stats.record(Stage::DeviceWrite, sealed.submitted_at);
     }
 
     /// Publishes what is written, until the memtable is full.
     fn publish_written(&mut self) {
-        while self.units.front().is_some_and(|unit| unit.written)
+        while self.sealed.front().is_some_and(Sealed::is_written)
             && self.core.map.memtable_len() < self.core.space.memtable_entries()
         {
-            let batch = self.next_batch - self.units.len() as u64;
-            let unit = self.units.pop_front().expect("it was just looked at");
+            let batch = self.next_batch - self.sealed.len() as u64;
+            let sealed = self.sealed.pop_front().expect("it was just looked at");
             let start = Instant::now();
-            self.publish_unit(batch, unit);
+            self.publish_batch(batch, sealed);
             self.core.stats.record(Stage::Publish, start);
         }
     }
 
-    fn publish_unit(&mut self, batch: u64, unit: Unit) {
+    fn publish_batch(&mut self, batch: u64, sealed: Sealed) {
         let core = &self.core;
-        let Unit { changes, mut summary, address, .. } = unit;
-        core.date(&mut summary.entries);
+        let Sealed { changes, mut units, .. } = sealed;
+        for (_, summary) in &mut units {
+            core.date(&mut summary.entries);
+        }
+        let (_, newest) = units.last().expect("a batch has a unit");
+        let (sequence, newest_unit) = (newest.last_sequence, newest.number);
         // Until the batch is retired: a checkpoint that covers it must not begin while others can
         // still name it as the owner of a block, or it could condemn what they link to.
         let mut published = core.publishing.lock();
-        core.map.publish(&summary.entries);
-        *published =
-            Published { sequence: summary.last_sequence, unit: summary.number, batch: Some(batch) };
-        if !summary.fingerprints.is_empty() {
-            core.summaries.insert(address, &summary);
-            let unit = crate::summaries::SummaryCache::unit_at(address);
-            core.index.insert_batch(&summary.fingerprints, unit);
+        *published = Published { sequence, unit: newest_unit, batch: Some(batch) };
+        for (address, summary) in &units {
+            core.map.publish(&summary.entries);
+            if !summary.fingerprints.is_empty() {
+                core.summaries.insert(*address, summary);
+                let unit = SummaryCache::unit_at(*address);
+                core.index.insert_batch(&summary.fingerprints, unit);
+            }
         }
         for change in &changes {
             change.volume.overlay.remove(change);
@@ -442,6 +467,61 @@ impl Sealer {
             self.forget = None;
         }
     }
+}
+
+/// Completes the headers of a unit's frames, and writes its summary.
+fn complete_unit(
+    core: &Core,
+    mut unit: ReducedUnit,
+    place: UnitPlace,
+    address: ByteOffset,
+    summary: &Summary,
+) -> AlignedBuffer {
+    let pool = core.superblock.pool;
+    let firsts: Vec<Place> =
+        (0..).zip(&unit.frames).map(|(frame, _)| place.block(&unit, frame, 0)).collect();
+    let buffer = &mut unit.buffer;
+    buffer.set_len(summary.unit_bytes as usize);
+    buffer[unit.end_bytes..].fill(0);
+    for (planned, first) in unit.frames.iter().zip(firsts) {
+        let out = &mut buffer[planned.offset_bytes as usize..];
+        planned.body.write_header(pool, place.generation, first, out);
+    }
+    // Entries that were joined only now leave a gap before the frames.
+    let (frames, blocks) = (summary.frames.len(), summary.fingerprints.len());
+    let room = summary_bytes(unit.entries.len(), frames, blocks);
+    let used = summary_bytes(summary.entries.len(), frames, blocks);
+    buffer[used..room].fill(0);
+    summary.encode(pool, address, buffer);
+    core.table.note_unit(place.segment, blocks as u32, summary.unit_bytes);
+    count(core, &unit.frames, summary);
+    unit.buffer
+}
+
+fn count(core: &Core, frames: &[PlannedFrame], summary: &Summary) {
+    let counters = &core.stats.counters;
+    let (mut bytes, mut plain) = (0, 0);
+    for planned in frames {
+        bytes += planned.body.total_bytes() as u64;
+        if planned.body.codec == frame::Codec::Plain {
+            plain += u64::from(planned.body.block_count);
+        }
+    }
+    let own = summary.fingerprints.len() as u64;
+    let (mut mapped, mut zero) = (0, 0);
+    for (extent, _) in &summary.entries {
+        match extent.target {
+            Target::Stored(_) => mapped += u64::from(extent.len_blocks),
+            Target::Hole => zero += u64::from(extent.len_blocks),
+        }
+    }
+    add(&counters.units, 1);
+    add(&counters.unit_bytes, summary.unit_bytes.into());
+    add(&counters.stored_blocks, own);
+    add(&counters.linked_blocks, mapped - own);
+    add(&counters.zero_blocks, zero);
+    add(&counters.frame_bytes, bytes);
+    add(&counters.plain_blocks, plain);
 }
 
 /// Whether `next` continues `extent` in address and frame.

@@ -12,6 +12,10 @@
 //!
 //! A unit counts in recovery only if its summary and all of its frames are whole, and if all units
 //! with smaller numbers do: links may point into them.
+//!
+//! The changes of a batch may be divided between two units, so that what is likely to be overwritten
+//! soon stands in other segments than what is not. The first says that it is continued by the next
+//! number, and neither counts without the other.
 
 use siltstone_cursor::{Epoch, Extent, Target};
 use siltstone_dedup::ShortFingerprint;
@@ -50,7 +54,9 @@ struct UnitHead {
     entry_count: U32,
     frame_count: U32,
     block_count: U32,
-    reserved: [u8; 12],
+    /// 1 if the unit with the next number holds the rest of the same changes, 0 if not.
+    continued: U32,
+    reserved: [u8; 8],
 }
 const UNIT_HEAD_BYTES: usize = 64;
 const _: () = assert!(size_of::<UnitHead>() == UNIT_HEAD_BYTES);
@@ -104,6 +110,8 @@ pub(crate) struct Summary {
     pub(crate) first_sequence: Sequence,
     pub(crate) last_sequence: Sequence,
     pub(crate) unit_bytes: u32,
+    /// The unit with the next number holds the rest of the same changes.
+    pub(crate) is_continued: bool,
     /// Without epochs: the first stands for all until they are published.
     pub(crate) entries: Vec<(Extent, Sequence)>,
     pub(crate) frames: Vec<UnitFrame>,
@@ -157,7 +165,8 @@ impl Summary {
             entry_count: U32::new(entries as u32),
             frame_count: U32::new(frames as u32),
             block_count: U32::new(blocks as u32),
-            reserved: [0; 12],
+            continued: U32::new(self.is_continued.into()),
+            reserved: [0; 8],
         };
         let body = &mut out[HEADER_BYTES..];
         let (head_out, body) = body.split_at_mut(UNIT_HEAD_BYTES);
@@ -240,6 +249,11 @@ impl Summary {
         {
             return Err(wrong("sequence or number", head.last_sequence.get()));
         }
+        let is_continued = match head.continued.get() {
+            0 => false,
+            1 => true,
+            other => return Err(wrong("continued", other.into())),
+        };
         let (entry_bytes, body) = body.split_at(entries * ENTRY_BYTES);
         let (frame_bytes, fingerprint_bytes) = body.split_at(frames * FRAME_ENTRY_BYTES);
         let entries = entry_bytes.chunks_exact(ENTRY_BYTES).map(decode_entry);
@@ -280,6 +294,7 @@ impl Summary {
             first_sequence: Sequence(head.first_sequence.get()),
             last_sequence: Sequence(head.last_sequence.get()),
             unit_bytes,
+            is_continued,
             entries,
             frames: frame_list,
             fingerprints,
@@ -331,6 +346,7 @@ mod tests {
             first_sequence: Sequence(20),
             last_sequence: Sequence(22),
             unit_bytes: 8192,
+            is_continued: true,
             entries: vec![(stored, Sequence(20)), (hole, Sequence(22))],
             frames: vec![
                 UnitFrame { offset_bytes: 512, stored_bytes: 1088, block_count: 8 },

@@ -1,7 +1,8 @@
 //! Where moved blocks go: segments of the collector's own, filled unit by unit.
 //!
 //! What has lived long goes to other segments than what has not ([`Age`]): blocks that die at about
-//! the same time leave segments that are all dead or all alive, and moving either is no work.
+//! the same time leave segments that are all dead or all alive, and moving either is no work. What
+//! has just been written is told apart by the write path (see `temperature`).
 //!
 //! They are no part of the frontier: only patches of a later checkpoint refer to what is written
 //! here, and that checkpoint flushes the device first, so recovery need not look. A unit of the
@@ -28,6 +29,7 @@ use crate::{
     staged_data::{self, Altered},
     stats::add,
     summaries::SummaryCache,
+    temperature,
     write_unit::{Summary, frames_start, summary_bytes, worst_unit_bytes},
 };
 
@@ -36,9 +38,6 @@ const UNIT_BLOCKS: usize = 256;
 /// Units under way to the device.
 const MAX_IN_FLIGHT: usize = 8;
 
-/// Pools with fewer segments do not tell blocks by age.
-const MIN_SEGMENTS_BY_AGE: u32 = 128;
-
 /// The number that units of the collector have: those of the sealer count from 1.
 const UNIT_NUMBER: u64 = 0;
 
@@ -46,22 +45,28 @@ const UNIT_NUMBER: u64 = 0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(super) enum Age {
-    /// Less than it takes to write as many segments as the pool has.
+    /// Less than it takes to write half as many segments as the pool has.
     Young,
+    /// Less than it takes to write twice as many.
+    Grown,
     /// Longer.
     Old,
 }
 
 impl Age {
-    pub(super) const ALL: [Self; 2] = [Self::Young, Self::Old];
+    pub(super) const ALL: [Self; 3] = [Self::Young, Self::Grown, Self::Old];
 
     /// Of blocks in a segment of some generation. In a small pool all count as young: it has no
     /// segments to spare.
     pub(super) fn of(core: &Core, generation: u64) -> Self {
         let segments = core.table.len();
         let age = core.table.next_generation().saturating_sub(generation);
-        let is_old = segments >= MIN_SEGMENTS_BY_AGE && age >= segments.into();
-        if is_old { Self::Old } else { Self::Young }
+        match u64::from(segments) {
+            _ if segments < temperature::MIN_SEGMENTS => Self::Young,
+            segments if age < segments / 2 => Self::Young,
+            segments if age < segments * 2 => Self::Grown,
+            _ => Self::Old,
+        }
     }
 }
 
@@ -69,7 +74,7 @@ impl Age {
 pub(super) struct Output {
     compressor: Compressor,
     /// By age.
-    open: [Option<OpenSegment>; 2],
+    open: [Option<OpenSegment>; Age::ALL.len()],
     in_flight: Vec<Written>,
 }
 
@@ -136,7 +141,7 @@ fn worst_bytes(blocks: usize) -> usize {
 
 impl Output {
     pub(super) fn new() -> Self {
-        Self { compressor: Compressor::new(), open: [None, None], in_flight: Vec::new() }
+        Self { compressor: Compressor::new(), open: [None, None, None], in_flight: Vec::new() }
     }
 
     /// The segments that are being filled.
@@ -280,6 +285,7 @@ impl Output {
             first_sequence: Sequence(0),
             last_sequence: Sequence(0),
             unit_bytes: unit_bytes as u32,
+            is_continued: false,
             entries: Vec::new(),
             frames: frames.iter().map(PlannedFrame::in_summary).collect(),
             fingerprints: fingerprints.to_vec(),

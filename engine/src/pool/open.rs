@@ -44,6 +44,7 @@ use crate::{
     stats::Stats,
     summaries::SummaryCache,
     superblock::{FoundSuperblock, Superblock},
+    temperature::RecentWrites,
     volume_core::VolumeCore,
 };
 
@@ -182,7 +183,7 @@ async fn open_on(
     let frontier = Frontier::new(segment_count.clone(), layout.segment_bytes);
     let tail = recovered.tail;
     let begun = std::mem::take(&mut recovered.begun);
-    frontier.recover(begun, tail.map_or(0, |tail| tail.len_bytes));
+    frontier.recover(begun);
     let mut core = Core {
         threshold: superblock.threshold,
         read_only: options.read_only,
@@ -205,6 +206,7 @@ async fn open_on(
         index: Index::new(superblock.index_memory_bytes as usize)?,
         summaries: SummaryCache::new(Arc::clone(&device), buffers.clone(), pool, layout),
         in_flight: InFlight::new(),
+        recent_writes: RecentWrites::new(segment_count.get(), layout.segment_bytes),
         space: Space::new(segment_count, layout.segment_bytes),
         table,
         frontier,
