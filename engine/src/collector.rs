@@ -2,8 +2,8 @@
 //!
 //! # A round
 //! ```text
-//! Idle      -> Surveying  nothing seems worth it, and room is short: the map is walked (`survey`)
-//! Idle      -> Settling   victims are chosen (`victims`); reducers refuse new links into them
+//! Idle      -> Surveying  room is short: the map is walked to see what lives where (`survey`)
+//! Surveying -> Settling   victims are chosen (`victims`); reducers refuse new links into them
 //! Settling  -> Sweeping   every batch that began before that is in patches: none can still link
 //! Sweeping  -> Idle       every patch that was there has been swept; what could not be moved stays
 //! ```
@@ -107,7 +107,7 @@ pub(crate) struct Collector {
     output: Output,
     /// What the last survey found.
     survey: Survey,
-    /// Changes that had been admitted, and rounds that had ended, when it began.
+    /// Changes that had been admitted when it began; `None` once a round has ended.
     surveyed_at: Option<u64>,
     /// Segments, and their generations, in which a whole sweep left something because of damage,
     /// of blocks or of the map: trying again would find it there.
@@ -177,7 +177,7 @@ impl Collector {
         // What a merge that found no space has left under way.
         self.output.complete(step.core).await?;
         match &mut self.state {
-            State::Idle => self.begin_round(&step),
+            State::Idle => self.begin(&step),
             State::Surveying(surveying) => {
                 match surveying.step().await {
                     Ok(None) => return Ok(()),
@@ -206,6 +206,24 @@ impl Collector {
         Ok(())
     }
 
+    /// Whether to look at what lives where, before a round or to find out if one is worth it. The
+    /// references in the segment table do not say: those to a block that was overwritten count until a
+    /// merge has come to it, and those to a shared one count several times.
+    fn wants_survey(&mut self, step: &Step<'_>) -> bool {
+        let core = step.core;
+        let is_wanted = || room_of(core).live_limit(step.is_urgent).is_some();
+        core.collection.is_forced() || (is_wanted() && self.is_survey_due(core))
+    }
+
+    fn begin(&mut self, step: &Step<'_>) {
+        if self.wants_survey(step) {
+            self.state = State::Surveying(Surveying::begin(step.core));
+            step.core.collection.busy.store(true, Ordering::Release);
+        } else {
+            self.begin_round(step);
+        }
+    }
+
     fn begin_round(&mut self, step: &Step<'_>) {
         let core = step.core;
         let is_begun = self.begin_forced(step) || self.begin_for_room(step);
@@ -220,7 +238,7 @@ impl Collector {
         let core = step.core;
         let Some(below) = core.collection.forced_below() else { return false };
         let victims = self.choose(core, victims::LIVE_AT_MOST, below);
-        let is_begun = self.begin_with(victims, step) || self.begin_survey(core);
+        let is_begun = self.begin_with(victims, step);
         if !is_begun {
             core.collection.end_forced(below);
         }
@@ -231,7 +249,7 @@ impl Collector {
         let core = step.core;
         let Some(limit) = room_of(core).live_limit(step.is_urgent) else { return false };
         let victims = self.choose(core, limit, u64::MAX);
-        self.begin_with(victims, step) || self.begin_survey(core)
+        self.begin_with(victims, step)
     }
 
     fn begin_with(&mut self, victims: Victims, step: &Step<'_>) -> bool {
@@ -243,14 +261,6 @@ impl Collector {
         let started = (step.count_started)();
         self.state = State::Settling { victims, started };
         true
-    }
-
-    fn begin_survey(&mut self, core: &Core) -> bool {
-        let is_due = self.is_survey_due(core);
-        if is_due {
-            self.state = State::Surveying(Surveying::begin(core));
-        }
-        is_due
     }
 
     /// Victims of generations below `below`.
@@ -268,7 +278,9 @@ impl Collector {
         let segments = segments.map(|(id, segment)| (id, self.survey.corrected(id, segment)));
         // One segment whatever the pool's size, if there is room.
         let share = (pool_bytes / MAX_SHARE_OF_POOL).min(MAX_ROUND_BYTES).max(segment_bytes);
-        let move_bytes = self.output.room_bytes(core).min(share);
+        // The survey's estimates are a few in a hundred off, and what does not fit makes all of a round
+        // worth next to nothing.
+        let move_bytes = (self.output.room_bytes(core) / 4 * 3).min(share);
         let next_generation = core.table.next_generation();
         let bounds = Bounds { segment_bytes, live_limit, move_bytes, next_generation };
         let chosen = victims::choose(segments, bounds);
@@ -276,10 +288,10 @@ impl Collector {
         chosen.into_iter().filter_map(generation).collect()
     }
 
-    /// Whether so much has changed since the last survey that another one may find something: so
-    /// many changes or rounds as a sixteenth of the blocks that the pool holds.
+    /// Whether a round has ended since the last survey, or so much has changed that another one may
+    /// find something where that found nothing: a sixteenth of the blocks that the pool holds.
     fn is_survey_due(&mut self, core: &Core) -> bool {
-        let now = core.admission.admitted().0 + core.collection.rounds();
+        let now = core.admission.admitted().0;
         let changes = core.table.totals().stored_blocks / 16;
         let due = self.surveyed_at.is_none_or(|then| now >= then + changes.max(1));
         if due {
@@ -339,6 +351,7 @@ impl Collector {
         if let State::Sweeping(round) = ended {
             core.table.allow_links(round.victims.keys().copied());
         }
+        self.surveyed_at = None;
         add(&core.stats.counters.collector_rounds, 1);
         core.collection.rounds.fetch_add(1, Ordering::AcqRel);
         core.collection.busy.store(false, Ordering::Release);
