@@ -38,11 +38,12 @@
 #![deny(missing_docs)]
 
 pub mod cursor;
-mod entry;
 pub mod epoch;
 mod epoch_table;
 pub mod error;
 pub mod extent;
+mod fence;
+mod leaf;
 mod lookup;
 mod maintain;
 pub mod manifest;

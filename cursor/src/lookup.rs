@@ -411,6 +411,6 @@ impl Attempt<'_> {
 impl RememberedLeaf {
     #[inline]
     fn look(&self, at: VersionKey, as_of: Epoch) -> InLeaf {
-        search::look(self.page.leaf(), at, as_of, self.from, self.to)
+        search::look(&self.page.leaf(), at, as_of, self.from, self.to)
     }
 }

@@ -21,7 +21,7 @@ use zerocopy::{
 use crate::{
     epoch::Epoch,
     extent::{Key, MAX_BLOCKS},
-    page::ENTRIES_PER_PAGE,
+    leaf::MAX_LEAF_ENTRIES,
     patch::{HeldLayer, MAX_LEVELS, PageExtent, Patch},
 };
 
@@ -336,7 +336,7 @@ fn decode_patch(
     if patch.pages.is_empty() || ends.into_iter().any(|end| end.is_none()) {
         return impossible("page extents");
     }
-    let room = patch.page_count().saturating_mul(ENTRIES_PER_PAGE as u64);
+    let room = patch.page_count().saturating_mul(MAX_LEAF_ENTRIES as u64);
     if patch.entries > room || patch.holes > patch.entries {
         return impossible("number of entries");
     }

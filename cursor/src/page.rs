@@ -6,7 +6,7 @@
 //! | 40..42 | number of entries |
 //! | 42 | height: 0 in a leaf, one more than its children's in a fence page |
 //! | 43..48 | zero |
-//! | 48.. | entries, 24 bytes each; then zeros |
+//! | 48.. | a leaf's entries, packed (`leaf`); a fence page's, 24 bytes each (`fence`); then zeros |
 //!
 //! A fence page names each child by its first key, address and checksum, so that the root's
 //! checksum in the manifest vouches for the whole patch, against lost writes as well.
@@ -21,15 +21,16 @@ use zerocopy::{
 };
 
 use crate::{
-    entry::{ENTRY_BYTES, FenceEntry, LeafEntry},
     error::PageError,
     extent::{Key, VersionKey},
+    fence::{FENCE_BYTES, FenceEntry},
+    leaf::{LeafBuilder, LeafEntries, LeafShape, MAX_LEAF_ENTRIES},
 };
 
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: usize = BLOCK_BYTES;
 /// The layout's version.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -39,11 +40,10 @@ struct PageHead {
     reserved: [u8; 5],
 }
 
-const ENTRIES_START: usize = HEADER_BYTES + size_of::<PageHead>();
+pub(crate) const ENTRIES_START: usize = HEADER_BYTES + size_of::<PageHead>();
 const _: () = assert!(ENTRIES_START == 48);
-/// Entries that fit in a page.
-/// Entries in a full page.
-pub const ENTRIES_PER_PAGE: usize = (PAGE_BYTES - ENTRIES_START) / ENTRY_BYTES;
+/// Children of a full fence page, and entries that fit in a leaf however little they have in common.
+pub const ENTRIES_PER_PAGE: usize = (PAGE_BYTES - ENTRIES_START) / FENCE_BYTES;
 const _: () = assert!(ENTRIES_PER_PAGE == 168);
 const CHECKSUM_FIELD: std::ops::Range<usize> = 8..12;
 
@@ -64,13 +64,19 @@ fn kind(height: u8) -> Kind {
     if height == 0 { Kind::PatchLeaf } else { Kind::PatchFence }
 }
 
-/// Fills `bytes` with a page of `count` encoded entries; returns its checksum.
-fn build(bytes: &mut [u8], entries: &[u8], count: usize, pool: u64, page: PageRef) -> u32 {
-    assert!(bytes.len() == PAGE_BYTES && (1..=ENTRIES_PER_PAGE).contains(&count));
+/// Fills `bytes` with a page of `count` entries, which `put` puts there; returns its checksum.
+fn build(
+    bytes: &mut [u8],
+    count: usize,
+    pool: u64,
+    page: PageRef,
+    put: impl FnOnce(&mut [u8]),
+) -> u32 {
+    assert!(bytes.len() == PAGE_BYTES && count > 0);
     let head = PageHead { count: U16::new(count as u16), height: page.height, reserved: [0; 5] };
     bytes[HEADER_BYTES..ENTRIES_START].copy_from_slice(head.as_bytes());
-    bytes[ENTRIES_START..][..entries.len()].copy_from_slice(entries);
-    bytes[ENTRIES_START + entries.len()..].fill(0);
+    bytes[ENTRIES_START..].fill(0);
+    put(bytes);
     let identity =
         Identity { kind: kind(page.height), version: VERSION, pool, address_bytes: page.address.0 };
     header::seal(bytes, &identity, page.patch);
@@ -78,8 +84,8 @@ fn build(bytes: &mut [u8], entries: &[u8], count: usize, pool: u64, page: PageRe
 }
 
 /// Fills `bytes` with a leaf page; returns its checksum (`page.checksum` is not looked at).
-pub(crate) fn build_leaf(bytes: &mut [u8], entries: &[LeafEntry], pool: u64, page: PageRef) -> u32 {
-    build(bytes, entries.as_bytes(), entries.len(), pool, page)
+pub(crate) fn build_leaf(bytes: &mut [u8], leaf: &LeafBuilder, pool: u64, page: PageRef) -> u32 {
+    build(bytes, leaf.len(), pool, page, |bytes| leaf.pack(bytes))
 }
 
 /// Fills `bytes` with a fence page; returns its checksum (`page.checksum` is not looked at).
@@ -89,16 +95,27 @@ pub(crate) fn build_fence(
     pool: u64,
     page: PageRef,
 ) -> u32 {
-    build(bytes, entries.as_bytes(), entries.len(), pool, page)
+    assert!(entries.len() <= ENTRIES_PER_PAGE);
+    build(bytes, entries.len(), pool, page, |bytes| {
+        let entries = entries.as_bytes();
+        bytes[ENTRIES_START..][..entries.len()].copy_from_slice(entries);
+    })
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
     U32::read_from_bytes(&bytes[CHECKSUM_FIELD]).expect("four bytes").get()
 }
 
-/// Checks that `bytes` are the page that `page` names, whole and well formed; returns the number
-/// of its entries.
-pub(crate) fn verify(bytes: &[u8], page: &PageRef, pool: u64) -> Result<usize, PageError> {
+/// What a verified page has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Contents {
+    Leaf(LeafShape),
+    /// So many children.
+    Fence(usize),
+}
+
+/// Checks that `bytes` are the page that `page` names, whole and well formed; returns what it has.
+pub(crate) fn verify(bytes: &[u8], page: &PageRef, pool: u64) -> Result<Contents, PageError> {
     assert_eq!(bytes.len(), PAGE_BYTES);
     let identity =
         Identity { kind: kind(page.height), version: VERSION, pool, address_bytes: page.address.0 };
@@ -112,39 +129,28 @@ pub(crate) fn verify(bytes: &[u8], page: &PageRef, pool: u64) -> Result<usize, P
     }
     let (head, _) = PageHead::read_from_prefix(&bytes[HEADER_BYTES..]).expect("pages are longer");
     let (count, length_bytes) = (head.count.get(), header.length_bytes.get());
+    let most = if page.height == 0 { MAX_LEAF_ENTRIES } else { ENTRIES_PER_PAGE };
     if length_bytes as usize != PAGE_BYTES
         || head.height != page.height
-        || !(1..=ENTRIES_PER_PAGE).contains(&usize::from(count))
+        || !(1..=most).contains(&usize::from(count))
     {
         return Err(PageError::Head { height: head.height, count, length_bytes });
     }
     let count = usize::from(count);
-    let bad = if page.height == 0 {
-        first_bad_leaf_entry(leaf_entries(bytes, count))
+    let verified = if page.height == 0 {
+        LeafShape::verify(whole(bytes), count).map(Contents::Leaf)
     } else {
-        first_bad_fence_entry(fence_entries(bytes, count))
+        let bad = first_bad_fence_entry(fence_entries(bytes, count));
+        bad.map_or(Ok(Contents::Fence(count)), Err)
     };
-    bad.map_or(Ok(count), |index| Err(PageError::Entry { index }))
+    verified.map_err(|index| PageError::Entry { index })
 }
 
-fn first_bad_leaf_entry(entries: &[LeafEntry]) -> Option<usize> {
-    let mut before = None;
-    entries.iter().position(|entry| {
-        let bad = !entry.is_valid() || before.is_some_and(|before| !follows(before, entry));
-        before = Some(entry);
-        bad
-    })
-}
-
-/// Whether a valid entry can come after another: with later blocks, or an older version.
+/// # Panics
+/// If `bytes` are no page.
 #[inline]
-pub(crate) fn follows(before: &LeafEntry, entry: &LeafEntry) -> bool {
-    let before = before.extent();
-    if entry.is_older() {
-        before.is_same_run(&entry.extent()) && before.version() < entry.version()
-    } else {
-        before.end() <= entry.key()
-    }
+pub(crate) fn whole(bytes: &[u8]) -> &[u8; PAGE_BYTES] {
+    bytes.try_into().expect("pages have one length")
 }
 
 fn first_bad_fence_entry(entries: &[FenceEntry]) -> Option<usize> {
@@ -154,32 +160,25 @@ fn first_bad_fence_entry(entries: &[FenceEntry]) -> Option<usize> {
         .position(|entry| last.replace(entry.version()).is_some_and(|last| entry.version() <= last))
 }
 
-/// The entries of a verified leaf page.
-#[inline]
-pub(crate) fn leaf_entries(bytes: &[u8], count: usize) -> &[LeafEntry] {
-    <[LeafEntry]>::ref_from_bytes(&bytes[ENTRIES_START..][..count * ENTRY_BYTES])
-        .expect("a whole number of unaligned entries")
-}
-
 /// The entries of a verified fence page.
 #[inline]
-pub(crate) fn fence_entries(bytes: &[u8], count: usize) -> &[FenceEntry] {
-    <[FenceEntry]>::ref_from_bytes(&bytes[ENTRIES_START..][..count * ENTRY_BYTES])
+fn fence_entries(bytes: &[u8], count: usize) -> &[FenceEntry] {
+    <[FenceEntry]>::ref_from_bytes(&bytes[ENTRIES_START..][..count * FENCE_BYTES])
         .expect("a whole number of unaligned entries")
 }
 
 /// A verified page in memory.
 pub(crate) struct Page {
     reference: PageRef,
-    count: usize,
+    contents: Contents,
     bytes: AlignedBuffer,
 }
 
 impl Page {
     /// The page in `bytes`, if it is the one expected.
     pub(crate) fn new(bytes: AlignedBuffer, page: PageRef, pool: u64) -> Result<Self, PageError> {
-        let count = verify(&bytes, &page, pool)?;
-        Ok(Self { reference: page, count, bytes })
+        let contents = verify(&bytes, &page, pool)?;
+        Ok(Self { reference: page, contents, bytes })
     }
 
     pub(crate) fn reference(&self) -> &PageRef {
@@ -187,17 +186,27 @@ impl Page {
     }
 
     /// The entries of a leaf page.
+    ///
+    /// # Panics
+    /// If it is a fence page.
     #[inline]
-    pub(crate) fn leaf(&self) -> &[LeafEntry] {
-        assert_eq!(self.reference.height, 0);
-        leaf_entries(&self.bytes, self.count)
+    pub(crate) fn leaf(&self) -> LeafEntries<'_> {
+        match &self.contents {
+            Contents::Leaf(shape) => LeafEntries::new(whole(&self.bytes), shape),
+            Contents::Fence(_) => panic!("a fence page has children"),
+        }
     }
 
     /// The entries of a fence page.
+    ///
+    /// # Panics
+    /// If it is a leaf.
     #[inline]
     pub(crate) fn fence(&self) -> &[FenceEntry] {
-        assert_ne!(self.reference.height, 0);
-        fence_entries(&self.bytes, self.count)
+        match self.contents {
+            Contents::Fence(count) => fence_entries(&self.bytes, count),
+            Contents::Leaf(_) => panic!("a leaf has no children"),
+        }
     }
 
     /// A fence page's child.
@@ -236,6 +245,7 @@ mod tests {
     use crate::{
         epoch::Epoch,
         extent::{Extent, Key, Target},
+        leaf::LeafEntry,
     };
     use siltstone_device::{BlockAddress, LayerId, Place, SegmentId};
 
@@ -251,9 +261,13 @@ mod tests {
                     len_blocks: 3,
                     target: Target::Stored(Place::new(SegmentId(2), 4096, i as u8 % 60)),
                 };
-                LeafEntry::encode(&extent, false)
+                LeafEntry::new(extent, false)
             })
             .collect()
+    }
+
+    fn error(bytes: &[u8], page: &PageRef) -> Option<PageError> {
+        verify(bytes, page, POOL).err()
     }
 
     fn page_ref(height: u8) -> PageRef {
@@ -262,7 +276,7 @@ mod tests {
 
     fn leaf() -> (Vec<u8>, PageRef) {
         let mut bytes = vec![0xee; PAGE_BYTES];
-        let checksum = build_leaf(&mut bytes, &entries(100), POOL, page_ref(0));
+        let checksum = build_leaf(&mut bytes, &LeafBuilder::of(&entries(100)), POOL, page_ref(0));
         (bytes, PageRef { checksum, ..page_ref(0) })
     }
 
@@ -282,10 +296,11 @@ mod tests {
     #[test]
     fn a_page_survives_encoding() {
         let (bytes, page) = leaf();
-        assert_eq!(verify(&bytes, &page, POOL), Ok(100));
-        assert_eq!(leaf_entries(&bytes, 100).as_bytes(), entries(100).as_bytes());
+        let Ok(Contents::Leaf(shape)) = verify(&bytes, &page, POOL) else { panic!("a leaf") };
+        let read: Vec<LeafEntry> = LeafEntries::new(whole(&bytes), &shape).iter().collect();
+        assert_eq!(read, entries(100));
         let (bytes, page) = fence();
-        assert_eq!(verify(&bytes, &page, POOL), Ok(168));
+        assert!(matches!(verify(&bytes, &page, POOL), Ok(Contents::Fence(168))));
         assert_eq!(fence_entries(&bytes, 168)[167].key(), Key::new(LayerId(3), 167));
     }
 
@@ -304,7 +319,7 @@ mod tests {
     fn a_page_of_another_patch_or_generation_is_refused() {
         let (bytes, page) = leaf();
         let other = PageRef { patch: 10, ..page };
-        assert_eq!(verify(&bytes, &other, POOL), Err(PageError::WrongPatch { found: 9 }));
+        assert_eq!(error(&bytes, &other), Some(PageError::WrongPatch { found: 9 }));
         let other = PageRef { checksum: 1, ..page };
         assert!(matches!(verify(&bytes, &other, POOL), Err(PageError::Stale { .. })));
         let other = PageRef { height: 1, ..page };
@@ -323,13 +338,14 @@ mod tests {
             target: Target::Hole,
         };
         let encode = |entries: &[(Extent, bool)]| {
-            let entries = entries.iter().map(|(extent, older)| LeafEntry::encode(extent, *older));
+            let entries = entries.iter().map(|(extent, older)| LeafEntry::new(*extent, *older));
+            let leaf = LeafBuilder::of(&entries.collect::<Vec<_>>());
             let mut bytes = vec![0; PAGE_BYTES];
-            let checksum = build_leaf(&mut bytes, &entries.collect::<Vec<_>>(), POOL, page_ref(0));
-            verify(&bytes, &PageRef { checksum, ..page_ref(0) }, POOL)
+            let checksum = build_leaf(&mut bytes, &leaf, POOL, page_ref(0));
+            error(&bytes, &PageRef { checksum, ..page_ref(0) })
         };
         let first = (extent(7, 20, 4), true);
-        assert_eq!(encode(&[first, (extent(5, 20, 4), true), (extent(9, 24, 1), false)]), Ok(3));
+        assert_eq!(encode(&[first, (extent(5, 20, 4), true), (extent(9, 24, 1), false)]), None);
         for second in [
             // A newer version, one that does not say that it is older, other blocks.
             (extent(7, 20, 4), true),
@@ -339,7 +355,7 @@ mod tests {
             (extent(5, 22, 2), true),
             (extent(5, 24, 4), true),
         ] {
-            assert_eq!(encode(&[first, second]), Err(PageError::Entry { index: 1 }), "{second:?}");
+            assert_eq!(encode(&[first, second]), Some(PageError::Entry { index: 1 }), "{second:?}");
         }
     }
 
@@ -348,8 +364,8 @@ mod tests {
         let mut swapped = entries(100);
         swapped.swap(40, 41);
         let mut bytes = vec![0; PAGE_BYTES];
-        let checksum = build_leaf(&mut bytes, &swapped, POOL, page_ref(0));
+        let checksum = build_leaf(&mut bytes, &LeafBuilder::of(&swapped), POOL, page_ref(0));
         let page = PageRef { checksum, ..page_ref(0) };
-        assert_eq!(verify(&bytes, &page, POOL), Err(PageError::Entry { index: 41 }));
+        assert_eq!(error(&bytes, &page), Some(PageError::Entry { index: 41 }));
     }
 }

@@ -143,9 +143,9 @@ impl Shard {
 mod tests {
     use super::*;
     use crate::{
-        entry::LeafEntry,
         epoch::Epoch,
         extent::{Extent, Target},
+        leaf::{LeafBuilder, LeafEntry},
         page,
     };
     use siltstone_device::{AlignedBuffer, BlockAddress, LayerId};
@@ -158,11 +158,11 @@ mod tests {
             len_blocks: 1,
             target: Target::Hole,
         };
-        let entry = LeafEntry::encode(&extent, false);
+        let leaf = LeafBuilder::of(&[LeafEntry::new(extent, false)]);
         let mut bytes = AlignedBuffer::zeroed(PAGE_BYTES);
         let reference =
             PageRef { address: ByteOffset(number * 4096), patch, checksum: 0, height: 0 };
-        let checksum = page::build_leaf(&mut bytes, &[entry], 1, reference);
+        let checksum = page::build_leaf(&mut bytes, &leaf, 1, reference);
         Arc::new(Page::new(bytes, PageRef { checksum, ..reference }, 1).unwrap())
     }
 

@@ -16,9 +16,10 @@ use siltstone_device::{
 };
 
 use crate::{
-    entry::{FenceEntry, LeafEntry},
     error::MapError,
     extent::{Extent, Key, Target, VersionKey},
+    fence::FenceEntry,
+    leaf::{LeafBuilder, LeafEntry},
     manifest::Tail,
     page::{self, ENTRIES_PER_PAGE, PAGE_BYTES, PageRef},
     page_store::PageStore,
@@ -51,7 +52,7 @@ pub(crate) struct PatchWriter<'a> {
     max_leaves: u32,
     batch: Option<Batch>,
     in_flight: VecDeque<Pending<AlignedBuffer>>,
-    leaf: Vec<LeafEntry>,
+    leaf: LeafBuilder,
     /// The current patch, once it has an entry.
     current: Option<Current>,
     finished: Vec<Patch>,
@@ -99,7 +100,7 @@ impl<'a> PatchWriter<'a> {
             max_leaves: max_leaves.max(1),
             batch: None,
             in_flight: VecDeque::new(),
-            leaf: Vec::with_capacity(ENTRIES_PER_PAGE),
+            leaf: LeafBuilder::new(),
             current: None,
             finished: Vec::new(),
             pages_written: 0,
@@ -116,7 +117,9 @@ impl<'a> PatchWriter<'a> {
     /// begin with an older version need not be read for any other blocks.
     pub(crate) async fn push(&mut self, stack: &[Extent]) -> Result<(), MapError> {
         let Some(newest) = stack.first() else { return Ok(()) };
-        let is_full = self.leaf.len() + stack.len() > ENTRIES_PER_PAGE;
+        let versions =
+            stack.iter().enumerate().map(|(at, version)| LeafEntry::new(*version, at > 0));
+        let is_full = !self.leaf.fits(versions);
         let ends_a_stack = self.current.as_ref().is_some_and(|current| current.leaf_first.1);
         if !self.leaf.is_empty() && (is_full || ends_a_stack) {
             self.write_leaf().await?;
@@ -130,21 +133,22 @@ impl<'a> PatchWriter<'a> {
         self.begin_stack(newest, stack);
         let mut before: Option<&Extent> = None;
         for version in stack {
-            if self.leaf.len() == ENTRIES_PER_PAGE {
-                self.write_leaf().await?;
-            }
             let ordered = |before: &Extent| {
                 before.is_same_run(version) && before.version() < version.version()
             };
             assert!(before.is_none_or(ordered), "versions arrive from the newest to the oldest");
             let is_older = before.replace(version).is_some();
+            let entry = LeafEntry::new(*version, is_older);
+            if !self.leaf.fits(std::iter::once(entry)) {
+                self.write_leaf().await?;
+            }
             let current = self.current.as_mut().expect("a stack belongs to a patch");
             if self.leaf.is_empty() {
                 current.leaf_first = (version.version(), is_older);
             }
             current.patch.entries += 1;
             current.patch.holes += u64::from(version.target == Target::Hole);
-            self.leaf.push(LeafEntry::encode(version, is_older));
+            self.leaf.push(entry);
         }
         Ok(())
     }
@@ -181,7 +185,7 @@ impl<'a> PatchWriter<'a> {
     }
 
     async fn write_leaf(&mut self) -> Result<(), MapError> {
-        let leaf = std::mem::take(&mut self.leaf);
+        let leaf = std::mem::replace(&mut self.leaf, LeafBuilder::new());
         let written =
             self.append(0, |bytes, pool, page| page::build_leaf(bytes, &leaf, pool, page)).await?;
         self.leaf = leaf;

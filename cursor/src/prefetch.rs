@@ -9,11 +9,11 @@ use std::{collections::VecDeque, sync::Arc};
 use siltstone_device::{AlignedBuffer, request::Pending};
 
 use crate::{
-    entry::LeafEntry,
     epoch::MAX_LABELS,
     error::{MapError, PageError},
     extent::{Extent, Key},
-    page::{self, ENTRIES_PER_PAGE, PAGE_BYTES, Page, PageRef},
+    leaf::{LeafEntries, LeafEntry, LeafShape},
+    page::{self, Contents, ENTRIES_PER_PAGE, PAGE_BYTES, Page, PageRef},
     page_store::PageStore,
     patch::Patch,
 };
@@ -78,8 +78,9 @@ struct Current {
     leaves: Vec<Leaf>,
     /// The leaf being returned, once it has been verified.
     leaf: usize,
-    /// Its number of entries, and the next one.
-    count: usize,
+    /// How it is packed, if it was read.
+    shape: Option<LeafShape>,
+    /// Its next entry.
     next: usize,
 }
 
@@ -134,11 +135,12 @@ impl PatchReader {
     pub(crate) fn buffered(&mut self) -> Option<Extent> {
         let current = self.current.as_mut()?;
         let (from, to) = current.leaves[current.leaf].clip;
-        while current.next < current.count {
-            let extent = current.entries()[current.next].extent();
+        let count = current.entries().len();
+        while current.next < count {
+            let extent = current.entries().get(current.next).extent();
             current.next += 1;
             if extent.start() >= to {
-                current.next = current.count;
+                current.next = count;
             } else if let Some(extent) = extent.clip(from, to) {
                 return Some(extent);
             }
@@ -149,7 +151,7 @@ impl PatchReader {
     /// Gets the next leaf into memory; false if there is none.
     pub(crate) async fn refill(&mut self) -> Result<bool, MapError> {
         if let Some(current) = &mut self.current {
-            assert_eq!(current.next, current.count, "the current leaf is used up");
+            assert_eq!(current.next, current.entries().len(), "the current leaf is used up");
             self.pages_consumed += 1;
             if current.leaf + 1 < current.leaves.len() {
                 current.leaf += 1;
@@ -170,7 +172,7 @@ impl PatchReader {
                 (Bytes::Read(bytes), leaves)
             }
         };
-        self.current = Some(Current { bytes, leaves, leaf: 0, count: 0, next: 0 });
+        self.current = Some(Current { bytes, leaves, leaf: 0, shape: None, next: 0 });
         self.verify_current()?;
         Ok(true)
     }
@@ -179,22 +181,19 @@ impl PatchReader {
     fn verify_current(&mut self) -> Result<(), MapError> {
         let current = self.current.as_mut().expect("called with a current batch");
         let Leaf { page, clip } = current.leaves[current.leaf];
-        current.count =
-            match &current.bytes {
-                Bytes::Cached(page) => page.leaf().len(),
-                Bytes::Read(bytes) => {
-                    let bytes = &bytes[current.leaf * PAGE_BYTES..][..PAGE_BYTES];
-                    page::verify(bytes, &page, self.store.pool).map_err(|source| {
-                        MapError::Page { patch: page.patch, address: page.address, source }
-                    })?
-                }
-            };
+        if let Bytes::Read(bytes) = &current.bytes {
+            let bytes = &bytes[current.leaf * PAGE_BYTES..][..PAGE_BYTES];
+            let verified = page::verify(bytes, &page, self.store.pool);
+            let (patch, address) = (page.patch, page.address);
+            let contents = verified.map_err(|source| MapError::Page { patch, address, source })?;
+            let Contents::Leaf(shape) = contents else { unreachable!("its height is 0") };
+            current.shape = Some(shape);
+        }
         // Whole pages in a wrong order, or without their beginning: merges rely on order.
         let entries = current.entries();
-        let (first, last) = (entries[0], entries[entries.len() - 1]);
+        let (first, last) = (entries.get(0), entries.last());
         let before = self.last.filter(|(patch, _)| *patch == page.patch);
-        let in_order =
-            before.map_or(!first.is_older(), |(_, before)| page::follows(&before, &first));
+        let in_order = before.map_or(!first.is_older(), |(_, before)| first.follows(&before));
         self.stack_leaves = if first.is_older() { self.stack_leaves + 1 } else { 0 };
         if !in_order || self.stack_leaves > MAX_STACK_LEAVES {
             let (patch, address, source) = (page.patch, page.address, PageError::OutsideFence);
@@ -279,11 +278,13 @@ impl PatchReader {
 
 impl Current {
     #[inline]
-    fn entries(&self) -> &[LeafEntry] {
+    fn entries(&self) -> LeafEntries<'_> {
         match &self.bytes {
             Bytes::Cached(page) => page.leaf(),
             Bytes::Read(bytes) => {
-                page::leaf_entries(&bytes[self.leaf * PAGE_BYTES..][..PAGE_BYTES], self.count)
+                let shape = self.shape.as_ref().expect("the leaf has been verified");
+                let bytes = &bytes[self.leaf * PAGE_BYTES..][..PAGE_BYTES];
+                LeafEntries::new(page::whole(bytes), shape)
             }
         }
     }
@@ -296,9 +297,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        entry::FenceEntry,
         epoch::Epoch,
         extent::{Target, VersionKey},
+        fence::FenceEntry,
+        leaf::LeafBuilder,
         patch::{HeldLayer, PageExtent},
         space::SegmentGeometry,
     };
@@ -324,8 +326,9 @@ mod tests {
                     len_blocks: 1,
                     target: Target::Hole,
                 })
-                .map(|extent| LeafEntry::encode(&extent, false))
+                .map(|extent| LeafEntry::new(extent, false))
                 .collect();
+            let entries = LeafBuilder::of(&entries);
             let leaf = put(at as u64, 0, &|bytes, page| page::build_leaf(bytes, &entries, 5, page));
             let first = VersionKey::new(key(at as u64 * 100), Epoch::FIRST);
             FenceEntry::new(first, false, leaf.address, leaf.checksum)

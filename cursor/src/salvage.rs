@@ -20,14 +20,14 @@ use siltstone_device::{BlockAddress, LayerId};
 
 use crate::{
     cursor::{memtable_inputs, sorted_runs, start_merge},
-    entry::LeafEntry,
     epoch::Epoch,
     error::{MapError, PageError},
     extent::{Extent, Key, MAX_BLOCKS, Target},
+    leaf::LeafEntry,
     lookup::Snapshot,
     map::{Map, Shared},
     merge::{Input, Merge},
-    page::{self, PageRef},
+    page::PageRef,
     page_store::PageStore,
     patch::Patch,
 };
@@ -348,7 +348,8 @@ impl SalvageReader {
             }
         };
         if visit.page.height == 0 {
-            self.visit_leaf(read.leaf(), &visit);
+            let entries: Vec<LeafEntry> = read.leaf().iter().collect();
+            self.visit_leaf(&entries, &visit);
             return;
         }
         let Visit { from, to, goes_on, .. } = visit;
@@ -377,7 +378,7 @@ impl SalvageReader {
         let mut entries = entries;
         if first.is_older() {
             let before = self.last.as_ref().filter(|_| !is_broken);
-            if !before.is_some_and(|before| page::follows(before, &first)) {
+            if !before.is_some_and(|before| first.follows(before)) {
                 self.disbelieve(first.extent(), visit.page);
                 let skipped = entries.iter().take_while(|entry| entry.key() == first.key()).count();
                 entries = &entries[skipped..];

@@ -6,53 +6,82 @@
 //! galloping costs at most about twice as many steps as halving.
 
 use crate::{
-    entry::{FenceEntry, LeafEntry},
     epoch::Epoch,
     extent::{Extent, VersionKey},
+    fence::FenceEntry,
+    leaf::LeafEntries,
 };
 
 /// Entries first looked at around the guess.
 const FIRST_STEP: usize = 4;
 
-/// An entry that has a position.
-pub(crate) trait Keyed {
-    /// Its position.
-    fn version(&self) -> VersionKey;
+/// Sorted entries.
+pub(crate) trait Sorted {
+    /// How many.
+    fn len(&self) -> usize;
+    /// The position of one of them.
+    fn version(&self, index: usize) -> VersionKey;
 }
 
-impl Keyed for LeafEntry {
+impl Sorted for LeafEntries<'_> {
     #[inline]
-    fn version(&self) -> VersionKey {
-        self.version()
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    #[inline]
+    fn version(&self, index: usize) -> VersionKey {
+        self.version(index)
     }
 }
 
-impl Keyed for FenceEntry {
+impl Sorted for [FenceEntry] {
     #[inline]
-    fn version(&self) -> VersionKey {
-        self.version()
+    fn len(&self) -> usize {
+        self.len()
     }
+
+    #[inline]
+    fn version(&self, index: usize) -> VersionKey {
+        self[index].version()
+    }
+}
+
+/// The number of `entries` in `low..high` whose position is at most `key`, and those before `low`,
+/// by halving.
+#[inline]
+fn halve<S: Sorted + ?Sized>(entries: &S, key: VersionKey, low: usize, high: usize) -> usize {
+    let (mut low, mut high) = (low, high);
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if entries.version(middle) <= key {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// The number of `entries` (sorted) whose position is at most `key`. The closer all keys spread evenly
 /// over `[from, to)`, the faster; the outcome does not depend on it.
 #[inline]
-pub(crate) fn count_up_to<E: Keyed>(
-    entries: &[E],
+pub(crate) fn count_up_to<S: Sorted + ?Sized>(
+    entries: &S,
     key: VersionKey,
     from: VersionKey,
     to: VersionKey,
 ) -> usize {
-    if entries.is_empty() {
+    if entries.len() == 0 {
         return 0;
     }
     let guess = guess(entries.len(), key, from, to);
     let (mut low, mut high) = (0, entries.len());
     let mut step = FIRST_STEP;
-    if entries[guess].version() <= key {
+    if entries.version(guess) <= key {
         low = guess + 1;
         while low + step < high {
-            if entries[low + step].version() > key {
+            if entries.version(low + step) > key {
                 high = low + step;
             } else {
                 low += step + 1;
@@ -62,7 +91,7 @@ pub(crate) fn count_up_to<E: Keyed>(
     } else {
         high = guess;
         while low + step < high {
-            if entries[high - step].version() <= key {
+            if entries.version(high - step) <= key {
                 low = high - step + 1;
             } else {
                 high -= step;
@@ -70,7 +99,7 @@ pub(crate) fn count_up_to<E: Keyed>(
             }
         }
     }
-    low + entries[low..high].partition_point(|entry| entry.version() <= key)
+    halve(entries, key, low, high)
 }
 
 /// The child in which a search for a position ends: the last that starts at or before it, or the
@@ -105,23 +134,23 @@ pub(crate) enum InLeaf {
 /// `[from, to)`.
 #[inline]
 pub(crate) fn look(
-    entries: &[LeafEntry],
+    entries: &LeafEntries<'_>,
     at: VersionKey,
     as_of: Epoch,
     from: VersionKey,
     to: VersionKey,
 ) -> InLeaf {
     let after = count_up_to(entries, at, from, to);
-    if let Some(before) = after.checked_sub(1).map(|index| &entries[index]) {
+    if let Some(before) = after.checked_sub(1).map(|index| entries.get(index)) {
         let extent = before.extent();
         if extent.version() == at {
             return InLeaf::Found(extent);
         }
         if extent.start() < at.key && extent.end() > at.key {
-            return look_among(&entries[..after], as_of);
+            return look_among(&entries.first(after), as_of);
         }
     }
-    match entries.get(after) {
+    match (after < entries.len()).then(|| entries.get(after)) {
         Some(next) if next.version().epoch() <= as_of => InLeaf::Found(next.extent()),
         Some(next) => InLeaf::NotBefore(VersionKey::new(next.key(), as_of)),
         None => InLeaf::NotBefore(to.max(VersionKey::new(to.key, as_of))),
@@ -131,8 +160,8 @@ pub(crate) fn look(
 /// Looks for what is seen among the versions of a run of blocks, the oldest of which is the last
 /// entry.
 #[inline]
-fn look_among(entries: &[LeafEntry], as_of: Epoch) -> InLeaf {
-    let last = &entries[entries.len() - 1];
+fn look_among(entries: &LeafEntries<'_>, as_of: Epoch) -> InLeaf {
+    let last = entries.last();
     let oldest = last.extent();
     if oldest.epoch > as_of {
         return InLeaf::NotBefore(VersionKey::new(oldest.end(), as_of));
@@ -142,7 +171,7 @@ fn look_among(entries: &[LeafEntry], as_of: Epoch) -> InLeaf {
     }
     let seen = VersionKey::new(oldest.start(), as_of);
     let first = entries.partition_point(|entry| entry.version() < seen);
-    let found = &entries[first];
+    let found = entries.get(first);
     if first == 0 && found.is_older() && found.version() != seen {
         return InLeaf::Among(oldest);
     }
@@ -169,9 +198,13 @@ mod tests {
     use proptest::prelude::*;
     use siltstone_device::LayerId;
 
-    impl Keyed for VersionKey {
-        fn version(&self) -> VersionKey {
-            *self
+    impl Sorted for [VersionKey] {
+        fn len(&self) -> usize {
+            self.len()
+        }
+
+        fn version(&self, index: usize) -> VersionKey {
+            self[index]
         }
     }
 
@@ -196,9 +229,9 @@ mod tests {
             keys.dedup();
             for key in keys.iter().copied().chain([key]) {
                 let expected = keys.partition_point(|other| *other <= key);
-                prop_assert_eq!(count_up_to(&keys, key, bounds.0, bounds.1), expected);
+                prop_assert_eq!(count_up_to(keys.as_slice(), key, bounds.0, bounds.1), expected);
                 if let (Some(first), Some(last)) = (keys.first(), keys.last()) {
-                    prop_assert_eq!(count_up_to(&keys, key, *first, VersionKey::first(last.key.next())), expected);
+                    prop_assert_eq!(count_up_to(keys.as_slice(), key, *first, VersionKey::first(last.key.next())), expected);
                 }
             }
         }

@@ -187,7 +187,7 @@ fn fits(expected: &Expected, first: VersionKey, continues: bool) -> bool {
 
 fn verify_leaf(page: &Page, patch: &Patch, expected: &Expected, report: &mut VerifyReport) -> bool {
     let entries = page.leaf();
-    for entry in entries {
+    for entry in entries.iter() {
         let Some(extent) = entry.extent().clip(patch.first, patch.end()) else { continue };
         report.entries += 1;
         if let Target::Stored(place) = extent.target {
@@ -195,12 +195,10 @@ fn verify_leaf(page: &Page, patch: &Patch, expected: &Expected, report: &mut Ver
                 u64::from(extent.len_blocks);
         }
     }
-    let ends = entries.last().is_some_and(|last| {
-        // Versions of the last run of blocks may go on in the next page.
-        let end = expected.end.key;
-        last.version() < expected.end && (last.extent().end() <= end || last.key() == end)
-    });
-    fits(expected, entries[0].version(), entries[0].is_older()) && ends
+    // Versions of the last run of blocks may go on in the next page.
+    let (first, last, end) = (entries.get(0), entries.last(), expected.end.key);
+    let ends = last.version() < expected.end && (last.extent().end() <= end || last.key() == end);
+    fits(expected, first.version(), first.is_older()) && ends
 }
 
 fn push_children(page: &Page, expected: &Expected, todo: &mut Vec<Expected>) -> bool {

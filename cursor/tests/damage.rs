@@ -17,7 +17,9 @@ use siltstone_device::{
 };
 use support::{POOL, Segments, all_roots, extent, geometry, open, stored};
 
-const BLOCKS: u64 = 600;
+const BLOCKS: u64 = 2600;
+/// Blocks in a full leaf: what is alike takes little room.
+const LEAF: u64 = 727;
 const LAYER: &[View] = &[View { layer: LayerId(1), as_of: Epoch::MAX }];
 
 fn target(address: u64) -> Target {
@@ -82,7 +84,7 @@ fn any_flipped_byte_of_any_page_is_an_error_for_lookups_cursors_and_verification
             assert!(matches!(report.errors[0], MapError::Page { patch: 0, address, .. }
                 if address.0 == page_offset(page)));
             // The first block of the damaged leaf; any block, if it is the root.
-            let block = if page < 4 { page * 168 } else { 0 };
+            let block = if page < 4 { page * LEAF } else { 0 };
             let mut runs = Vec::new();
             block_on(map.lookup(LAYER, BlockAddress(block), 1, &mut runs)).unwrap_err();
             let mut cursor = map.cursor_all(1 << 16);
@@ -99,7 +101,7 @@ fn any_flipped_byte_of_any_page_is_an_error_for_lookups_cursors_and_verification
             };
             assert!(matches!(error, MapError::Page { patch: 0, .. }));
             if offset == 0 {
-                let expected = [168, 168, 168, 96, BLOCKS];
+                let expected = [LEAF, LEAF, LEAF, BLOCKS - 3 * LEAF, BLOCKS];
                 assert_eq!(failing_blocks(&map), expected[page as usize], "the rest is readable");
             }
             device.flip_bit(byte, bit);
@@ -125,7 +127,7 @@ fn a_lost_write_that_leaves_an_older_page_in_place_is_noticed() {
     device.corrupt(page_offset(1), &old);
     let map = open(&device, 2048, Limits::default(), map.manifest());
     let mut runs = Vec::new();
-    let error = block_on(map.lookup(LAYER, BlockAddress(200), 1, &mut runs)).unwrap_err();
+    let error = block_on(map.lookup(LAYER, BlockAddress(LEAF + 32), 1, &mut runs)).unwrap_err();
     assert!(matches!(error, MapError::Page { source: PageError::Stale { .. }, .. }), "{error}");
 }
 
@@ -135,7 +137,7 @@ fn a_misdirected_page_is_noticed() {
     let other = device.peek(page_offset(2), BLOCK_BYTES);
     device.corrupt(page_offset(1), &other);
     let map = open(&device, 2048, Limits::default(), manifest);
-    assert_eq!(failing_blocks(&map), 168);
+    assert_eq!(failing_blocks(&map), LEAF);
 }
 
 #[test]
@@ -169,20 +171,21 @@ fn salvage(map: &Map, blocks: u64, thorough: bool) -> (Vec<u64>, Vec<(u64, u64)>
 #[test]
 fn a_salvage_cursor_loses_the_range_of_a_damaged_page_and_nothing_else() {
     let (device, manifest) = written();
-    let ranges = [(0, 168), (168, 168), (336, 168), (504, 96), (0, 600)];
+    let ranges =
+        [(0, LEAF), (LEAF, LEAF), (2 * LEAF, LEAF), (3 * LEAF, BLOCKS - 3 * LEAF), (0, BLOCKS)];
     for (page, lost) in (0..).zip(ranges) {
         for thorough in [false, true] {
             device.flip_bit(page_offset(page) + 99, 4);
             let map = open(&device, 2048, Limits::default(), manifest.clone());
-            let (known, unknown) = salvage(&map, 1000, thorough);
+            let (known, unknown) = salvage(&map, BLOCKS + 400, thorough);
             assert_eq!(unknown, [lost], "page {page}");
             let rest = (0..BLOCKS).filter(|at| !(lost.0..lost.0 + lost.1).contains(at));
             assert_eq!(known, rest.collect::<Vec<_>>());
             // What lies behind the end of a layer is not lost.
-            let (_, unknown) = salvage(&map, 550, thorough);
-            assert_eq!(unknown, [(lost.0, lost.1.min(550 - lost.0))], "page {page}");
+            let (_, unknown) = salvage(&map, BLOCKS - 50, thorough);
+            assert_eq!(unknown, [(lost.0, lost.1.min(BLOCKS - 50 - lost.0))], "page {page}");
             device.flip_bit(page_offset(page) + 99, 4);
-            assert_eq!(salvage(&map, 1000, thorough), ((0..BLOCKS).collect(), Vec::new()));
+            assert_eq!(salvage(&map, BLOCKS + 400, thorough), ((0..BLOCKS).collect(), Vec::new()));
         }
     }
 }
@@ -206,15 +209,15 @@ fn what_newer_patches_say_of_a_damaged_range_holds_and_what_older_ones_say_does_
     device.flip_bit(page_offset(1) + 200, 1);
     let (known, unknown) = salvage(&map, BLOCKS, false);
     let is_known =
-        |at: &u64| !(168..336).contains(at) || at.is_multiple_of(3) || at.is_multiple_of(5);
+        |at: &u64| !(LEAF..2 * LEAF).contains(at) || at.is_multiple_of(3) || at.is_multiple_of(5);
     assert_eq!(known, (0..BLOCKS).filter(is_known).collect::<Vec<_>>());
     let lost: u64 = unknown.iter().map(|(_, len)| len).sum();
     assert_eq!(lost + known.len() as u64, BLOCKS);
     device.flip_bit(page_offset(1) + 200, 1);
-    // The newer patch's first leaf, blocks 0 to 504: what the older one says there may be old.
+    // The newer patch's first leaf, 683 blocks of it: what the older one says there may be old.
     device.flip_bit(page_offset(5) + 200, 1);
     let (known, unknown) = salvage(&map, BLOCKS, false);
-    assert_eq!(known, (0..BLOCKS).filter(|at| *at >= 504 || at % 5 == 0).collect::<Vec<_>>());
+    assert_eq!(known, (0..BLOCKS).filter(|at| *at >= 3 * 683 || at % 5 == 0).collect::<Vec<_>>());
     assert_eq!(unknown.first(), Some(&(1, 4)));
 }
 
@@ -229,6 +232,6 @@ fn a_page_that_the_device_does_not_give_is_salvaged_like_a_damaged_one() {
         cause: Cause::Errno(5),
     });
     let (known, unknown) = salvage(&map, BLOCKS, false);
-    assert_eq!((known.len(), unknown), (432, vec![(336, 168)]));
+    assert_eq!((known.len(), unknown), ((BLOCKS - LEAF) as usize, vec![(2 * LEAF, LEAF)]));
     assert_eq!(block_on(map.verify()).errors.len(), 1);
 }

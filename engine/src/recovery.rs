@@ -308,6 +308,21 @@ fn counting(found: BTreeMap<u64, FoundUnit>, body: &CheckpointBody) -> Vec<Found
     units
 }
 
+/// Where the first unit that does not count may stand: behind the newest one, or, if nothing is
+/// there, behind the last unit of the one other segment that has something there.
+fn likely_place(
+    behind_newest: Option<(SegmentId, u64)>,
+    sizes: &BTreeMap<SegmentId, (u32, u32)>,
+    dirty: &BTreeMap<SegmentId, u64>,
+) -> Option<(SegmentId, u64)> {
+    let is_dirty = |&(id, at): &(SegmentId, u64)| dirty.get(&id).is_some_and(|&end| end > at);
+    let mut others = sizes.iter().map(|(&id, &(_, end))| (id, end.into())).filter(is_dirty);
+    match (behind_newest.filter(is_dirty), others.next(), others.next()) {
+        (None, Some(only), None) => Some(only),
+        _ => behind_newest,
+    }
+}
+
 /// Scans the frontier and corrects what the table says of it.
 pub(crate) async fn scan_frontier(
     device: &Arc<dyn Device>,
@@ -378,6 +393,7 @@ pub(crate) async fn scan_frontier(
             recovered.units.push(unit);
         }
     }
+    recovered.next_place = likely_place(recovered.next_place, &sizes, &dirty);
     let newest = newest.filter(|&(number, ..)| number == recovered.unit);
     let referred_to = referred_to(&recovered.units);
     for &(id, generation) in &body.frontier {

@@ -109,9 +109,9 @@ fn counts_that_no_writer_reaches_are_refused() {
         change(Arc::make_mut(&mut manifest.patches[0]));
         Manifest::decode(&manifest.encode())
     };
-    decode(&|patch| patch.entries = 9 * 168).unwrap();
+    decode(&|patch| patch.entries = 9 * 1024).unwrap();
     for change in [
-        &(|patch: &mut Patch| patch.entries = 9 * 168 + 1) as &dyn Fn(&mut Patch),
+        &(|patch: &mut Patch| patch.entries = 9 * 1024 + 1) as &dyn Fn(&mut Patch),
         &|patch| patch.entries = u64::MAX,
         &|patch| patch.holes = 11,
     ] {
