@@ -296,7 +296,7 @@ pub(crate) struct LeafShape {
     address: u64,
     place: u64,
     /// Where each field begins in an entry, in bits, and its bits when it stands at the lowest.
-    fields: [(u8, u64); FIELDS],
+    fields: [(u16, u64); FIELDS],
 }
 
 impl LeafShape {
@@ -309,11 +309,11 @@ impl LeafShape {
             && (1..=MAX_LEAF_ENTRIES).contains(&count)
             && count * entry_bits <= PACKED_BITS
             && head.address.get() < MAX_BLOCKS;
-        let mut start = 0;
+        let mut start = 0_u16;
         let fields = widths.map(|width| {
             let mask = 1_u64.checked_shl(width.into()).map_or(u64::MAX, |bit| bit - 1);
             let field = (start, mask);
-            start += width.min(64);
+            start += u16::from(width);
             field
         });
         is_possible.then_some(Self {
