@@ -64,7 +64,7 @@ fn fail(what: &str, operation: Operation, range_bytes: std::ops::Range<u64>, rou
                 );
                 refused(pool.resize_volume("disk", 4096));
             }
-            block_on(model.lock().check(&pool, NOW, None))
+            block_on(model.lock().check_visible(&pool))
                 .unwrap_or_else(|reason| panic!("{what}, seed {seed}: after the failure {reason}"));
             refused(close(pool));
             refused(disk.flush());

@@ -221,7 +221,10 @@ fn what_the_device_does_not_give_is_a_problem_and_not_a_failure() {
 fn no_lost_range_is_passed_over_in_silence() {
     let _watchdog = Watchdog::new("a short list");
     let device = sample();
-    for at in used_blocks(&device, DATA_START..POOL_BYTES).iter().step_by(5) {
+    // Of a page of the map all that it says would be lost, which is one range.
+    let of_map = |at: &u64| matches!(device.peek(*at, 6)[..], [b'S', b'L', b'T', b'S', 5 | 6, 0]);
+    let blocks = used_blocks(&device, DATA_START..POOL_BYTES);
+    for at in blocks.into_iter().filter(|at| !of_map(at)).step_by(3) {
         device.flip_bit(at + 300, 2);
     }
     let pool = Pool::open_on(device, None, &options(true)).unwrap();
