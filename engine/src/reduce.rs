@@ -26,7 +26,7 @@ use crate::{
     overlay::{Change, ChangeBody},
     planned::{OwnBlock, PlannedEntry, PlannedFrame, PlannedTarget, ReducedBatch, ReducedUnit},
     staged_data::StagedData,
-    stats::Stage,
+    stats::{Stage, add},
     summaries::UnitFrames,
     temperature::Temperature,
     write_unit::{frames_start, summary_bytes, worst_unit_bytes},
@@ -35,7 +35,8 @@ use crate::{
 /// A run of links of this length or more is no accident.
 const LONG_RUN_BLOCKS: usize = 16;
 
-/// A batch is divided only if as much as this is hot, and as much is cold.
+/// A batch is divided only if as many blocks as this are hot, and as many are cold, or an eighth of a
+/// full batch.
 const MIN_PART_BLOCKS: usize = 4 * FRAME_BLOCKS;
 
 /// The batch was not reduced: the pool has failed.
@@ -334,13 +335,15 @@ impl Reducer {
         };
         let hot_blocks = stored.iter().filter(|stored| is_hot(stored)).count();
         let cold_blocks = stored.len() - hot_blocks;
-        if hot_blocks.min(cold_blocks) < MIN_PART_BLOCKS {
+        let least = (core.tuning.batch_bytes / BLOCK_BYTES / 8).clamp(1, MIN_PART_BLOCKS);
+        if hot_blocks.min(cold_blocks) < least {
             let temperature =
                 if hot_blocks > cold_blocks { Temperature::Hot } else { Temperature::Cold };
             let frames = group_into_frames(&stored, &self.blocks, changes);
             place_own(&mut entries, &frames);
             return vec![Part::new(temperature, entries, frames)];
         }
+        add(&core.stats.counters.divided_batches, 1);
         let (hot, cold): (Vec<_>, Vec<_>) = stored.into_iter().partition(is_hot);
         let frames = [&hot, &cold].map(|stored| group_into_frames(stored, &self.blocks, changes));
         for frames in &frames {

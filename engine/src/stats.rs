@@ -86,6 +86,8 @@ counters! {
     log_data_bytes,
     /// Batches reduced.
     batches,
+    /// Batches written as two units, one of what is overwritten often.
+    divided_batches,
     /// Blocks found to be zero.
     zero_blocks,
     /// Blocks linked rather than stored.

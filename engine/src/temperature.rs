@@ -21,7 +21,7 @@
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use siltstone_device::BLOCK_BYTES;
+use siltstone_device::{BLOCK_BYTES, BlockAddress, LayerId};
 
 use crate::overlay::{Change, ChangeBody};
 
@@ -70,10 +70,17 @@ impl RecentWrites {
 
     /// Remembers a change, and says how soon what it writes is likely to be overwritten.
     pub(crate) fn note(&self, change: &Change) -> Temperature {
-        if self.slots.is_empty() || !matches!(change.body, ChangeBody::Data(_)) {
+        match change.body {
+            ChangeBody::Data(_) => self.note_write(change.layer(), change.address),
+            ChangeBody::Zero => Temperature::Cold,
+        }
+    }
+
+    fn note_write(&self, layer: LayerId, address: BlockAddress) -> Temperature {
+        if self.slots.is_empty() {
             return Temperature::Cold;
         }
-        let hash = spread(u64::from(change.layer().0), change.address.0);
+        let hash = spread(u64::from(layer.0), address.0);
         let slot = &self.slots[(hash >> 16) as usize & (self.slots.len() - 1)];
         let tag = hash as u16 | 1;
         // Nothing else depends on it.
@@ -89,4 +96,36 @@ fn spread(layer: u64, address: u64) -> u64 {
         bits = (bits ^ (bits >> 30)).wrapping_mul(factor);
     }
     bits ^ (bits >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(recent: &RecentWrites, address: u64) -> Temperature {
+        recent.note_write(LayerId(3), BlockAddress(address))
+    }
+
+    #[test]
+    fn what_is_written_again_soon_is_hot_and_what_comes_back_late_is_not() {
+        // 2 MiB segments: 512 slots.
+        let recent = RecentWrites::new(128, 2 << 20);
+        assert_eq!(note(&recent, 7), Temperature::Cold);
+        assert_eq!(note(&recent, 7), Temperature::Hot);
+        assert_eq!(recent.note_write(LayerId(4), BlockAddress(7)), Temperature::Cold);
+        let count = |addresses: std::ops::Range<u64>| {
+            addresses.filter(|&address| note(&recent, address) == Temperature::Hot).count()
+        };
+        assert_eq!(count(10_000..10_050), 0);
+        assert!(count(10_000..10_050) > 40, "few have met in a slot");
+        assert!(count(20_000..30_000) < 5, "one in 2^15 is taken for another");
+        assert!(count(10_000..10_050) < 3, "all slots have been taken since");
+    }
+
+    #[test]
+    fn small_pools_do_not_tell_blocks_apart() {
+        let recent = RecentWrites::new(MIN_SEGMENTS - 1, 8 << 20);
+        assert_eq!([note(&recent, 7), note(&recent, 7)], [Temperature::Cold; 2]);
+        assert_eq!(RecentWrites::new(u32::MAX, 8 << 20).slots.len() as u64, MAX_SLOTS);
+    }
 }
