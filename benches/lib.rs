@@ -8,6 +8,8 @@
 //!   `cargo bench -p siltstone-benches --bench dedup_study -- --help`.
 //! - `snapshots`: what taking, cloning and having a thousand of them costs.
 //!   `cargo bench -p siltstone-benches --bench snapshots -- --help`.
+//! - `frames`: ways of framing blocks, in bytes stored and in time to code and decode.
+//!   `cargo bench -p siltstone-benches --bench frames -- --help`.
 //! - `ageing`: what overwriting a pool many times does to it.
 //!   `cargo bench -p siltstone-benches --bench ageing -- --help`.
 //!
