@@ -44,6 +44,7 @@ pub mod estimate;
 pub mod findings;
 mod frame;
 mod frame_cache;
+mod framing;
 mod frontier;
 pub mod fullness;
 #[cfg(fuzzing)]

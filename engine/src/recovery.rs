@@ -70,8 +70,10 @@ pub(crate) struct RecoveredUnits {
     pub(crate) begun: Vec<FrontierSegment>,
     /// What is behind the last unit, if it is in the last of these segments.
     pub(crate) tail: Option<Tail>,
-    /// Where the unit after the last one belongs, if that is known.
-    pub(crate) next_place: Option<(SegmentId, u64)>,
+    /// The first unit that is missing, or not whole.
+    pub(crate) missing_unit: u64,
+    /// Where it may stand, if that is known.
+    pub(crate) missing_place: Option<(SegmentId, u64)>,
     /// What cannot be read of frontier segments, but for units that patches cover.
     unreadable: Vec<(SegmentId, Unreadable)>,
 }
@@ -79,7 +81,7 @@ pub(crate) struct RecoveredUnits {
 impl RecoveredUnits {
     /// Changes up to `durable` were durable and only those up to `recovered` are found.
     pub(crate) fn missing(&self, recovered: Sequence, durable: Sequence) -> EngineError {
-        let (unit, place) = (self.unit + 1, self.next_place);
+        let (unit, place) = (self.missing_unit, self.missing_place);
         let is_there = |(id, _): &&_| place.is_some_and(|(segment, _)| segment == *id);
         let blocks = self.unreadable.iter().find(is_there).or(self.unreadable.first());
         let unreadable = blocks.map(|(_, blocks)| Box::new(blocks.clone()));
@@ -108,7 +110,7 @@ impl RecoveredUnits {
             });
         }
         let lost_unit =
-            lost_unit.then(|| Repair::Unit { unit: self.unit + 1, place: self.next_place });
+            lost_unit.then(|| Repair::Unit { unit: self.missing_unit, place: self.missing_place });
         let mut repairs: Vec<_> = lost_unit.into_iter().collect();
         repairs.extend(lost_record.map(Repair::LogRecord));
         repairs.extend(log.unreadable().iter().cloned().map(Repair::UnreadableLog));
@@ -308,14 +310,17 @@ fn counting(found: BTreeMap<u64, FoundUnit>, body: &CheckpointBody) -> Vec<Found
     units
 }
 
-/// Where the first unit that does not count may stand: behind the newest one, or, if nothing is
-/// there, behind the last unit of the one other segment that has something there.
+/// Where a unit may stand that is not whole: behind the newest one that counts, or, if nothing is
+/// there but a whole one, behind the last one of the one other segment that has something there.
 fn likely_place(
     behind_newest: Option<(SegmentId, u64)>,
     sizes: &BTreeMap<SegmentId, (u32, u32)>,
     dirty: &BTreeMap<SegmentId, u64>,
+    whole: &BTreeSet<(SegmentId, u64)>,
 ) -> Option<(SegmentId, u64)> {
-    let is_dirty = |&(id, at): &(SegmentId, u64)| dirty.get(&id).is_some_and(|&end| end > at);
+    let is_dirty = |place: &(SegmentId, u64)| {
+        dirty.get(&place.0).is_some_and(|&end| end > place.1) && !whole.contains(place)
+    };
     let mut others = sizes.iter().map(|(&id, &(_, end))| (id, end.into())).filter(is_dirty);
     match (behind_newest.filter(is_dirty), others.next(), others.next()) {
         (None, Some(only), None) => Some(only),
@@ -363,11 +368,18 @@ pub(crate) async fn scan_frontier(
         sequence: body.sequence,
         begun: Vec::new(),
         tail: None,
-        next_place: None,
+        missing_unit: 0,
+        missing_place: None,
         unreadable,
     };
     // The segment and the end of the newest unit, if it is here.
     let mut newest = None;
+    let numbers: BTreeSet<u64> = found.keys().copied().collect();
+    let in_segment = |unit: &FoundUnit| {
+        let segment = unit.summary.segment;
+        (segment, unit.address.0 - layout.geometry().segment_start(segment).0)
+    };
+    let whole: BTreeSet<_> = found.values().map(in_segment).collect();
     for unit in counting(found, body) {
         let summary = &unit.summary;
         let number = summary.number;
@@ -376,7 +388,7 @@ pub(crate) async fn scan_frontier(
         let start = layout.geometry().segment_start(summary.segment);
         *bytes = (*bytes).max((unit.address.0 - start.0) as u32 + summary.unit_bytes);
         let has_room = u64::from(*bytes) < layout.segment_bytes;
-        recovered.next_place = has_room.then_some((summary.segment, (*bytes).into()));
+        recovered.missing_place = has_room.then_some((summary.segment, (*bytes).into()));
         let segment = FrontierSegment {
             id: summary.segment,
             generation: summary.generation,
@@ -393,7 +405,9 @@ pub(crate) async fn scan_frontier(
             recovered.units.push(unit);
         }
     }
-    recovered.next_place = likely_place(recovered.next_place, &sizes, &dirty);
+    recovered.missing_unit =
+        (recovered.unit + 1..).find(|number| !numbers.contains(number)).expect("units are few");
+    recovered.missing_place = likely_place(recovered.missing_place, &sizes, &dirty, &whole);
     let newest = newest.filter(|&(number, ..)| number == recovered.unit);
     let referred_to = referred_to(&recovered.units);
     for &(id, generation) in &body.frontier {

@@ -23,6 +23,7 @@ use crate::{
     config::FRAME_BLOCKS,
     core::Core,
     frame::{Codec, FRAME_HEADER_BYTES, FrameBody},
+    framing::Neighbours,
     overlay::{Change, ChangeBody},
     planned::{OwnBlock, PlannedEntry, PlannedFrame, PlannedTarget, ReducedBatch, ReducedUnit},
     staged_data::StagedData,
@@ -448,21 +449,29 @@ struct FramePlan {
     level: i8,
 }
 
-/// Groups blocks in order into frames; a frame has one compression level.
+/// Groups blocks in order into frames: neighbours, of one compression level.
 fn group_into_frames(
     stored: &[StoredBlock],
     blocks: &[Block],
     changes: &[Arc<Change>],
 ) -> Vec<FramePlan> {
-    let mut frames: Vec<FramePlan> = Vec::with_capacity(stored.len().div_ceil(FRAME_BLOCKS));
+    let mut frames: Vec<FramePlan> = Vec::with_capacity(stored.len());
+    let mut open: Option<Neighbours> = None;
     for StoredBlock { block, entry } in stored {
-        let level = changes[blocks[*block as usize].change as usize].volume.level;
-        match frames.last_mut() {
-            Some(frame) if frame.blocks.len() < FRAME_BLOCKS && frame.level == level => {
+        let Block { change, index } = blocks[*block as usize];
+        let change = &changes[change as usize];
+        let (layer, address) = (change.layer(), change.address.plus(index.into()));
+        let level = change.volume.level;
+        let belongs = open.as_mut().is_some_and(|open| open.take(layer, address));
+        match frames.last_mut().filter(|frame| belongs && frame.level == level) {
+            Some(frame) => {
                 frame.blocks.push(*block);
                 frame.entries.push(*entry);
             }
-            _ => frames.push(FramePlan { blocks: vec![*block], entries: vec![*entry], level }),
+            None => {
+                open = Some(Neighbours::begin(layer, address));
+                frames.push(FramePlan { blocks: vec![*block], entries: vec![*entry], level });
+            }
         }
     }
     frames

@@ -172,7 +172,9 @@ fn a_lost_newest_write_unit_is_reported_if_it_is_needed() {
         let newest = newest.max_by_key(|&at| number(&sample.device, at)).unwrap();
         let start = newest - DATA_START;
         let place = (SegmentId((start / (256 * KIB)) as u32), start % (256 * KIB));
-        for offset in [20, 200, 5000] {
+        // Header, summary, and the first frame behind it.
+        let length = u32::from_le_bytes(sample.device.peek(newest + 12, 4).try_into().unwrap());
+        for offset in [20, 200, u64::from(length) + 100] {
             let device = sample.damaged(|device| device.flip_bit(newest + offset, 1));
             if !is_needed {
                 sample.outcome(&device, true).unwrap();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use siltstone_cursor::{Extent, MapError, Relocating, Relocator, Target};
 use siltstone_dedup::{Candidate, Fingerprint, ShortFingerprint, fingerprint_blocks};
-use siltstone_device::{BLOCK_BYTES, Place, SegmentId};
+use siltstone_device::{BLOCK_BYTES, BlockAddress, LayerId, Place, SegmentId};
 
 use super::output::{Age, MovedBlocks, Output};
 use crate::{core::Core, segment_table::SegmentState, staged_data, stats::add};
@@ -96,11 +96,23 @@ impl Relocator for Mover<'_> {
     }
 }
 
-/// Blocks that follow each other in a frame.
+/// Blocks that follow each other in a frame and in their volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FrameRun {
+    layer: LayerId,
+    address: BlockAddress,
     first: Place,
     len_blocks: u32,
+}
+
+impl FrameRun {
+    /// Whether a block continues it.
+    fn goes_on(&self, layer: LayerId, address: BlockAddress, place: Place) -> bool {
+        let len = self.len_blocks.into();
+        self.layer == layer
+            && self.address.plus(len) == address
+            && self.first.advanced(len) == Some(place)
+    }
 }
 
 impl Mover<'_> {
@@ -124,11 +136,10 @@ impl Mover<'_> {
                 if self.moved.get(self.core, place).is_some() || !seen.insert(place) {
                     continue;
                 }
+                let (layer, address) = (extent.layer, extent.address.plus(index.into()));
                 match runs.last_mut() {
-                    Some(run) if run.first.advanced(run.len_blocks.into()) == Some(place) => {
-                        run.len_blocks += 1;
-                    }
-                    _ => runs.push(FrameRun { first: place, len_blocks: 1 }),
+                    Some(run) if run.goes_on(layer, address, place) => run.len_blocks += 1,
+                    _ => runs.push(FrameRun { layer, address, first: place, len_blocks: 1 }),
                 }
             }
         }
@@ -140,6 +151,7 @@ impl Mover<'_> {
     async fn move_runs(&mut self, runs: &[FrameRun], age: Age) -> Result<(), MapError> {
         let core = self.core;
         let places: Vec<Place> = runs.iter().flat_map(blocks_of).collect();
+        let addresses: Vec<_> = runs.iter().flat_map(addresses_of).collect();
         let mut plain = core.buffers.take(places.len() * BLOCK_BYTES);
         let wanted: Vec<(Place, u32)> =
             runs.iter().map(|run| (run.first, run.len_blocks)).collect();
@@ -174,6 +186,7 @@ impl Mover<'_> {
                     stored.fingerprints.push(shorts[at]);
                     stored.sums.push(sums[at]);
                     stored.from.push(places[at]);
+                    stored.addresses.push(addresses[at]);
                 }
             }
         }
@@ -227,6 +240,11 @@ fn blocks_of(run: &FrameRun) -> impl Iterator<Item = Place> {
     (0..run.len_blocks).map(move |index| block_of(first, index))
 }
 
+fn addresses_of(run: &FrameRun) -> impl Iterator<Item = (LayerId, BlockAddress)> {
+    let FrameRun { layer, address, .. } = *run;
+    (0..run.len_blocks).map(move |index| (layer, address.plus(index.into())))
+}
+
 /// Takes runs of at most `room` blocks; divides the last if it must.
 fn take_unit(runs: &mut VecDeque<FrameRun>, mut room: usize) -> Option<Vec<FrameRun>> {
     let mut unit = Vec::new();
@@ -238,6 +256,7 @@ fn take_unit(runs: &mut VecDeque<FrameRun>, mut room: usize) -> Option<Vec<Frame
         room -= len_blocks as usize;
         if len_blocks < run.len_blocks {
             run.first = block_of(run.first, len_blocks);
+            run.address = run.address.plus(len_blocks.into());
             run.len_blocks -= len_blocks;
         } else {
             runs.pop_front();
@@ -253,18 +272,22 @@ mod tests {
     #[test]
     fn units_take_all_runs_in_order_and_no_more_than_they_hold() {
         let run = |frame: u32, len_blocks| FrameRun {
+            layer: LayerId(1),
+            address: BlockAddress(u64::from(frame) * 100),
             first: Place::new(SegmentId(1), frame * 4096, 1),
             len_blocks,
         };
         let all = [run(0, 5), run(1, 1), run(2, 7)];
         let mut runs = VecDeque::from(all);
-        let mut blocks = Vec::new();
+        let (mut blocks, mut addresses) = (Vec::new(), Vec::new());
         while let Some(unit) = take_unit(&mut runs, 4) {
             let taken: Vec<_> = unit.iter().flat_map(blocks_of).collect();
             assert!(taken.len() == 4 || runs.is_empty());
             blocks.extend(taken);
+            addresses.extend(unit.iter().flat_map(addresses_of));
         }
         assert_eq!(blocks, all.iter().flat_map(blocks_of).collect::<Vec<_>>());
+        assert_eq!(addresses, all.iter().flat_map(addresses_of).collect::<Vec<_>>());
         assert_eq!(take_unit(&mut runs, 4), None);
     }
 }

@@ -9,12 +9,13 @@
 //! collector has number 0 and no entries; its summary serves the index and verification. A segment
 //! that was being filled when the pool was closed stays as full as it is.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use siltstone_cursor::MapError;
 use siltstone_dedup::ShortFingerprint;
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, ByteOffset, Durability, Place, SegmentId, Sequence,
+    AlignedBuffer, BLOCK_BYTES, BlockAddress, ByteOffset, Durability, LayerId, Place, SegmentId,
+    Sequence,
     request::{self, Pending},
     units::PLACE_GRAIN_BYTES,
 };
@@ -24,6 +25,7 @@ use crate::{
     config::FRAME_BLOCKS,
     core::Core,
     frame::{self, Codec, FRAME_HEADER_BYTES, FrameBody},
+    framing::Neighbours,
     planned::PlannedFrame,
     segment_table::SegmentState,
     staged_data::{self, Altered},
@@ -100,6 +102,27 @@ pub(super) struct MovedBlocks {
     pub(super) sums: Vec<u32>,
     /// Where they are now.
     pub(super) from: Vec<Place>,
+    /// Whose blocks they are.
+    pub(super) addresses: Vec<(LayerId, BlockAddress)>,
+}
+
+impl MovedBlocks {
+    /// The blocks of each frame that they become.
+    fn frames(&self) -> Vec<Range<usize>> {
+        let mut frames: Vec<Range<usize>> = Vec::with_capacity(self.addresses.len());
+        let mut open: Option<Neighbours> = None;
+        for (at, &(layer, address)) in self.addresses.iter().enumerate() {
+            let belongs = open.as_mut().is_some_and(|open| open.take(layer, address));
+            match frames.last_mut().filter(|_| belongs) {
+                Some(frame) => frame.end = at + 1,
+                None => {
+                    open = Some(Neighbours::begin(layer, address));
+                    frames.push(at..at + 1);
+                }
+            }
+        }
+        frames
+    }
 }
 
 /// Whether frames decode to blocks with these sums. What changed in memory after the blocks were
@@ -134,9 +157,9 @@ fn most_blocks(core: &Core) -> usize {
     (core.tuning.batch_bytes / BLOCK_BYTES).min(UNIT_BLOCKS)
 }
 
-/// Bytes of a unit of blocks that do not compress.
+/// Bytes of a unit of blocks that do not compress, each in a frame of its own.
 fn worst_bytes(blocks: usize) -> usize {
-    worst_unit_bytes(0, blocks.div_ceil(FRAME_BLOCKS), blocks)
+    worst_unit_bytes(0, blocks, blocks)
 }
 
 impl Output {
@@ -214,15 +237,17 @@ impl Output {
         assert_eq!(plain.len(), block_count * BLOCK_BYTES, "a fingerprint for each block");
         assert!((1..=UNIT_BLOCKS).contains(&block_count), "a unit has blocks");
         let grain = PLACE_GRAIN_BYTES as usize;
-        let frame_count = block_count.div_ceil(FRAME_BLOCKS);
+        let ranges = blocks.frames();
+        let frame_count = ranges.len();
         let summary_len = summary_bytes(0, frame_count, block_count);
         let mut buffer = core.buffers.take(worst_bytes(block_count));
         let mut end = frames_start(summary_len);
         buffer[summary_len..end].fill(0);
         let mut frames = Vec::with_capacity(frame_count);
-        for blocks in plain.chunks(FRAME_BLOCKS * BLOCK_BYTES) {
+        for range in ranges {
+            let plain = &plain[range.start * BLOCK_BYTES..range.end * BLOCK_BYTES];
             let out = &mut buffer[end + FRAME_HEADER_BYTES..];
-            let body = FrameBody::store(&mut self.compressor, blocks, level, out);
+            let body = FrameBody::store(&mut self.compressor, plain, level, out);
             frames.push(PlannedFrame { offset_bytes: end as u32, body });
             let stored_end = end + body.total_bytes();
             end = stored_end.next_multiple_of(grain);

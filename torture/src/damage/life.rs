@@ -26,7 +26,7 @@ const DISK: &str = "disk";
 const DISK_BLOCKS: u64 = 96;
 /// Links, one a map entry, so that a patch has more of them than fit a page.
 const LINKS: &str = "links";
-const LINKS_COUNT: u64 = 220;
+const LINKS_COUNT: u64 = 880;
 /// Its end is not the end of a block.
 const ODD: &str = "odd";
 const ODD_BYTES: u64 = 5 * SECTOR as u64;
@@ -321,6 +321,7 @@ async fn live(
     work.create(LINKS, 2 * LINKS_COUNT * BLOCK as u64).await?;
     work.create(TEMPORARY, 8 * BLOCK as u64).await?;
     work.create(ODD, ODD_BYTES).await?;
+    work.write_links(0, LINKS_COUNT).await?;
     for round in 0..ROUNDS {
         let blocks = 1 + work.random.below(16);
         work.write_disk(blocks, round % 4 == 1).await?;
