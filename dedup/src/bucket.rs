@@ -96,6 +96,15 @@ impl Entry {
         (raw != 0).then_some(Self(raw))
     }
 
+    /// From bits that may come from anywhere: those without a unit are no entry.
+    pub(crate) fn from_bits(bits: u64) -> Option<Self> {
+        (bits >> TAG_BITS != 0).then_some(Self(bits))
+    }
+
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
     pub(crate) fn tag(self) -> Tag {
         Tag::of(self.0)
     }

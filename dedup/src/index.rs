@@ -194,7 +194,15 @@ impl Index {
         &self.shards[bits & (self.shards.len() - 1)]
     }
 
-    fn table(&self) -> &[AtomicU64] {
+    pub(crate) fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    pub(crate) fn buckets(&self) -> usize {
+        self.buckets
+    }
+
+    pub(crate) fn table(&self) -> &[AtomicU64] {
         &self.table[self.first_entry..][..self.buckets * BUCKET_ENTRIES]
     }
 

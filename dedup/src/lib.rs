@@ -36,7 +36,8 @@
 //! thin one at a time, in about 0.1 ms each, so nothing ever waits for the whole index.
 //!
 //! # Nothing here is trusted, and nothing here is durable
-//! The index is a cache of what summaries say. A hit can be wrong (26 bits are not 128, and a unit
+//! The index is a cache of what summaries say. The engine stores its entries now and then ([`image`])
+//! to have them back after a restart without reading all summaries. A hit can be wrong (26 bits are not 128, and a unit
 //! may have been freed), a miss can be wrong (the sample, a race with a move): the one costs a
 //! summary read, the other a block stored twice. Links are made from summaries only.
 //!
@@ -65,6 +66,7 @@
 pub mod bucket;
 pub mod fingerprint;
 pub mod gate;
+pub mod image;
 pub mod in_flight;
 pub mod index;
 pub mod multilane;
@@ -78,6 +80,7 @@ mod testing;
 pub use bucket::UnitAddress;
 pub use fingerprint::{Fingerprint, ShortFingerprint, fingerprint, is_zero};
 pub use gate::{GateClosed, OrderGate, Turn};
+pub use image::{IndexShape, StoredEntry};
 pub use in_flight::{InFlight, Registration};
 pub use index::{Index, IndexError, IndexStats};
 pub use multilane::fingerprint_blocks;

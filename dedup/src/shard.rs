@@ -105,7 +105,16 @@ impl Shard {
     pub(crate) fn position(&self, fingerprint: &ShortFingerprint) -> Position {
         let tag = Tag::of(fingerprint.low());
         let first = self.first_bucket + scale(fingerprint.high(), self.buckets);
-        Position { tag, buckets: [first, self.other_bucket(first, tag)] }
+        self.position_in(first, tag)
+    }
+
+    /// Where an entry with this tag can be that was once in `bucket`.
+    fn position_in(&self, bucket: usize, tag: Tag) -> Position {
+        Position { tag, buckets: [bucket, self.other_bucket(bucket, tag)] }
+    }
+
+    pub(crate) fn first_bucket(&self) -> usize {
+        self.first_bucket
     }
 
     /// The other bucket for a tag in `bucket`. Its own inverse: the two add up to a number that
@@ -124,10 +133,35 @@ impl Shard {
             return;
         }
         let entry = Entry::new(position.tag, unit);
-        if let Some((bucket, slot, _)) = position.slot(table) {
-            bucket.set(slot, Some(entry));
-            return;
+        match position.slot(table) {
+            Some((bucket, slot, _)) => bucket.set(slot, Some(entry)),
+            None => self.add(table, position, entry),
         }
+    }
+
+    /// Puts back entries that were in these buckets once, as far as the sample holds them and
+    /// nothing newer is there. They are of a sample of at least `sample_bits`.
+    pub(crate) fn restore(
+        &self,
+        table: &[AtomicU64],
+        sample_bits: u8,
+        entries: impl Iterator<Item = (usize, Entry)>,
+    ) {
+        let _writer = self.writer.lock();
+        while self.sample_bits() < sample_bits {
+            self.thin_sample(table);
+        }
+        for (bucket, entry) in entries {
+            let position = self.position_in(bucket, entry.tag());
+            let is_sampled = sample::holds(position.tag.bits(), self.sample_bits());
+            if is_sampled && position.slot(table).is_none() {
+                self.add(table, &position, entry);
+            }
+        }
+    }
+
+    /// Adds an entry whose tag is in neither of its buckets. For the holder of the lock.
+    fn add(&self, table: &[AtomicU64], position: &Position, entry: Entry) {
         while self.is_loaded() && self.sample_bits() < MAX_SAMPLE_BITS {
             self.thin_sample(table);
             if !sample::holds(position.tag.bits(), self.sample_bits()) {
@@ -142,7 +176,7 @@ impl Shard {
             // Only in a shard that cannot thin its sample further, or when many fingerprints
             // were made to share their buckets: an older entry gives way.
             None => {
-                let slot = (unit.page() % BUCKET_ENTRIES as u64) as usize;
+                let slot = (entry.unit().page() % BUCKET_ENTRIES as u64) as usize;
                 Bucket::at(table, position.buckets[0]).set(slot, Some(entry));
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
