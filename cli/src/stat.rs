@@ -76,7 +76,11 @@ fn space(stat: &PoolStat) -> Vec<Vec<String>> {
             human(space.garbage_bytes),
             format!("{least}what collection can get back"),
         ),
-        row("  metadata", human(space.metadata_bytes), "map, log, checkpoints, tables"),
+        row(
+            "  metadata",
+            human(space.metadata_bytes),
+            "map, index image, log, checkpoints, tables",
+        ),
         row(
             "  reserved",
             human(space.reserved_bytes),
@@ -135,11 +139,12 @@ fn written(stat: &PoolStat) -> Vec<Vec<String>> {
         None => "nothing received yet".into(),
     };
     let parts = format!(
-        "data {}, collector {}, map {}, log {}, records {}",
+        "data {}, collector {}, map {}, log {}, index images {}, records {}",
         human(written.unit_bytes),
         human(written.collector_bytes),
         human(written.map_bytes),
         human(written.log_bytes),
+        human(written.image_bytes),
         human(written.record_bytes)
     );
     let collected = format!(

@@ -67,15 +67,17 @@ impl Index {
         (0..BUCKET_ENTRIES).filter_map(move |slot| bucket.get(slot).map(StoredEntry))
     }
 
-    /// The sample bits of the shard that a bucket is in.
+    /// The bits of the thickest sample of any shard: every entry that is taken out from now on is in
+    /// that sample.
     #[must_use]
-    pub fn sample_bits_at(&self, bucket: u64) -> u8 {
-        self.shards()[self.shard_of(bucket)].sample_bits()
+    pub fn least_sample_bits(&self) -> u8 {
+        let of_shards = self.shards().iter().map(|shard| shard.sample_bits());
+        of_shards.min().expect("an index has shards")
     }
 
     /// Puts entries back, each with the bucket that it was taken from, in ascending order of these.
-    /// `sample_bits` is the thickest sample that any of them comes from: the shards are thinned to
-    /// it. Nothing that is in the index is replaced.
+    /// All are in the sample of `sample_bits`: the shards are thinned to it, so that what comes next
+    /// is treated alike. Nothing that is in the index is replaced.
     ///
     /// # Panics
     /// If there is no such bucket.
@@ -163,7 +165,7 @@ mod tests {
         let sample_bits = before.stats().sample_bits;
         assert!(sample_bits > 0);
         let after = Index::new(MIN_BUDGET_BYTES).unwrap();
-        after.restore(before.sample_bits_at(0), &all(&before));
+        after.restore(before.least_sample_bits(), &all(&before));
         assert_eq!(after.stats().sample_bits, sample_bits);
         assert_eq!(after.stats().entries, before.stats().entries);
         let out_of_sample = fingerprints.iter().filter(|f| !after.is_sampled(f));

@@ -36,6 +36,8 @@ pub enum Kind {
     SegmentTable = 7,
     /// A durability mark (nvram).
     DurabilityMark = 8,
+    /// A chunk of a stored image of the dedup index (engine).
+    IndexImage = 9,
 }
 
 impl std::fmt::Display for Kind {
@@ -49,6 +51,7 @@ impl std::fmt::Display for Kind {
             Self::PatchFence => "patch fence page",
             Self::SegmentTable => "segment table page",
             Self::DurabilityMark => "durability mark",
+            Self::IndexImage => "chunk of the index's image",
         })
     }
 }

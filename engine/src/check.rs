@@ -16,6 +16,7 @@ use crate::{
     core::Core,
     error::Result,
     findings::{Findings, LIST_LIMIT, Problem},
+    index_image::reader,
     lost::{self, Judgement, Walk},
     pace::Pace,
     pool::Pool,
@@ -68,6 +69,8 @@ pub struct CheckReport {
     pub entries: u64,
     /// Map pages checked.
     pub map_pages: u64,
+    /// Chunks of the index's image found whole.
+    pub image_chunks: u64,
     /// Where every byte of the pool is.
     pub space: SpaceParts,
     /// Everything wrong, and what is lost by it.
@@ -139,8 +142,9 @@ async fn check(
         CheckReport { repairs: core.repairs.clone(), findings, ..CheckReport::default() };
     let mut pace = Pace::new(&*core.runtime, None);
     let map_is_damaged = check_map(core, options, &mut report).await;
+    check_image(core, &mut report, &mut pace).await;
     let total = core.table.len();
-    let used_bytes = verify::used_bytes(&core.table, 0);
+    let used_bytes = pace.bytes + verify::used_bytes(&core.table, 0);
     for first in (0..total).step_by(WINDOW_SEGMENTS as usize) {
         let end = (first + WINDOW_SEGMENTS).min(total);
         let mut window = BTreeMap::new();
@@ -213,6 +217,20 @@ async fn check_map(core: &Core, options: &CheckOptions, report: &mut CheckReport
         }
     }
     is_damaged
+}
+
+/// Verifies the stored image of the index, and what the segment table says of its segments.
+async fn check_image(core: &Core, report: &mut CheckReport, pace: &mut Pace<'_>) {
+    let (chunks, problems) = reader::verify(core, pace).await;
+    report.image_chunks = chunks;
+    for problem in problems {
+        report.findings.report(problem);
+    }
+    let Some(image) = core.images.stored() else { return };
+    for (id, used_bytes) in reader::filled_segments(core, &image) {
+        let recorded = core.table.segment(id).map_or(0, |segment| segment.used_bytes);
+        compare(report, id, "used bytes", recorded.into(), used_bytes);
+    }
 }
 
 fn compare(

@@ -5,7 +5,8 @@
 //! ```text
 //! 1  freeze the memtable at a unit's end, sequence W (the pipeline goes on with a new one)
 //! 2  write the frozen memtable as a patch; merge patches as the policy wants
-//! 3  settle frontier segments, find segments to free, reserve new frontier segments
+//! 3  settle frontier segments, find segments to free, reserve new frontier segments; let a new
+//!    image of the index take the place of the one before
 //! 4  write changed pages of the segment table
 //! 5  flush the device: units up to W, patch pages and table pages are durable
 //! 6  store the checkpoint record, durably, in the older of its two slots, with the volumes and
@@ -31,6 +32,7 @@ use crate::{
     collector::{Collector, Step, step_pages},
     core::{Core, Published},
     error::Result,
+    index_image::IndexImage,
     record::CheckpointBody,
     segment_table::{SegmentState, SegmentTable, StoredPages},
     stats::{Stage, add},
@@ -251,8 +253,11 @@ pub(crate) async fn checkpoint(
     collector.step(step).await?;
     core.table.reclaim(covered, count_started, &collector.open_segments());
 
+    let is_short = core.space.is_short_for_image(core.room());
+    let image = core.images.settle(&core.table, is_short);
+
     let mut record = core.record.lock().await;
-    let stored = match store(core, &mut record, published, reservation.segments).await {
+    let stored = match store(core, &mut record, published, image, reservation.segments).await {
         Ok(stored) => stored,
         Err(error) => {
             // Before anyone else can store a record over pages that are written in part.
@@ -266,6 +271,7 @@ pub(crate) async fn checkpoint(
     add(&core.stats.counters.freed_segments, stored.freeing.len() as u64);
     core.table.stored(stored);
     core.frontier.extend(reservation.added);
+    core.images.note_coverage(core.coverage(collector.open_segments().into_iter()));
     core.log.trim(published.sequence);
     if published.sequence > Sequence(0) {
         core.commit.advance(published.sequence);
@@ -282,6 +288,7 @@ async fn store(
     core: &Core,
     record: &mut CheckpointBody,
     published: Published,
+    image: Option<IndexImage>,
     frontier: Vec<(SegmentId, u64)>,
 ) -> Result<StoredPages> {
     // A change of the catalog whose record failed may stand on the device all the same, under the
@@ -297,6 +304,7 @@ async fn store(
         next_generation: core.table.next_generation(),
         table_versions_sum: stored.versions_sum,
         segment_count: stored.segment_count,
+        image,
         frontier,
         epochs,
         catalog: std::mem::replace(&mut record.catalog, Catalog::new()),

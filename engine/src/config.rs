@@ -99,8 +99,12 @@ pub struct Tuning {
     pub warn_percent: u8,
     /// And at so many that it is almost full.
     pub critical_percent: u8,
-    /// Fill the index from summaries in the background after opening.
+    /// Fill the index in the background after opening, from its stored image and from summaries; and
+    /// store images of it.
     pub warm_index: bool,
+    /// An image of the index is stored when so many segments, and an eighth of all, have come that
+    /// the one before does not cover; or a quarter as many when the pool is closed.
+    pub image_segments: u32,
 }
 
 impl Default for Tuning {
@@ -119,6 +123,7 @@ impl Default for Tuning {
             warn_percent: 80,
             critical_percent: 95,
             warm_index: true,
+            image_segments: 64,
         }
     }
 }

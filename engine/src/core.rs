@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -26,6 +29,7 @@ use crate::{
     frontier::Frontier,
     fullness::FullnessWatch,
     health::{Health, Milestone},
+    index_image::Images,
     marks::Marks,
     record::CheckpointBody,
     repair::Repair,
@@ -75,6 +79,7 @@ pub(crate) struct Core {
     pub(crate) log: Log,
 
     pub(crate) index: Index,
+    pub(crate) images: Images,
     pub(crate) summaries: SummaryCache,
     pub(crate) in_flight: InFlight,
     pub(crate) recent_writes: RecentWrites,
@@ -235,5 +240,11 @@ impl Core {
         self.checkpointing.wake();
         self.marks.wake();
         self.index_is_warm.wake();
+        self.images.wake();
+    }
+
+    /// Whether background work is to end: the pool is being closed, or has failed.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.stopping.load(Ordering::Acquire) || self.health.check().is_err()
     }
 }

@@ -47,6 +47,24 @@ pub enum Problem {
         /// The block.
         place: Place,
     },
+    /// A chunk of the index's stored image is damaged. Nothing is lost by it: an opening takes longer.
+    #[error("{segment}, byte {offset_bytes}: part of the index's image is not usable: {reason}")]
+    IndexImage {
+        /// The segment.
+        segment: SegmentId,
+        /// Where in it.
+        offset_bytes: u64,
+        /// What is wrong.
+        reason: MetadataError,
+    },
+    /// The index's stored image ends too early. Nothing is lost by it: an opening takes longer.
+    #[error("the index's image has {found} chunks that fit together, and should have {expected}")]
+    IndexImageEnd {
+        /// The chunks that there are.
+        found: u64,
+        /// How many there should be.
+        expected: u64,
+    },
     /// The segment table disagrees with what a segment holds or what refers to it.
     #[error("{segment}: the segment table says {field} = {recorded}, but {found} was found")]
     Table {
@@ -80,6 +98,7 @@ impl Problem {
             Self::Read { .. } => "read",
             Self::Frame(_) => "frame",
             Self::Fingerprint { .. } => "fingerprint",
+            Self::IndexImage { .. } | Self::IndexImageEnd { .. } => "index_image",
             Self::Table { .. } => "table",
             Self::Space { .. } => "space",
         }
@@ -89,8 +108,10 @@ impl Problem {
     fn location(&self) -> (Option<SegmentId>, Option<u64>) {
         let at = |place: Place| (Some(place.segment()), Some(place.frame_offset_bytes().into()));
         match self {
-            Self::Map(_) | Self::Space { .. } => (None, None),
-            Self::Unit { segment, offset_bytes, .. } | Self::Read { segment, offset_bytes, .. } => {
+            Self::Map(_) | Self::Space { .. } | Self::IndexImageEnd { .. } => (None, None),
+            Self::Unit { segment, offset_bytes, .. }
+            | Self::Read { segment, offset_bytes, .. }
+            | Self::IndexImage { segment, offset_bytes, .. } => {
                 (Some(*segment), Some(*offset_bytes))
             }
             Self::Frame(error) => at(error.place()),

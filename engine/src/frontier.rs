@@ -158,6 +158,17 @@ impl Frontier {
         inner.begun.iter().filter(|segment| segment.is_full()).map(|segment| segment.id).collect()
     }
 
+    /// Segments of which the index may not know everything yet when it knows all units up to
+    /// `published`.
+    pub(crate) fn unfinished(&self, published: Sequence) -> Vec<(SegmentId, u64)> {
+        let inner = self.inner.lock();
+        let is_known =
+            |segment: &&FrontierSegment| segment.full && segment.last_sequence <= published;
+        let begun = inner.begun.iter().filter(|segment| !is_known(segment));
+        let begun = begun.map(|segment| (segment.id, segment.generation));
+        begun.chain(inner.ready.iter().copied()).collect()
+    }
+
     /// Whether less than half is left of what the last checkpoint could give: where there is
     /// little room, that is little, and checkpoints in quick succession would not make it more.
     pub(crate) fn is_low(&self) -> bool {

@@ -15,7 +15,7 @@
 //! - `checkpointer` (with `segment_table`, `segment_count`, `frontier`, `space`, `record`, `catalog`): makes the state
 //!   a place to recover from, and frees what nothing refers to.
 //! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
-//! - `recovery` (with `repair`, `marks` and `warm`): coming back.
+//! - `recovery` (with `repair`, `marks`, `warm` and `index_image`): coming back.
 //! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which.
 //! - `stat`, `accounting`, `fullness`: what the pool holds, where every byte of it is, and telling when
 //!   it fills up.
@@ -51,6 +51,7 @@ pub mod fullness;
 #[doc(hidden)]
 pub mod fuzzing;
 mod health;
+mod index_image;
 mod layout;
 mod lost;
 mod marks;

@@ -1,5 +1,5 @@
 //! The write pipeline's tasks: reducers, sealer, checkpointer, the one that marks what is durable,
-//! and the one that warms the index.
+//! and the one that fills the index after opening and keeps an image of it.
 
 use std::{
     io, panic,
@@ -15,7 +15,7 @@ use crate::{
     collector::Collector,
     core::Core,
     error::{EngineError, Result},
-    marks, recovery,
+    index_image, marks, recovery,
     reduce::Reducer,
     sealer::{Message, Sealer},
     summaries::SummaryCache,
@@ -28,7 +28,7 @@ pub(crate) struct Pipeline {
     sealer: Joining,
     checkpointer: Joining,
     marker: Joining,
-    warmer: Option<Joining>,
+    index_keeper: Option<Joining>,
 }
 
 impl Pipeline {
@@ -55,14 +55,18 @@ impl Pipeline {
             spawn(pool, "checkpointer", async move { checkpointer::run(&core, collector).await })?;
         let core = Arc::clone(pool);
         let marker = spawn(pool, "marker", async move { marks::run(&core).await })?;
-        let warmer = if pool.tuning.warm_index {
+        let index_keeper = if pool.tuning.warm_index {
             let core = Arc::clone(pool);
-            Some(spawn(pool, "index-warmer", async move { warm::warm_index(&core).await })?)
+            let work = async move {
+                warm::warm_index(&core).await;
+                index_image::keep(&core).await;
+            };
+            Some(spawn(pool, "index-keeper", work)?)
         } else {
             pool.index_is_warm.set();
             None
         };
-        Ok(Self { reducers, sealer, checkpointer, marker, warmer })
+        Ok(Self { reducers, sealer, checkpointer, marker, index_keeper })
     }
 
     /// Finishes what is admitted, makes a last checkpoint and ends the tasks.
@@ -80,14 +84,14 @@ impl Pipeline {
             ended.push(reducer.await);
         }
         ended.push(self.sealer.await);
-        let last = core.checkpointing.run(false, || core.health.check()).await;
+        if let Some(keeper) = self.index_keeper {
+            ended.push(keeper.await);
+        }
+        let last = finish(core).await;
         core.checkpointing.stop();
         ended.push(self.checkpointer.await);
         core.marks.stop();
         ended.push(self.marker.await);
-        if let Some(warmer) = self.warmer {
-            ended.push(warmer.await);
-        }
         if let Some(panic) = ended.into_iter().find_map(|task| task.err()) {
             // A broken invariant must not be mistaken for a clean end. All others have ended.
             panic::resume_unwind(panic);
@@ -96,6 +100,15 @@ impl Pipeline {
         core.log.persist_trim().await?;
         core.write_mark_if_behind().await
     }
+}
+
+/// The last checkpoint, and one more if an image of the index follows it.
+async fn finish(core: &Core) -> Result<()> {
+    core.checkpointing.run(false, || core.health.check()).await?;
+    if index_image::write_at_close(core).await {
+        core.checkpointing.run(false, || core.health.check()).await?;
+    }
+    Ok(())
 }
 
 /// Starts a task that fails the pool if it panics, so that nobody waits for it for ever.

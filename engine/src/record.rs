@@ -1,21 +1,22 @@
 //! The body of the checkpoint record: from where recovery starts.
 //!
 //! ```text
-//! head | frontier segments | beginnings of epochs | catalog | patch manifest
+//! head | image of the index | frontier segments | beginnings of epochs | catalog | patch manifest
 //! ```
 
 use std::collections::BTreeSet;
 
 use siltstone_cursor::Manifest;
+use siltstone_dedup::IndexShape;
 use siltstone_device::{SegmentId, Sequence};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U32, U64},
 };
 
-use crate::{catalog::Catalog, epochs::Epochs, error::MetadataError};
+use crate::{catalog::Catalog, epochs::Epochs, error::MetadataError, index_image::IndexImage};
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// 64 bytes.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -38,6 +39,22 @@ struct DiskHead {
     reserved: [u8; 8],
 }
 const _: () = assert!(size_of::<DiskHead>() == 64);
+
+/// 48 bytes, followed by the segments that were being filled. All zero if there is no image.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct DiskImage {
+    generation: U64,
+    end_generation: U64,
+    buckets: U64,
+    entries: U64,
+    shards: U32,
+    chunk_count: U32,
+    unfinished_count: U32,
+    sample_bits: u8,
+    reserved: [u8; 3],
+}
+const _: () = assert!(size_of::<DiskImage>() == 48);
 
 /// 16 bytes.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -64,6 +81,8 @@ pub(crate) struct CheckpointBody {
     pub(crate) table_versions_sum: u64,
     /// How many segments the pool had.
     pub(crate) segment_count: u32,
+    /// The stored image of the index, if there is one.
+    pub(crate) image: Option<IndexImage>,
     /// The segments that later units may be in, with the generation that counts.
     pub(crate) frontier: Vec<(SegmentId, u64)>,
     /// What dates the changes after `sequence`.
@@ -91,14 +110,8 @@ impl CheckpointBody {
             reserved: [0; 8],
         };
         let mut out = head.as_bytes().to_vec();
-        for &(id, generation) in &self.frontier {
-            let segment = DiskFrontier {
-                id: U32::new(id.0),
-                reserved: U32::ZERO,
-                generation: U64::new(generation),
-            };
-            out.extend_from_slice(segment.as_bytes());
-        }
+        encode_image(self.image.as_ref(), &mut out);
+        encode_segments(&self.frontier, &mut out);
         self.epochs.encode(&mut out);
         out.extend_from_slice(&catalog);
         out.extend_from_slice(&manifest);
@@ -110,11 +123,6 @@ impl CheckpointBody {
     /// # Errors
     /// [`MetadataError`] for whatever cannot be a record.
     pub(crate) fn decode(bytes: &[u8], segments_now: u32) -> Result<Self, MetadataError> {
-        let wrong = |field, value: u64| MetadataError::Inconsistent {
-            structure: "checkpoint record",
-            field,
-            value,
-        };
         let short = || wrong("length", bytes.len() as u64);
         let (head, mut rest) = DiskHead::ref_from_prefix(bytes).map_err(|_| short())?;
         if head.version.get() != VERSION {
@@ -125,27 +133,12 @@ impl CheckpointBody {
         if segment_count == 0 || segment_count > segments_now {
             return Err(wrong("segment count", segment_count.into()));
         }
-        if head.frontier_count.get() > segment_count {
-            return Err(wrong("frontier length", head.frontier_count.get().into()));
-        }
         let counts = [head.sequence.get(), head.unit.get(), head.next_generation.get()];
         if let Some(&count) = counts.iter().find(|count| **count >= MAX_COUNT) {
             return Err(wrong("sequence, unit or generation", count));
         }
-        if head.frontier_count.get() as usize > rest.len() / size_of::<DiskFrontier>() {
-            return Err(short());
-        }
-        let mut seen = BTreeSet::new();
-        let mut frontier = Vec::with_capacity(head.frontier_count.get() as usize);
-        for _ in 0..head.frontier_count.get() {
-            let (segment, after) = DiskFrontier::ref_from_prefix(rest).map_err(|_| short())?;
-            rest = after;
-            let id = SegmentId(segment.id.get());
-            if id.0 >= segment_count || !seen.insert(id) {
-                return Err(wrong("frontier segment", id.0.into()));
-            }
-            frontier.push((id, segment.generation.get()));
-        }
+        let image = decode_image(&mut rest, segment_count, head.next_generation.get())?;
+        let frontier = decode_segments(&mut rest, head.frontier_count.get(), segment_count)?;
         let (epochs, rest) = Epochs::decode(rest, head.epoch_count.get())?;
         let catalog_bytes = head.catalog_bytes.get() as usize;
         let (catalog, rest) = rest.split_at_checked(catalog_bytes).ok_or_else(short)?;
@@ -165,10 +158,97 @@ impl CheckpointBody {
             next_generation: head.next_generation.get(),
             table_versions_sum: head.table_versions_sum.get(),
             segment_count,
+            image,
             frontier,
             epochs,
             catalog,
             manifest: Manifest::decode(manifest)?,
         })
     }
+}
+
+fn wrong(field: &'static str, value: u64) -> MetadataError {
+    MetadataError::Inconsistent { structure: "checkpoint record", field, value }
+}
+
+fn encode_segments(segments: &[(SegmentId, u64)], out: &mut Vec<u8>) {
+    for &(id, generation) in segments {
+        let segment = DiskFrontier {
+            id: U32::new(id.0),
+            reserved: U32::ZERO,
+            generation: U64::new(generation),
+        };
+        out.extend_from_slice(segment.as_bytes());
+    }
+}
+
+/// Takes `count` different segments from the front of `rest`.
+fn decode_segments(
+    rest: &mut &[u8],
+    count: u32,
+    segment_count: u32,
+) -> Result<Vec<(SegmentId, u64)>, MetadataError> {
+    if count > segment_count || count as usize > rest.len() / size_of::<DiskFrontier>() {
+        return Err(wrong("number of segments", count.into()));
+    }
+    let mut seen = BTreeSet::new();
+    let mut segments = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let short = |_| wrong("length", rest.len() as u64);
+        let (segment, after) = DiskFrontier::ref_from_prefix(rest).map_err(short)?;
+        let id = SegmentId(segment.id.get());
+        if id.0 >= segment_count || !seen.insert(id) {
+            return Err(wrong("segment", id.0.into()));
+        }
+        segments.push((id, segment.generation.get()));
+        *rest = after;
+    }
+    Ok(segments)
+}
+
+fn encode_image(image: Option<&IndexImage>, out: &mut Vec<u8>) {
+    let Some(image) = image else {
+        out.extend_from_slice(&[0; size_of::<DiskImage>()]);
+        return;
+    };
+    let head = DiskImage {
+        generation: U64::new(image.generations.start),
+        end_generation: U64::new(image.generations.end),
+        buckets: U64::new(image.shape.buckets),
+        entries: U64::new(image.entries),
+        shards: U32::new(image.shape.shards),
+        chunk_count: U32::new(image.chunk_count),
+        unfinished_count: U32::new(image.unfinished.len() as u32),
+        sample_bits: image.sample_bits,
+        reserved: [0; 3],
+    };
+    out.extend_from_slice(head.as_bytes());
+    encode_segments(&image.unfinished, out);
+}
+
+/// Takes what is said of an image from the front of `rest`.
+fn decode_image(
+    rest: &mut &[u8],
+    segment_count: u32,
+    next_generation: u64,
+) -> Result<Option<IndexImage>, MetadataError> {
+    let short = |_| wrong("length", rest.len() as u64);
+    let (head, after) = DiskImage::ref_from_prefix(rest).map_err(short)?;
+    *rest = after;
+    let unfinished = decode_segments(rest, head.unfinished_count.get(), segment_count)?;
+    if head.chunk_count.get() == 0 {
+        return Ok(None);
+    }
+    let generations = head.generation.get()..head.end_generation.get();
+    if generations.is_empty() || generations.end > next_generation {
+        return Err(wrong("generation of the index's image", generations.end));
+    }
+    Ok(Some(IndexImage {
+        generations,
+        shape: IndexShape { shards: head.shards.get(), buckets: head.buckets.get() },
+        entries: head.entries.get(),
+        sample_bits: head.sample_bits,
+        chunk_count: head.chunk_count.get(),
+        unfinished,
+    }))
 }

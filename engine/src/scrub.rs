@@ -1,6 +1,6 @@
 //! Scrubbing: reading everything back while the pool is in use, at a bounded rate.
 //!
-//! One pass reads every page of the map, then every segment with data front to back (`verify`), and
+//! One pass reads every page of the map, the stored image of the index, then every segment with data front to back (`verify`), and
 //! then, if anything was found, walks over the map to see who loses by it (`lost`). It changes
 //! nothing, and whatever it meets, an error of the device included, goes into its report and
 //! nowhere else. Memory: one segment, and a few megabytes for the map.
@@ -22,6 +22,7 @@ use siltstone_device::{BLOCK_BYTES, Place, SegmentId};
 use crate::{
     core::Core,
     findings::{Findings, LIST_LIMIT, Problem},
+    index_image::reader,
     lost::{self, Judgement, Walk},
     pace::Pace,
     pool::Pool,
@@ -83,6 +84,8 @@ pub struct ScrubReport {
     pub blocks: u64,
     /// Map pages checked.
     pub map_pages: u64,
+    /// Chunks of the index's image found whole.
+    pub image_chunks: u64,
     /// Bytes read from the device.
     pub bytes: u64,
     /// How long it took.
@@ -195,7 +198,9 @@ impl Pass<'_> {
 
     async fn read_everything(&mut self) -> ControlFlow<()> {
         self.bytes_total = self.core.map.stats().pages * BLOCK_BYTES as u64 + self.left_bytes(0);
+        self.bytes_total += reader::stored_bytes(self.core);
         self.verify_map().await?;
+        self.verify_image().await?;
         let between_counts = self.core.table.len().div_ceil(COUNTS).max(1);
         for id in (0..self.core.table.len()).map(SegmentId) {
             if id.0.is_multiple_of(between_counts) {
@@ -250,6 +255,15 @@ impl Pass<'_> {
             self.report.findings.report(Problem::Map(error));
         }
         ControlFlow::Continue(())
+    }
+
+    async fn verify_image(&mut self) -> ControlFlow<()> {
+        let (chunks, problems) = reader::verify(self.core, &mut self.pace).await;
+        self.report.image_chunks = chunks;
+        for problem in problems {
+            self.report.findings.report(problem);
+        }
+        self.note_progress(0)
     }
 
     async fn verify_segment(&mut self, id: SegmentId) {

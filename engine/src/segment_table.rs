@@ -18,6 +18,8 @@
 //! Free -> Data      the collector moves blocks into it
 //! Free -> Metadata  the checkpointer writes patch pages into it
 //!      -> Freeing   none of its pages is in the manifest
+//! Free -> IndexImage  an image of the index is being written, or is stored
+//!      -> Freeing   another image is stored, or there is no room for one
 //! Freeing -> Free   the checkpoint that says so is durable
 //! ```
 //! A Data segment is *condemned* when no patch refers to it; from then on reducers refuse new
@@ -39,6 +41,7 @@ use siltstone_device::{
 use crate::{error::Result, layout::Layout, segment_count::SegmentCount};
 
 mod generations;
+mod image;
 mod pages;
 mod store;
 mod usage;
@@ -60,8 +63,10 @@ pub(crate) enum SegmentState {
     Data = 2,
     /// Holds pages of patches.
     Metadata = 3,
+    /// Holds chunks of an image of the index.
+    IndexImage = 4,
     /// Free once the next checkpoint is durable; on disk this is Free.
-    Freeing = 4,
+    Freeing = 5,
 }
 
 /// What is known of a segment.
@@ -74,7 +79,7 @@ pub(crate) struct Segment {
     pub(crate) references: u64,
     /// Blocks stored in its frames.
     pub(crate) stored_blocks: u32,
-    /// Bytes of it that write units or pages fill.
+    /// Bytes of it that write units, pages or chunks fill.
     pub(crate) used_bytes: u32,
     /// Patch pages in the manifest.
     pub(crate) pages: u32,
@@ -263,7 +268,8 @@ impl SegmentTable {
         self.next_generation.load(Ordering::SeqCst)
     }
 
-    /// Takes a free segment for the sealer, for patch pages, or, as data, for moved blocks.
+    /// Takes a free segment for the sealer, for patch pages, for an image of the index, or, as data,
+    /// for moved blocks.
     pub(crate) fn take(&self, state: SegmentState) -> Option<(SegmentId, u64)> {
         debug_assert!(!matches!(state, SegmentState::Free | SegmentState::Freeing));
         let mut inner = self.inner.lock();
@@ -436,7 +442,9 @@ impl SegmentTable {
                     totals.stored_blocks += u64::from(segment.stored_blocks);
                     totals.data_bytes += u64::from(segment.used_bytes);
                 }
-                SegmentState::Metadata => totals.metadata_bytes += u64::from(segment.used_bytes),
+                SegmentState::Metadata | SegmentState::IndexImage => {
+                    totals.metadata_bytes += u64::from(segment.used_bytes);
+                }
             }
         }
         totals

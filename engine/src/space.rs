@@ -14,17 +14,20 @@
 //! The margin is for what promises do not count: rounding to segments, and patches beyond their
 //! share. The collector's share lets it go on however full the pool is: what it empties is more
 //! than what it fills.
+//!
+//! An image of the index is worth nothing to a pool without room: it takes only what is left beyond
+//! the reserve and a little more, and is given up when less is left.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use siltstone_device::BLOCK_BYTES;
+use siltstone_device::{BLOCK_BYTES, SegmentId};
 
 use crate::{
     error::{EngineError, Result},
     frontier::{Frontier, Promised},
     segment_count::SegmentCount,
-    segment_table::SegmentTable,
+    segment_table::{SegmentState, SegmentTable},
 };
 
 /// Bytes of segment that a change of `data_bytes` may need at worst, in a write unit of its own:
@@ -220,6 +223,38 @@ impl Space {
         self.reserve_segments() * self.segment_bytes
     }
 
+    /// Segments that can be taken for an image of the index. The rest of what is free is for writes
+    /// and for what is kept back from these, and a thirty-second of the pool stays free beside.
+    fn image_segments(&self, room: Room<'_>, promised_bytes: u64) -> u64 {
+        let kept = self.reserve_segments() + u64::from(self.segment_count.get() / 32).max(1);
+        let unpromised = self.room_bytes(room).saturating_sub(promised_bytes) / self.segment_bytes;
+        // What lies ready in the frontier is no room for anyone but the sealer.
+        unpromised.min(room.table.free_segments()).saturating_sub(kept)
+    }
+
+    /// Whether an image of the index may be begun that takes so many segments. Leaves more than
+    /// what it is given up for, or it would be written again and again.
+    pub(crate) fn has_room_for_image(&self, room: Room<'_>, segments: u64) -> bool {
+        let promised = self.promised_bytes.lock();
+        let slack = u64::from(self.segment_count.get() / 16).max(1);
+        !self.has_queue() && self.image_segments(room, *promised) >= segments + slack
+    }
+
+    /// Whether room is so short that there shall be no image of the index.
+    pub(crate) fn is_short_for_image(&self, room: Room<'_>) -> bool {
+        let promised = self.promised_bytes.lock();
+        self.has_queue() || self.image_segments(room, *promised) == 0
+    }
+
+    /// Takes a segment for an image of the index, if it is to spare. No promise can come between.
+    pub(crate) fn take_for_image(&self, room: Room<'_>) -> Option<(SegmentId, u64)> {
+        let promised = self.promised_bytes.lock();
+        if self.has_queue() || self.image_segments(room, *promised) == 0 {
+            return None;
+        }
+        room.table.take(SegmentState::IndexImage)
+    }
+
     /// Segments that writes may not take.
     fn reserve_segments(&self) -> u64 {
         reserve_segments(self.segment_count.get())
@@ -266,7 +301,7 @@ impl Drop for Promise<'_> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::{config::CreateOptions, layout::Layout, segment_table::SegmentState};
+    use crate::{config::CreateOptions, layout::Layout};
 
     /// The collector would else take the room of changes that are admitted and cannot be refused any
     /// more.

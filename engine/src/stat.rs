@@ -123,6 +123,8 @@ pub struct WrittenStat {
     pub map_bytes: u64,
     /// In records of the NVRAM log.
     pub log_bytes: u64,
+    /// In images of the dedup index.
+    pub image_bytes: u64,
     /// In checkpoint records, pages of the segment table and durability marks.
     pub record_bytes: u64,
     /// All of these.
@@ -311,7 +313,9 @@ fn written(core: &Core) -> WrittenStat {
     let log_bytes = core.log.stats().bytes;
     let collector_bytes = counters.collector_unit_bytes;
     let CounterValues { unit_bytes, map_page_bytes: map_bytes, record_bytes, .. } = counters;
-    let device_bytes = unit_bytes + collector_bytes + map_bytes + log_bytes + record_bytes;
+    let image_bytes = counters.index_image_bytes;
+    let metadata_bytes = map_bytes + image_bytes + record_bytes;
+    let device_bytes = unit_bytes + collector_bytes + metadata_bytes + log_bytes;
     let received_bytes = counters.written_bytes;
     WrittenStat {
         received_bytes,
@@ -320,6 +324,7 @@ fn written(core: &Core) -> WrittenStat {
         collector_bytes,
         map_bytes,
         log_bytes,
+        image_bytes,
         record_bytes,
         device_bytes,
         amplification: (received_bytes > 0).then(|| ratio(device_bytes, received_bytes)),

@@ -134,6 +134,14 @@ counters! {
     damaged_patches,
     /// Bytes of checkpoint records, of pages of the segment table and of durability marks written.
     record_bytes,
+    /// Images of the dedup index written.
+    index_images,
+    /// Bytes of them.
+    index_image_bytes,
+    /// Entries that the index got from its image after opening.
+    index_loaded_entries,
+    /// Segments whose summaries were read for the index after opening.
+    index_scanned_segments,
     /// Segments freed, of all kinds.
     freed_segments,
     /// Bytes read by scrubs.

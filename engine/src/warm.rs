@@ -1,17 +1,18 @@
-//! Filling the index when a pool has been opened, from the summaries of all write units, so that what
-//! is written soon is compared with what has been there all along.
+//! Filling the index when a pool has been opened, so that what is written soon is compared with what
+//! has been there all along: from the stored image, and from the summaries of the write units in
+//! segments that this does not cover; in all segments, if there is no whole one.
 //!
 //! In the background, behind clients. The newest segments come first: what was written last is most
 //! likely to come again. The summaries of a segment tell only one after the other where the next one
 //! is, so many segments are read at the same time, which is what keeps a fast device busy.
 
-use std::sync::atomic::Ordering;
-
 use siltstone_device::{ByteOffset, SegmentId};
 
 use crate::{
     core::Core,
+    index_image::reader,
     segment_table::{Segment, SegmentState},
+    stats::add,
     summaries::SummaryCache,
 };
 
@@ -37,11 +38,23 @@ impl Reading {
 /// Tells the index of every fingerprint on the device; stops at once when the pool closes.
 pub(crate) async fn warm_index(core: &Core) {
     let began = core.runtime.now();
+    let image = reader::load(core).await;
+    if core.is_ending() {
+        return;
+    }
+    let is_covered = |id, segment: &Segment| {
+        image.as_ref().is_some_and(|image| image.covers(id, segment.generation))
+    };
+    let mut uncovered_bytes = 0;
     let ids = (0..core.table.len()).map(SegmentId);
     let mut segments: Vec<_> = ids
         .filter_map(|id| Some((id, core.table.segment(id)?)))
         .filter(|(_, segment)| segment.state == SegmentState::Data && segment.used_bytes > 0)
-        .map(|(id, segment)| (segment.generation, id))
+        .filter(|(id, segment)| !is_covered(*id, segment))
+        .map(|(id, segment)| {
+            uncovered_bytes += u64::from(segment.used_bytes);
+            (segment.generation, id)
+        })
         .collect();
     segments.sort_unstable();
     let mut readings: Vec<Reading> = Vec::new();
@@ -52,6 +65,7 @@ pub(crate) async fn warm_index(core: &Core) {
             // It may have been freed and used again since; what is written now is told anyway.
             let segment = core.table.segment(id).expect("the table does not shrink");
             if segment.generation == generation {
+                add(&core.stats.counters.index_scanned_segments, 1);
                 readings.push(Reading::of(core, id, &segment));
             }
         }
@@ -75,7 +89,7 @@ pub(crate) async fn warm_index(core: &Core) {
                 // What is damaged is not found by its fingerprint, nor what comes behind it.
                 _ => reading.at = reading.end,
             }
-            if core.stopping.load(Ordering::Acquire) || core.health.check().is_err() {
+            if core.is_ending() {
                 return;
             }
         }
@@ -83,5 +97,6 @@ pub(crate) async fn warm_index(core: &Core) {
     }
     let (entries, elapsed) = (core.index.stats().entries, core.runtime.now() - began);
     tracing::debug!(entries, ?elapsed, "the index is warm");
+    core.images.note_complete(uncovered_bytes);
     core.index_is_warm.set();
 }

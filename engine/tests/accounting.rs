@@ -173,6 +173,7 @@ fn everything_that_is_written_to_the_device_is_accounted_for() {
         written.collector_bytes,
         written.map_bytes,
         written.log_bytes,
+        written.image_bytes,
         written.record_bytes,
     ];
     assert_eq!(written.device_bytes, parts.iter().sum::<u64>());

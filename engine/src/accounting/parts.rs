@@ -12,7 +12,8 @@ pub struct SpaceParts {
     pub stored_bytes: u64,
     /// What garbage collection can get back: dead blocks, and what segments in use have left over.
     pub garbage_bytes: u64,
-    /// The map, the NVRAM log if it is in the pool, checkpoints, the segment table, superblocks.
+    /// The map, the stored image of the dedup index, the NVRAM log if it is in the pool, checkpoints,
+    /// the segment table, superblocks.
     pub metadata_bytes: u64,
     /// Kept back so that a full pool takes trims and deletes, and can be collected.
     pub reserved_bytes: u64,
@@ -56,7 +57,7 @@ impl Core {
         let parts = SpaceParts {
             stored_bytes,
             garbage_bytes: usage.waste_bytes + (usage.unit_bytes - stored_bytes),
-            metadata_bytes: layout.data_start.0 + usage.map_bytes,
+            metadata_bytes: layout.data_start.0 + usage.map_bytes + usage.image_bytes,
             reserved_bytes,
             pending_bytes,
             free_bytes: left_bytes - pending_bytes,

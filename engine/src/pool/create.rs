@@ -145,6 +145,7 @@ async fn create_on(
         next_generation: table.next_generation(),
         table_versions_sum: stored.versions_sum,
         segment_count: stored.segment_count,
+        image: None,
         frontier: Vec::new(),
         epochs: Epochs::new(),
         catalog: Catalog::new(),

@@ -31,6 +31,7 @@ use crate::{
     frontier::Frontier,
     fullness::FullnessWatch,
     health::{Health, Milestone},
+    index_image::Images,
     layout::{Layout, MARKS},
     marks::Marks,
     pipeline::{self, Pipeline},
@@ -163,6 +164,7 @@ async fn open_on(
     let count = segment_count.clone();
     let (table, table_repairs) =
         SegmentTable::load(&*device, pool, layout, record, generation, count).await?;
+    table.recover_images(&body.image.as_ref().map_or(0..0, |image| image.generations.clone()));
     let mut repairs: Vec<Repair> = found_superblock.spare.iter().cloned().collect();
     repairs.extend(checkpoints.damaged_copies().iter().cloned().map(Repair::Checkpoint));
     repairs.extend(marks.damaged_pages().iter().cloned().map(Repair::Mark));
@@ -204,6 +206,7 @@ async fn open_on(
         commit: GroupCommit::new(recovered.sequence),
         log,
         index: Index::new(superblock.index_memory_bytes as usize)?,
+        images: Images::new(body.image.clone()),
         summaries: SummaryCache::new(Arc::clone(&device), buffers.clone(), pool, layout),
         in_flight: InFlight::new(),
         recent_writes: RecentWrites::new(segment_count.get(), layout.segment_bytes),

@@ -28,7 +28,7 @@ use crate::{
     repair::Repair,
 };
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// Slots a page: the newest durable version is in one, the next goes to the other.
 pub(crate) const SLOTS_PER_PAGE: u64 = 2;
@@ -237,6 +237,7 @@ fn decode_entries(page: &[u8], segments: &mut Vec<Segment>, count: usize) -> Res
             1 => SegmentState::Frontier,
             2 => SegmentState::Data,
             3 => SegmentState::Metadata,
+            4 => SegmentState::IndexImage,
             other => return Err(inconsistent("state", u64::from(other))),
         };
         let generation = entry.generation.get();

@@ -6,7 +6,8 @@ use siltstone_device::{BLOCK_BYTES, SegmentId};
 
 use super::{Segment, SegmentState, SegmentTable};
 
-/// Each byte of each segment is in one of `room_bytes`, `unit_bytes`, `map_bytes` and `waste_bytes`.
+/// Each byte of each segment is in one of `room_bytes`, `unit_bytes`, `map_bytes`, `image_bytes` and
+/// `waste_bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     /// How many segments there are.
@@ -17,6 +18,8 @@ pub(crate) struct Usage {
     pub(crate) unit_bytes: u64,
     /// Pages of patches.
     pub(crate) map_bytes: u64,
+    /// Chunks of images of the index.
+    pub(crate) image_bytes: u64,
     /// What nothing is in, in segments that are in use or about to be freed.
     pub(crate) waste_bytes: u64,
     /// Blocks in write units.
@@ -52,6 +55,10 @@ impl SegmentTable {
                 }
                 SegmentState::Metadata => {
                     usage.map_bytes += used_bytes;
+                    usage.waste_bytes += rest_bytes;
+                }
+                SegmentState::IndexImage => {
+                    usage.image_bytes += used_bytes;
                     usage.waste_bytes += rest_bytes;
                 }
             }
