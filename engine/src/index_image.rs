@@ -83,7 +83,7 @@ pub(crate) struct Coverage {
     /// Segments from this generation on had not been taken.
     generation: u64,
     unfinished: Vec<(SegmentId, u64)>,
-    /// The bytes of write units that had been written since the pool was opened.
+    /// The bytes of covered write units that had been written since the pool was opened.
     written_bytes: u64,
 }
 
@@ -207,13 +207,18 @@ impl Core {
     /// segments for units: `moved_to` are the collector's.
     pub(crate) fn coverage(&self, moved_to: impl Iterator<Item = SegmentId>) -> Coverage {
         let generation = self.table.next_generation();
-        let counters = self.stats.counters();
-        let written_bytes = counters.unit_bytes + counters.collector_unit_bytes;
         // What is published is in the index.
         let published = self.publishing.lock().sequence;
         let mut unfinished = self.frontier.unfinished(published);
         let use_of = |id| Some((id, self.table.segment(id)?.generation));
         unfinished.extend(moved_to.filter_map(use_of));
+        let counters = self.stats.counters();
+        let used_bytes = |(id, _): &(SegmentId, u64)| {
+            self.table.segment(*id).map_or(0, |segment| u64::from(segment.used_bytes))
+        };
+        // Not those that stand in what is not covered, be they published or not.
+        let written_bytes = (counters.unit_bytes + counters.collector_unit_bytes)
+            .saturating_sub(unfinished.iter().map(used_bytes).sum());
         Coverage { generation, unfinished, written_bytes }
     }
 }

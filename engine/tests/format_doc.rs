@@ -413,12 +413,15 @@ fn a_reader_that_knows_only_the_tables_finds_a_block() {
     assert_eq!(of_mark("sequence"), 1, "one change was written");
     let head = newest + header_bytes;
     let body = |field| reader.get(&image, head, "engine/src/record.rs DiskHead", field);
-    assert_eq!((body("version"), body("unit")), (2, 1));
+    assert_eq!((body("version"), body("unit")), (3, 1));
     let segments =
         (superblock("size_bytes") - superblock("data_start")) / superblock("segment_bytes");
     assert_eq!(body("segment_count"), segments as u64);
-    let epochs = head
-        + reader.len("engine/src/record.rs DiskHead")
+    let of_index = head + reader.len("engine/src/record.rs DiskHead");
+    let of_index_image = |field| reader.get(&image, of_index, "record.rs DiskImage", field);
+    assert_eq!((of_index_image("chunk_count"), of_index_image("unfinished_count")), (0, 0));
+    let epochs = of_index
+        + reader.len("record.rs DiskImage")
         + body("frontier_count") as usize * reader.len("record.rs DiskFrontier");
     assert_eq!(
         (body("epoch_count"), reader.get(&image, epochs, "epochs.rs DiskStart", "epoch")),

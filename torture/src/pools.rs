@@ -270,7 +270,8 @@ pub fn options(random: &mut SeededRandom) -> OpenOptions {
         checkpoint_interval: Duration::from_micros(among(&[500, 2000, 5000, 100_000]) as u64),
         log_commit_bytes: among(&[0, 16 << 10, 64 << 10, 256 << 10]),
         mark_delay: Duration::from_micros(among(&[0, 200, 2000, 50_000]) as u64),
-        warm_index: among(&[0, 1]) == 1,
+        warm_index: among(&[0, 1, 1]) == 1,
+        image_segments: among(&[0, 0, 3, 64]) as u32,
         ..Tuning::default()
     };
     OpenOptions { read_only: false, tuning }

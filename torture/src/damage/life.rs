@@ -353,6 +353,13 @@ async fn live(
     }
     if end == End::Closed {
         work.pool.close_async().await?;
+        // A last opening leaves an image of the index.
+        let mut options = options(false);
+        options.tuning.warm_index = true;
+        options.tuning.image_segments = 0;
+        let pool = Pool::open_in(machine.clone(), device.clone(), None, &options).await?;
+        pool.wait_index_warm_async().await?;
+        pool.close_async().await?;
         return Ok((work.contents, earlier));
     }
     // Units that no checkpoint covers, then records of what is in no unit; all of two epochs.

@@ -18,6 +18,10 @@ const BODY: usize = HEADER_BYTES;
 const LOG_HEAD_END: u64 = 104;
 const UNIT_HEAD_END: usize = 104;
 const FRAME_HEADER_BYTES: u64 = 48;
+/// What a checkpoint record's body says of the index's image.
+const IMAGE: usize = 64;
+const IMAGE_END: usize = IMAGE + 48;
+const CHUNK_BYTES: u64 = 256 * KIB;
 
 /// What a byte belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +66,8 @@ pub enum Kind {
     PatchFence,
     /// A page of a patch that it does not name.
     PatchStale,
+    /// A chunk of the index's image.
+    IndexImage,
     /// What follows a structure, to the end of its block.
     Padding,
     /// Blocks without any structure.
@@ -115,6 +121,7 @@ impl Kind {
             Self::PatchLeaf => "patch leaf page",
             Self::PatchFence => "patch fence page",
             Self::PatchStale => "patch page, stale",
+            Self::IndexImage => "index image",
             Self::Padding => "padding",
             Self::Unused => "unused",
         }
@@ -402,9 +409,11 @@ impl<'a> Finder<'a> {
     fn patches(&self) -> Vec<u64> {
         let body = &self.body;
         let frontier_bytes = 16 * u32_at(body, 4);
+        let unfinished_bytes = 16 * u32_at(body, IMAGE + 40);
         let epochs_bytes = 16 * u32_at(body, 48);
         let catalog_bytes = u32_at(body, 32);
-        let manifest = 64 + (frontier_bytes + epochs_bytes + catalog_bytes) as usize;
+        let before = unfinished_bytes + frontier_bytes + epochs_bytes + catalog_bytes;
+        let manifest = IMAGE_END + before as usize;
         let count = u32_at(body, manifest + 12);
         let mut at = manifest + 40;
         let mut patches = Vec::new();
@@ -428,6 +437,13 @@ impl<'a> Finder<'a> {
                 let is_live = patches.contains(&page.sequence);
                 self.add(if is_live { kind } else { Kind::PatchStale }, at, page.len());
                 at += BLOCK;
+                continue;
+            }
+            let image = u64_at(&self.body, IMAGE);
+            let chunk = self.whole(HeaderKind::IndexImage, self.pool, at);
+            if let Some(chunk) = chunk.filter(|chunk| chunk.sequence == image) {
+                self.add(Kind::IndexImage, at, chunk.len());
+                at += CHUNK_BYTES;
                 continue;
             }
             at += match self.whole(HeaderKind::WriteUnit, self.pool, at) {

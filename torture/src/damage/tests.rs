@@ -68,6 +68,7 @@ fn every_kind_of_structure_is_in_one_of_the_pools_and_no_byte_is_forgotten() {
         Kind::PatchLeaf,
         Kind::PatchFence,
         Kind::PatchStale,
+        Kind::IndexImage,
         Kind::Padding,
         Kind::Unused,
     ];
