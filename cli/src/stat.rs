@@ -165,7 +165,9 @@ fn state(stat: &PoolStat) -> Vec<Vec<String>> {
     let full = 100 * stat.index_entries / stat.index_capacity_entries.max(1);
     let one_in = 1u64 << stat.index_sample_bits;
     let kept = if one_in == 1 { "all".into() } else { format!("one in {one_in}") };
-    let index = format!("of memory, {full} % full, keeps {kept} of the fingerprints");
+    let image = human(stat.index_image_bytes);
+    let index =
+        format!("of memory, {full} % full, keeps {kept} of the fingerprints; image of {image}");
     let last_scrub = match &stat.last_scrub {
         Some(last) => format!("{} s ago", last.finished_seconds_ago),
         None => "none".into(),

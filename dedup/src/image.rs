@@ -80,17 +80,21 @@ impl Index {
     /// is treated alike. Nothing that is in the index is replaced.
     ///
     /// # Panics
-    /// If there is no such bucket.
+    /// If there is no such bucket, or they are not in order.
     pub fn restore(&self, sample_bits: u8, entries: &[(u64, StoredEntry)]) {
         let sample_bits = sample_bits.min(MAX_SAMPLE_BITS);
-        let of_one_shard =
-            entries.chunk_by(|(one, _), (other, _)| self.shard_of(*one) == self.shard_of(*other));
-        for entries in of_one_shard {
-            let shard = &self.shards()[self.shard_of(entries[0].0)];
-            for entries in entries.chunks(RESTORED_AT_ONCE) {
+        let last = entries.last().map_or(0, |(bucket, _)| *bucket);
+        assert!(last < self.shape().buckets && entries.is_sorted_by_key(|(bucket, _)| *bucket));
+        let mut left = entries;
+        while let Some((bucket, _)) = left.first() {
+            let shard = &self.shards()[self.shard_of(*bucket)];
+            let end = shard.end_bucket() as u64;
+            let (of_shard, after) = left.split_at(left.partition_point(|(at, _)| *at < end));
+            for entries in of_shard.chunks(RESTORED_AT_ONCE) {
                 let entries = entries.iter().map(|(bucket, entry)| (*bucket as usize, entry.0));
                 shard.restore(self.table(), sample_bits, entries);
             }
+            left = after;
         }
     }
 

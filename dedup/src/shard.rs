@@ -117,6 +117,10 @@ impl Shard {
         self.first_bucket
     }
 
+    pub(crate) fn end_bucket(&self) -> usize {
+        self.first_bucket + self.buckets as usize
+    }
+
     /// The other bucket for a tag in `bucket`. Its own inverse: the two add up to a number that
     /// depends on the tag alone, modulo the number of buckets (which need not be a power of two).
     fn other_bucket(&self, bucket: usize, tag: Tag) -> usize {
@@ -151,13 +155,28 @@ impl Shard {
         while self.sample_bits() < sample_bits {
             self.thin_sample(table);
         }
+        // Most fit where they were. Counted here and added up once.
+        let (mut added, mut room) = (0, self.room());
         for (bucket, entry) in entries {
-            let position = self.position_in(bucket, entry.tag());
-            let is_sampled = sample::holds(position.tag.bits(), self.sample_bits());
-            if is_sampled && position.slot(table).is_none() {
-                self.add(table, &position, entry);
+            let Position { tag, buckets: [own, other] } = self.position_in(bucket, entry.tag());
+            let is_sampled = sample::holds(tag.bits(), self.sample_bits());
+            let (own, other) = (Bucket::at(table, own), Bucket::at(table, other));
+            if !is_sampled || own.find(tag).is_some() || other.find(tag).is_some() {
+                continue;
+            }
+            match own.free_slot().filter(|_| added < room) {
+                Some(slot) => {
+                    own.set(slot, Some(entry));
+                    added += 1;
+                }
+                None => {
+                    self.entries.fetch_add(added, Ordering::Relaxed);
+                    self.add(table, &self.position_in(bucket, tag), entry);
+                    (added, room) = (0, self.room());
+                }
             }
         }
+        self.entries.fetch_add(added, Ordering::Relaxed);
     }
 
     /// Adds an entry whose tag is in neither of its buckets. For the holder of the lock.
@@ -184,8 +203,13 @@ impl Shard {
     }
 
     fn is_loaded(&self) -> bool {
+        self.room() == 0
+    }
+
+    /// How many entries can be added before the shard is loaded.
+    fn room(&self) -> u64 {
         let slots = self.buckets as usize * BUCKET_ENTRIES;
-        self.entries() as usize >= slots * MAX_LOAD_SIXTEENTHS / 16
+        ((slots * MAX_LOAD_SIXTEENTHS / 16) as u64).saturating_sub(self.entries())
     }
 
     /// Takes one more sample bit and drops the entries, about half, that are no longer sampled.

@@ -47,7 +47,7 @@ use crate::{
 /// # Lock order
 /// `changing` -> `record` -> `catalog` -> `volumes`, or `publishing` -> admission's queue -> an overlay,
 /// or `epochs`;
-/// `space` -> `frontier` -> the segment table.
+/// `space` -> `frontier` -> the segment table; `images` -> the segment table.
 /// All others are leaves. None but the first two is held across a device wait.
 pub(crate) struct Core {
     pub(crate) runtime: Arc<dyn Runtime>,

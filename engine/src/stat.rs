@@ -9,6 +9,7 @@ use crate::{
     accounting::{Holding, Holdings, SpaceParts},
     core::Core,
     fullness::Fullness,
+    index_image::reader,
     pool::Pool,
     stats::{CounterValues, LastScrub, StageTime},
     volume_core::VolumeCore,
@@ -42,6 +43,8 @@ pub struct PoolStat {
     pub index_capacity_entries: u64,
     /// The index keeps one fingerprint in 2^this; 0 = all.
     pub index_sample_bits: u32,
+    /// Bytes of the index's stored image.
+    pub index_image_bytes: u64,
     /// Entries in the map's patches.
     pub map_entries: u64,
     /// Bytes of the map's patches.
@@ -252,6 +255,7 @@ fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -
         index_entries: index.entries,
         index_capacity_entries: index.capacity_entries,
         index_sample_bits: index.sample_bits.into(),
+        index_image_bytes: reader::stored_bytes(core),
         map_entries: map.entries,
         map_bytes: map.pages * BLOCK_BYTES as u64,
         nvram_used_bytes: core.log.used_bytes(),

@@ -85,6 +85,7 @@ fn found_again(pool: &Pool, seed: u64, mib: u64) -> f64 {
 fn with_image(index_memory_bytes: u64, mib: u64) -> Arc<SimDevice> {
     let device = create(index_memory_bytes);
     let pool = open(&device, ALWAYS);
+    pool.wait_index_warm().unwrap();
     write(&pool, 1, mib);
     pool.close().unwrap();
     device
@@ -236,6 +237,8 @@ fn a_full_pool_has_no_image_and_works() {
 
     // With room again, there is one again.
     let pool = open(&device, ALWAYS);
+    // Who does not know everything leaves no image.
+    pool.wait_index_warm().unwrap();
     pool.delete_volume("disk").unwrap();
     pool.checkpoint().unwrap();
     pool.collect_garbage().unwrap();
@@ -250,6 +253,7 @@ fn a_full_pool_has_no_image_and_works() {
 fn an_image_that_is_thinner_than_need_be_is_not_used() {
     let device = create(64 * KIB);
     let pool = open(&device, ALWAYS);
+    pool.wait_index_warm().unwrap();
     for round in 0..4 {
         write(&pool, 1000 * (round + 1), 40);
         pool.delete_volume(&format!("noise-{}", 1000 * (round + 1))).unwrap();

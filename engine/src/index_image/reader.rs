@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use siltstone_dedup::sample::MAX_SAMPLE_BITS;
 use siltstone_device::{
-    AlignedBuffer, ByteOffset, SegmentId,
+    AlignedBuffer, BLOCK_BYTES, ByteOffset, SegmentId,
     request::{self, Pending},
     salvage,
 };
@@ -169,7 +169,7 @@ pub(crate) async fn load(core: &Core) -> Option<IndexImage> {
             match chunk {
                 Ok(mut chunk) => {
                     // A segment that was freed or used again since: its blocks are gone.
-                    chunk.entries.retain(|(_, entry)| known.have(core, entry.unit().page()));
+                    chunk.entries.retain(|(_, entry)| known.have(entry.unit().page()));
                     core.index.restore(image.sample_bits, &chunk.entries);
                     add(&core.stats.counters.index_loaded_entries, chunk.entries.len() as u64);
                 }
@@ -241,6 +241,9 @@ fn sample_bits_for(fingerprints: u64, capacity_entries: u64) -> u8 {
 /// Segments of which an image may be right: a bit for each.
 struct KnownSegments {
     bits: Vec<u64>,
+    first_page: u64,
+    /// A segment has two to the power of this pages.
+    segment_pages_log2: u32,
 }
 
 fn known_segments(core: &Core, image: &IndexImage) -> KnownSegments {
@@ -251,17 +254,22 @@ fn known_segments(core: &Core, image: &IndexImage) -> KnownSegments {
             bits[id as usize / 64] |= 1 << (id % 64);
         }
     }
-    KnownSegments { bits }
+    let layout = &core.superblock.layout;
+    let block_bytes = BLOCK_BYTES as u64;
+    assert!(layout.segment_bytes.is_power_of_two(), "the superblock was looked at");
+    KnownSegments {
+        bits,
+        first_page: layout.data_start.0 / block_bytes,
+        segment_pages_log2: (layout.segment_bytes / block_bytes).ilog2(),
+    }
 }
 
 impl KnownSegments {
     /// Whether a page of the device is in one of them.
-    fn have(&self, core: &Core, page: u64) -> bool {
-        let layout = &core.superblock.layout;
-        let address = page.saturating_mul(siltstone_device::BLOCK_BYTES as u64);
-        let Some(in_data) = address.checked_sub(layout.data_start.0) else { return false };
-        let id = in_data / layout.segment_bytes;
-        let word = self.bits.get(usize::try_from(id / 64).unwrap_or(usize::MAX));
+    fn have(&self, page: u64) -> bool {
+        let Some(in_data) = page.checked_sub(self.first_page) else { return false };
+        let id = in_data >> self.segment_pages_log2;
+        let word = self.bits.get((id / 64) as usize);
         word.is_some_and(|word| word >> (id % 64) & 1 == 1)
     }
 }
