@@ -79,6 +79,7 @@ impl Bases {
         let bases = vec![
             base("empty, small segments", 256 * KIB, MIB, Fill::Nothing),
             base("empty, large segments", MIB, 128 * KIB, Fill::Nothing),
+            base("half full, with an index image", 256 * KIB, 128 * KIB, Fill::Ballast(7 * MIB)),
             base("nearly full, small segments", 256 * KIB, 128 * KIB, Fill::AllBut(3 * MIB)),
             base("nearly full, large segments", MIB / 2, MIB, Fill::AllBut(4 * MIB)),
             base("full, small segments", 256 * KIB, 128 * KIB, Fill::AllBut(768 * KIB)),
@@ -107,6 +108,8 @@ impl Default for Bases {
 #[derive(Clone, Copy)]
 enum Fill {
     Nothing,
+    /// So many bytes.
+    Ballast(u64),
     /// Everything that goes in, and then so many bytes given back.
     AllBut(u64),
     /// Everything that goes in, every other block of it deleted: no segment is free by that.
@@ -136,6 +139,7 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, fill: Fill) ->
         pool.create_volume_async(DISK, &disk).await?;
         let blocks = match fill {
             Fill::Nothing => (0, 0),
+            Fill::Ballast(bytes) => (write_ballast(&pool, bytes / BLOCK as u64).await?, 0),
             Fill::AllBut(room_bytes) => (fill_all_but(&pool, room_bytes).await?, 0),
             Fill::HalfDead => (fill_with_garbage(&pool).await?, 0),
             Fill::Snapshots => {
@@ -154,6 +158,15 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, fill: Fill) ->
     let model = model.expect("a pool without faults can be read");
     device.forget_history();
     Base { name, device, ballast_blocks, kept_blocks, model }
+}
+
+/// Writes so many blocks of ballast; returns them.
+async fn write_ballast(pool: &Pool, blocks: u64) -> Result<u64, EngineError> {
+    let volume = pool.create_volume_async(BALLAST, &VolumeOptions::new(POOL_BYTES)).await?;
+    for block in 0..blocks {
+        volume.write(block * BLOCK as u64, &ballast(block)).await?;
+    }
+    Ok(blocks)
 }
 
 /// Fills a pool with ballast and as much that is then deleted; returns the blocks that are left.
@@ -251,6 +264,8 @@ fn small_tuning() -> Tuning {
         batch_bytes: 64 << 10,
         frame_cache_bytes: 256 << 10,
         page_cache_bytes: 64 << 10,
+        // An image of the index whenever a pool is closed that has room for one.
+        image_segments: 0,
         ..Tuning::default()
     }
 }
@@ -343,4 +358,24 @@ pub async fn work(
     }
     let outcomes = std::mem::take(&mut *outcomes.lock());
     outcomes.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Or histories would tell nothing of pools that have one.
+    #[test]
+    fn a_pool_with_an_index_image_is_among_them() {
+        let bases = Bases::new();
+        let images = bases.bases.iter().filter(|base| {
+            let read_only = OpenOptions { read_only: true, tuning: small_tuning() };
+            let pool = Pool::open_on(base.device.clone(), None, &read_only);
+            let pool = pool.expect("a base can be opened");
+            let image_bytes = pool.quick_stat().index_image_bytes;
+            println!("{}: {image_bytes}", base.name);
+            image_bytes > 0
+        });
+        assert!(images.count() >= 2);
+    }
 }
