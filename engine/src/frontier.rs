@@ -163,7 +163,7 @@ impl Frontier {
     pub(crate) fn unfinished(&self, published: Sequence) -> Vec<(SegmentId, u64)> {
         let inner = self.inner.lock();
         let is_known =
-            |segment: &&FrontierSegment| segment.full && segment.last_sequence <= published;
+            |segment: &&FrontierSegment| segment.is_full() && segment.last_sequence <= published;
         let begun = inner.begun.iter().filter(|segment| !is_known(segment));
         let begun = begun.map(|segment| (segment.id, segment.generation));
         begun.chain(inner.ready.iter().copied()).collect()
