@@ -30,7 +30,8 @@ fn assert_adds_up(stat: &PoolStat, when: &str) {
         let all = content.unique_bytes + content.snapshot_bytes;
         assert_eq!(all, unique + content.shared_bytes, "{when}");
         assert_eq!(content.sampled_one_in, 1, "{when}");
-        assert!(content.unique_bytes <= content.logical_bytes, "{when}");
+        // Not that unique bytes are no more than logical ones: a clone holds what its snapshot held
+        // although it has overwritten it.
         for volume in readers() {
             let of = volume.content.unwrap();
             assert_eq!(of.logical_bytes, of.exclusive_bytes + of.shared_bytes, "{when}");
