@@ -109,8 +109,8 @@ impl RecoveredUnits {
                 _ => self.missing(reached, mark.sequence),
             });
         }
-        let lost_unit =
-            lost_unit.then(|| Repair::Unit { unit: self.missing_unit, place: self.missing_place });
+        let lost_unit = lost_unit
+            .then_some(Repair::Unit { unit: self.missing_unit, place: self.missing_place });
         let mut repairs: Vec<_> = lost_unit.into_iter().collect();
         repairs.extend(lost_record.map(Repair::LogRecord));
         repairs.extend(log.unreadable().iter().cloned().map(Repair::UnreadableLog));
