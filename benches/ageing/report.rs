@@ -3,7 +3,7 @@
 use std::{io, path::Path, time::Instant};
 
 use serde::Serialize;
-use siltstone_engine::{Pool, stat::PoolStat, stats::CounterValues};
+use siltstone_engine::{Pool, SpaceParts, stat::PoolStat, stats::CounterValues};
 
 use crate::{
     counted::Counted,
@@ -122,17 +122,25 @@ pub(crate) struct Report {
     end: Option<End>,
 }
 
+/// Of the room for data and map, what is neither free nor garbage.
+fn used_share(space: &SpaceParts) -> f64 {
+    let used_bytes = space.stored_bytes + space.metadata_bytes;
+    let room_bytes = used_bytes + space.garbage_bytes + space.pending_bytes + space.free_bytes;
+    used_bytes as f64 / room_bytes as f64
+}
+
 impl Report {
     pub(crate) fn new(filled: PoolStat, skew: f64) -> Self {
         let mib = |bytes: u64| bytes >> 20;
         println!(
             "filled: {} MiB of blocks in {} MiB of units and {} MiB of map; {} MiB are free, {} MiB \
-             reserved; Zipf {skew}",
+             reserved; {:.0} % used, garbage not counted; Zipf {skew}",
             mib(filled.content.map_or(0, |content| content.logical_bytes)),
             mib(filled.space.stored_bytes + filled.space.garbage_bytes),
             mib(filled.map_bytes),
             mib(filled.space.free_bytes),
             mib(filled.space.reserved_bytes),
+            used_share(&filled.space) * 100.0,
         );
         println!(
             "tenth   MB/s  MB/CPUs  written/stored = units + collector +  map +  log + rest  rounds \

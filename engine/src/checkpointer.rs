@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Most pages that one merge step reads: about a tenth of a second of work.
-const MERGE_PAGES: usize = 4096;
+const MERGE_PAGES: usize = 1536;
 /// Most merge steps in one checkpoint. What is left goes on in the next.
 const MERGE_STEPS: usize = 8;
 

@@ -44,7 +44,7 @@ use survey::{Survey, Surveying};
 use victims::{Bounds, Room};
 
 /// Map pages that one step of a sweep reads or writes.
-const STEP_PAGES: usize = 128;
+const STEP_PAGES: usize = 48;
 /// Most blocks that a checkpoint moves: a fraction of a second of work.
 const MAX_BLOCKS_A_CHECKPOINT: usize = 8192;
 /// A round moves at most one part in so many of the pool, so that victims come free soon.
@@ -75,7 +75,7 @@ impl Collection {
         self.busy.load(Ordering::Acquire)
     }
 
-    /// Rounds and surveys that have ended, with what outcome ever.
+    /// Rounds that have ended, with what outcome ever.
     pub(crate) fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Acquire)
     }
@@ -183,7 +183,10 @@ impl Collector {
                     Ok(None) => return Ok(()),
                     Ok(Some(survey)) => self.survey = survey,
                     // Victims are then chosen by what the segment table says.
-                    Err(error) => tracing::warn!(%error, "live blocks cannot be counted"),
+                    Err(error) => {
+                        tracing::warn!(%error, "live blocks cannot be counted");
+                        self.survey = Survey::default();
+                    }
                 }
                 self.state = State::Idle;
                 self.begin_round(&step);

@@ -135,7 +135,8 @@ impl Images {
     pub(crate) fn note_complete(&self, uncovered_bytes: u64) {
         let mut state = self.state.lock();
         state.is_complete = true;
-        state.uncovered_bytes = uncovered_bytes;
+        // All, if it has been given up meanwhile.
+        state.uncovered_bytes = state.uncovered_bytes.max(uncovered_bytes);
         drop(state);
         self.wake();
     }
@@ -145,6 +146,10 @@ impl Images {
     pub(crate) fn settle(&self, table: &SegmentTable, is_short: bool) -> Option<IndexImage> {
         let mut state = self.state.lock();
         let written = state.written.take();
+        if written.is_some() {
+            // It may be older than the image, whose segments a new one would begin among.
+            state.coverage = None;
+        }
         let gone = if is_short || written.is_some() { state.stored.take() } else { None };
         match written {
             Some(written) if is_short => table.release_image(&written.image.generations),

@@ -424,6 +424,12 @@ impl Sealer {
         let mut published = core.publishing.lock();
         *published = Published { sequence, unit: newest_unit, batch: Some(batch) };
         for (address, summary) in &units {
+            // Not when it is placed: a checkpoint that stores this flushes the device before its record
+            // counts, and recovery takes what the table says of a segment for whole.
+            let blocks = summary.fingerprints.len() as u32;
+            core.table.note_unit(summary.segment, blocks, summary.unit_bytes);
+            add(&core.stats.counters.units, 1);
+            add(&core.stats.counters.unit_bytes, summary.unit_bytes.into());
             core.map.publish(&summary.entries);
             if !summary.fingerprints.is_empty() {
                 core.summaries.insert(*address, summary);
@@ -493,7 +499,6 @@ fn complete_unit(
     let used = summary_bytes(summary.entries.len(), frames, blocks);
     buffer[used..room].fill(0);
     summary.encode(pool, address, buffer);
-    core.table.note_unit(place.segment, blocks as u32, summary.unit_bytes);
     count(core, &unit.frames, summary);
     unit.buffer
 }
@@ -515,8 +520,6 @@ fn count(core: &Core, frames: &[PlannedFrame], summary: &Summary) {
             Target::Hole => zero += u64::from(extent.len_blocks),
         }
     }
-    add(&counters.units, 1);
-    add(&counters.unit_bytes, summary.unit_bytes.into());
     add(&counters.stored_blocks, own);
     add(&counters.linked_blocks, mapped - own);
     add(&counters.zero_blocks, zero);

@@ -27,10 +27,12 @@ use crate::overlay::{Change, ChangeBody};
 
 /// Blocks of the pool for each slot.
 const BLOCKS_A_SLOT: u64 = 128;
+/// 2 KiB.
+const MIN_SLOTS: u64 = 1 << 10;
 /// 8 MiB.
 const MAX_SLOTS: u64 = 4 << 20;
 /// Pools with fewer segments have none to spare for telling blocks apart.
-pub(crate) const MIN_SEGMENTS: u32 = 128;
+const MIN_SEGMENTS: u32 = 64;
 
 /// How soon a block is likely to be overwritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +65,7 @@ impl RecentWrites {
         let blocks = u64::from(segment_count) * (segment_bytes / BLOCK_BYTES as u64);
         let slots = match segment_count {
             0..MIN_SEGMENTS => 0,
-            _ => (blocks / BLOCKS_A_SLOT).next_power_of_two().min(MAX_SLOTS),
+            _ => (blocks / BLOCKS_A_SLOT).next_power_of_two().clamp(MIN_SLOTS, MAX_SLOTS),
         };
         Self { slots: (0..slots).map(|_| AtomicU16::new(0)).collect() }
     }
@@ -108,8 +110,8 @@ mod tests {
 
     #[test]
     fn what_is_written_again_soon_is_hot_and_what_comes_back_late_is_not() {
-        // 2 MiB segments: 512 slots.
         let recent = RecentWrites::new(128, 2 << 20);
+        assert_eq!(recent.slots.len() as u64, MIN_SLOTS);
         assert_eq!(note(&recent, 7), Temperature::Cold);
         assert_eq!(note(&recent, 7), Temperature::Hot);
         assert_eq!(recent.note_write(LayerId(4), BlockAddress(7)), Temperature::Cold);

@@ -31,7 +31,6 @@ use crate::{
     staged_data::{self, Altered},
     stats::add,
     summaries::SummaryCache,
-    temperature,
     write_unit::{Summary, frames_start, summary_bytes, worst_unit_bytes},
 };
 
@@ -39,6 +38,9 @@ use crate::{
 const UNIT_BLOCKS: usize = 256;
 /// Units under way to the device.
 const MAX_IN_FLIGHT: usize = 8;
+
+/// Pools with fewer segments do not tell blocks by age.
+const MIN_SEGMENTS_BY_AGE: u32 = 128;
 
 /// The number that units of the collector have: those of the sealer count from 1.
 const UNIT_NUMBER: u64 = 0;
@@ -64,7 +66,7 @@ impl Age {
         let segments = core.table.len();
         let age = core.table.next_generation().saturating_sub(generation);
         match u64::from(segments) {
-            _ if segments < temperature::MIN_SEGMENTS => Self::Young,
+            _ if segments < MIN_SEGMENTS_BY_AGE => Self::Young,
             segments if age < segments / 2 => Self::Young,
             segments if age < segments * 2 => Self::Grown,
             _ => Self::Old,
@@ -317,7 +319,6 @@ impl Output {
         };
         summary.encode(pool, address, &mut buffer);
         open.used_bytes += unit_bytes as u64;
-        add(&core.stats.counters.collector_unit_bytes, unit_bytes as u64);
         let write = request::write(&*core.device, address, buffer, Durability::Flush);
         self.in_flight.push(Written { address, summary, write });
         places
@@ -340,6 +341,7 @@ impl Output {
             write.await.map_err(|source| MapError::Write { source })?;
             let blocks = summary.fingerprints.len() as u32;
             core.table.note_unit(summary.segment, blocks, summary.unit_bytes);
+            add(&core.stats.counters.collector_unit_bytes, summary.unit_bytes.into());
             core.summaries.insert(address, &summary);
             core.index.insert_batch(&summary.fingerprints, SummaryCache::unit_at(address));
         }

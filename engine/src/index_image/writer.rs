@@ -124,6 +124,9 @@ impl Writer<'_> {
             if is_ending() {
                 return Err(Unfinished::Stopped);
             }
+            if core.space.has_queue() {
+                return Err(Unfinished::NoRoom);
+            }
             if self.in_flight.len() >= MAX_IN_FLIGHT
                 && let Some(write) = self.in_flight.pop_front()
             {

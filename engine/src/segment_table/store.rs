@@ -109,7 +109,8 @@ impl SegmentTable {
     ) -> Result<StoredPages> {
         let mut writes = Vec::new();
         let mut pages = Vec::new();
-        let (versions_sum, segment_count);
+        // Freed now, at the moment at which the pages say so.
+        let (versions_sum, segment_count, freeing);
         {
             let mut inner = self.inner.lock();
             segment_count = inner.segments.len() as u32;
@@ -126,6 +127,7 @@ impl SegmentTable {
                 pages.push((page, Newest { version: number, slot }));
             }
             versions_sum = inner.versions_sum;
+            freeing = std::mem::take(&mut inner.freeing);
         }
         let mut pending = Vec::with_capacity(writes.len());
         for (address, buffer) in writes {
@@ -134,7 +136,6 @@ impl SegmentTable {
         for write in pending {
             write.await?;
         }
-        let freeing = std::mem::take(&mut self.inner.lock().freeing);
         Ok(StoredPages { pages, freeing, versions_sum, segment_count })
     }
 
