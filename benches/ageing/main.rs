@@ -55,6 +55,8 @@ const LANES: usize = 32;
 /// Of /usr, what blocks are drawn from.
 const SAMPLE_BYTES: usize = 256 << 20;
 const VOLUME: &str = "ageing";
+/// Rounds of the collector after which it is taken to be at work.
+const RUN_IN_ROUNDS: u64 = 8;
 
 /// Overwrites a pool many times and measures what that does to it.
 #[derive(Parser)]
@@ -63,7 +65,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(128..))]
     size_mib: u64,
     /// How much of what is free in the empty pool is filled, in percent.
-    #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(1..=95))]
+    #[arg(long, default_value_t = 72, value_parser = clap::value_parser!(u64).range(1..=95))]
     fill: u64,
     /// How many times the pool's size is written.
     #[arg(long, default_value_t = 10.0, value_parser = positive)]
@@ -232,7 +234,7 @@ fn fill(pool: &Pool, source: &Source, skew: f64, goal_bytes: u64) -> Outcome<(Vo
     Ok((volume, lanes))
 }
 
-/// Overwrites until the collector has ended a round: what comes before is the speed of a pool that
+/// Overwrites until the collector has ended some rounds: what comes before is the speed of a pool that
 /// has room. A pool in which it never begins is left as it is after a while.
 fn run_in(
     pool: &Pool,
@@ -244,7 +246,7 @@ fn run_in(
     let lane_blocks = lanes.iter().map(Lane::live_blocks).max().unwrap_or(0);
     for part in 1..=100 {
         lanes = overwrite(volume, lanes, lane_blocks * BLOCK_BYTES as u64 * part / 100, threads)?;
-        if pool.counters().collector_rounds > 0 {
+        if pool.counters().collector_rounds >= RUN_IN_ROUNDS {
             break;
         }
     }
