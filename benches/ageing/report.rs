@@ -136,7 +136,9 @@ impl Report {
             "filled: {} MiB of blocks in {} MiB of units and {} MiB of map; {} MiB are free, {} MiB \
              reserved; {:.0} % used, garbage not counted; Zipf {skew}",
             mib(filled.content.map_or(0, |content| content.logical_bytes)),
-            mib(filled.space.stored_bytes + filled.space.garbage_bytes),
+            mib(filled.space.stored_bytes
+                + filled.space.garbage_bytes
+                + filled.space.overhead_bytes),
             mib(filled.map_bytes),
             mib(filled.space.free_bytes),
             mib(filled.space.reserved_bytes),

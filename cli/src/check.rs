@@ -38,9 +38,10 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<(), CliError> {
         );
         let space = &report.space;
         text += &format!(
-            "{} stored, {} garbage, {} metadata and {} reserved, pending, free or unusable are {}\n",
+            "{} stored, {} garbage, {} overhead, {} metadata and {} reserved, pending, free or unusable are {}\n",
             human(space.stored_bytes),
             human(space.garbage_bytes),
+            human(space.overhead_bytes),
             human(space.metadata_bytes),
             human(
                 space.reserved_bytes

@@ -76,6 +76,7 @@ fn space(stat: &PoolStat) -> Vec<Vec<String>> {
             human(space.garbage_bytes),
             format!("{least}what collection can get back"),
         ),
+        row("  overhead", human(space.overhead_bytes), "left empty in segments in use"),
         row(
             "  metadata",
             human(space.metadata_bytes),

@@ -2,18 +2,29 @@
 //!
 //! Space that garbage collection can get back does not count as used: a pool that is mostly garbage
 //! is not full. The level rises as soon as a threshold is reached; it falls when the use is clearly
-//! below, so that a pool at a threshold does not tell the same again and again. `Full` is not a
-//! threshold: a write was refused, and none has been taken since.
+//! below. `Full` is not a threshold: a write was refused, none has been taken since, and there still
+//! is no room for a batch of them.
+//!
+//! What the log says is never better than what is: worse is told at once. That it is over is told
+//! once a minute for each level, so that a pool at a threshold does not tell the same again and again.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::{config::Tuning, core::Core, error::EngineError};
+use crate::{
+    accounting::SpaceParts, config::Tuning, core::Core, error::EngineError, space::worst_case_bytes,
+};
 
 /// The use falls so far below a threshold, in thousandths, before the level does.
-const HYSTERESIS_PERMILLE: u64 = 20;
+const HYSTERESIS_PERMILLE: u64 = 50;
+
+/// How often the log says at most that a level is over.
+const RELIEF_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How full a pool is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -30,13 +41,38 @@ pub enum Fullness {
     Full,
 }
 
-/// What was last told.
+/// How full the pool was when that was last looked at, and what the log says of it.
 #[derive(Default)]
 pub(crate) struct FullnessWatch {
-    /// By use, without `Full`.
-    level: Mutex<Fullness>,
-    /// The last write was refused for lack of space.
+    /// The last write was refused for lack of space, and there has been no room since.
     is_full: AtomicBool,
+    levels: Mutex<Levels>,
+}
+
+#[derive(Default)]
+struct Levels {
+    /// By use, without `Full`.
+    by_use: Fullness,
+    /// What the log says.
+    told: Fullness,
+    /// When the log last said that a level is over, by level.
+    relieved: [Option<Instant>; 4],
+}
+
+impl Levels {
+    /// What the log says now, and is to be told from which level, if it is to be told anything.
+    fn tell(&mut self, level: Fullness, now: Instant) -> Option<(Fullness, Fullness)> {
+        let before = self.told;
+        if level < before {
+            let last = &mut self.relieved[before as usize];
+            if last.is_some_and(|last| now < last + RELIEF_INTERVAL) {
+                return None;
+            }
+            *last = Some(now);
+        }
+        self.told = level;
+        (level != before).then_some((before, level))
+    }
 }
 
 /// The level by use, given the one before.
@@ -56,67 +92,94 @@ fn level(before: Fullness, used_permille: u64, tuning: &Tuning) -> Fullness {
 }
 
 impl Core {
-    /// Thousandths of the room for data that are used and cannot be collected.
-    pub(crate) fn used_permille(&self) -> u64 {
+    /// Thousandths of the room for data that are used if so much is not.
+    fn used_permille_but(&self, unused_bytes: u64) -> u64 {
         let room_bytes = u64::from(self.table.len()) * self.superblock.layout.segment_bytes;
         let usable_bytes = room_bytes.saturating_sub(self.space.reserve_bytes()).max(1);
-        let of_usable = |free_bytes: u64| {
-            let used_bytes = usable_bytes.saturating_sub(free_bytes);
-            u64::try_from(u128::from(used_bytes) * 1000 / u128::from(usable_bytes)).unwrap_or(1000)
-        };
-        let used_permille = of_usable(self.space.free_bytes(self.room()));
-        // How much is garbage takes a look at every segment.
+        let used_bytes = usable_bytes.saturating_sub(unused_bytes);
+        u64::try_from(u128::from(used_bytes) * 1000 / u128::from(usable_bytes)).unwrap_or(1000)
+    }
+
+    /// Thousandths of the room for data that are used and cannot be collected.
+    pub(crate) fn used_permille(&self, parts: &SpaceParts) -> u64 {
+        self.used_permille_but(parts.free_bytes + parts.garbage_bytes)
+    }
+
+    /// The same, or more where it is far below every threshold: how much is garbage takes a look at
+    /// every segment.
+    fn used_permille_for_watch(&self) -> u64 {
+        let used_permille = self.used_permille_but(self.space.free_bytes(self.room()));
         let least = u64::from(self.tuning.warn_percent.min(self.tuning.critical_percent)) * 10;
         if used_permille < least.saturating_sub(HYSTERESIS_PERMILLE) {
             return used_permille;
         }
-        let (parts, _) = self.space_parts(None);
-        of_usable(parts.free_bytes + parts.garbage_bytes)
+        self.used_permille(&self.space_parts(None).0)
     }
 
-    /// How full the pool is at this moment.
-    pub(crate) fn fullness(&self) -> Fullness {
-        if self.fullness.is_full.load(Ordering::Relaxed) {
+    /// Writes are refused, and what would fill a batch of them still would be.
+    fn is_full(&self) -> bool {
+        let batch_bytes = worst_case_bytes(self.tuning.batch_bytes);
+        self.fullness.is_full.load(Ordering::Relaxed)
+            && self.space.free_bytes(self.room()) < batch_bytes
+    }
+
+    /// How full the pool is at this moment, with so much of it used.
+    pub(crate) fn fullness(&self, used_permille: u64) -> Fullness {
+        if self.is_full() {
             return Fullness::Full;
         }
-        level(*self.fullness.level.lock(), self.used_permille(), &self.tuning)
+        level(self.fullness.levels.lock().by_use, used_permille, &self.tuning)
     }
 
     /// Looks how full the pool is, and logs it if it has reached another level.
     pub(crate) fn watch_fullness(&self) {
-        let used_permille = self.used_permille();
-        let mut told = self.fullness.level.lock();
-        let now = level(*told, used_permille, &self.tuning);
-        let before = std::mem::replace(&mut *told, now);
-        drop(told);
+        let used_permille = self.used_permille_for_watch();
+        let is_full = self.is_full();
+        if !is_full {
+            self.fullness.is_full.store(false, Ordering::Relaxed);
+        }
+        let mut levels = self.fullness.levels.lock();
+        levels.by_use = level(levels.by_use, used_permille, &self.tuning);
+        let now = if is_full { Fullness::Full } else { levels.by_use };
+        let told = levels.tell(now, self.runtime.now());
+        drop(levels);
         let used_percent = used_permille / 10;
-        match now {
-            _ if now == before => {}
-            Fullness::Critical if now > before => {
+        match told {
+            None => {}
+            Some((Fullness::Full, _)) => tracing::info!("the pool takes writes again"),
+            Some((before, now)) if now < before => {
+                tracing::info!(used_percent, "the pool has more room again");
+            }
+            Some((_, Fullness::Warning)) => {
+                tracing::warn!(used_percent, "the pool is filling up");
+            }
+            Some((_, Fullness::Critical)) => {
                 tracing::error!(
                     used_percent,
                     "the pool is almost full: grow it, or delete something"
                 );
             }
-            Fullness::Warning if now > before => {
-                tracing::warn!(used_percent, "the pool is filling up");
-            }
-            _ => tracing::info!(used_percent, "the pool has more room again"),
+            // That is told with the write that was refused.
+            Some((_, Fullness::Normal | Fullness::Full)) => {}
         }
     }
 
-    /// A write was given its space, or refused. Logs when the pool becomes full, once until it
-    /// takes writes again.
+    /// A write was given its space, or refused. Logs when the pool becomes full, and that it takes
+    /// writes again.
     pub(crate) fn note_refusal(&self, refusal: Option<&EngineError>) {
         let is_full = &self.fullness.is_full;
         // Mostly nothing changes, and nobody else need hear of it.
         if is_full.load(Ordering::Relaxed) == refusal.is_some() {
             return;
         }
-        let was_full = is_full.swap(refusal.is_some(), Ordering::Relaxed);
-        match refusal {
-            Some(error) if !was_full => tracing::error!(%error, "writes are refused"),
-            None if was_full => tracing::info!("the pool takes writes again"),
+        is_full.store(refusal.is_some(), Ordering::Relaxed);
+        let mut levels = self.fullness.levels.lock();
+        let now = if refusal.is_some() { Fullness::Full } else { levels.by_use };
+        let told = levels.tell(now, self.runtime.now());
+        drop(levels);
+        match (told, refusal) {
+            (Some(_), Some(error)) => tracing::error!(%error, "writes are refused"),
+            (Some((Fullness::Full, _)), None) => tracing::info!("the pool takes writes again"),
             _ => {}
         }
     }
@@ -132,7 +195,7 @@ mod tests {
         let mut now = Fullness::Normal;
         let mut told = Vec::new();
         for used_permille in
-            [0, 799, 800, 790, 781, 799, 949, 950, 931, 940, 930, 929, 949, 779, 800, 1000, 0]
+            [0, 799, 800, 790, 751, 799, 949, 950, 901, 940, 900, 899, 949, 749, 800, 1000, 0]
         {
             let next = level(now, used_permille, &tuning);
             if next != now {
@@ -143,12 +206,35 @@ mod tests {
         let expected = [
             (800, Fullness::Warning),
             (950, Fullness::Critical),
-            (929, Fullness::Warning),
-            (779, Fullness::Normal),
+            (899, Fullness::Warning),
+            (749, Fullness::Normal),
             (800, Fullness::Warning),
             (1000, Fullness::Critical),
             (0, Fullness::Normal),
         ];
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_pool_that_toggles_is_told_of_a_few_times_a_minute_and_never_too_well() {
+        let start = Instant::now();
+        let mut levels = Levels::default();
+        let mut lines = 0;
+        for tenth in 0..1200 {
+            let level = if tenth % 2 == 0 { Fullness::Full } else { Fullness::Warning };
+            lines +=
+                u32::from(levels.tell(level, start + Duration::from_millis(100) * tenth).is_some());
+            assert!(levels.told >= level, "at {tenth}");
+        }
+        assert_eq!(lines, 5);
+        // What is worse is told at once, and in the end also that it is over.
+        let soon = start + Duration::from_secs(120);
+        assert_eq!(levels.tell(Fullness::Normal, soon), None);
+        let later = start + Duration::from_secs(200);
+        assert_eq!(levels.tell(Fullness::Normal, later), Some((Fullness::Full, Fullness::Normal)));
+        for level in [Fullness::Warning, Fullness::Critical, Fullness::Full] {
+            assert_eq!(levels.tell(level, later).map(|(_, now)| now), Some(level));
+            assert_eq!(levels.tell(level, later), None);
+        }
     }
 }

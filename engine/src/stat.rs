@@ -222,6 +222,7 @@ impl Pool {
 
 fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -> PoolStat {
     let (space, size_bytes) = core.space_parts(holdings.map(|holdings| holdings.distinct));
+    let used_permille = core.used_permille(&space);
     let (mut of_volumes, mut of_snapshots) = (Vec::new(), Vec::new());
     for (at, volume) in volumes.iter().enumerate() {
         let list = if volume.is_snapshot() { &mut of_snapshots } else { &mut of_volumes };
@@ -247,8 +248,8 @@ fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -
         size_bytes,
         unused_bytes: core.unused_bytes(),
         space,
-        fullness: core.fullness(),
-        used_percent: core.used_permille() / 10,
+        fullness: core.fullness(used_permille),
+        used_percent: used_permille / 10,
         content: holdings.map(|holdings| content(holdings, volumes, &space)),
         written: written(core),
         index_bytes: index.bytes as u64,

@@ -146,6 +146,8 @@ fn what_is_whose_and_what_deleting_it_frees_is_told() {
     let after = pool.stat();
     assert_adds_up(&after, "collected");
     assert!(after.space.free_bytes >= stat.space.free_bytes + least, "{:?}", after.space);
+    // What is called garbage can be got back.
+    assert!(after.space.garbage_bytes <= 64 * KIB, "{:?}", after.space);
     pool.close().unwrap();
 }
 

@@ -10,8 +10,12 @@ pub struct SpaceParts {
     /// Data: what write units take for blocks that are referred to, in proportion; with summaries
     /// and padding.
     pub stored_bytes: u64,
-    /// What garbage collection can get back: dead blocks, and what segments in use have left over.
+    /// What garbage collection can get back: dead blocks, with their share of summaries, padding and
+    /// tails of segments; and segments that are about to be freed.
     pub garbage_bytes: u64,
+    /// What segments in use leave empty: too little for another write unit, and room for the next
+    /// pages of the map.
+    pub overhead_bytes: u64,
     /// The map, the stored image of the dedup index, the NVRAM log if it is in the pool, checkpoints,
     /// the segment table, superblocks.
     pub metadata_bytes: u64,
@@ -31,7 +35,7 @@ impl SpaceParts {
     pub fn total_bytes(&self) -> u64 {
         let Self { stored_bytes, garbage_bytes, metadata_bytes, .. } = self;
         let Self { reserved_bytes, pending_bytes, free_bytes, unusable_bytes, .. } = self;
-        let in_use = stored_bytes + garbage_bytes + metadata_bytes;
+        let in_use = stored_bytes + garbage_bytes + self.overhead_bytes + metadata_bytes;
         in_use + reserved_bytes + pending_bytes + free_bytes + unusable_bytes
     }
 }
@@ -46,17 +50,22 @@ impl Core {
         // in this size.
         let size_bytes = self.revision.lock().size_bytes;
         let layout = &self.superblock.layout;
-        let stored_bytes = match live_blocks {
-            Some(live) => in_proportion(usage.unit_bytes, live, usage.stored_blocks),
-            None => usage.live_unit_bytes,
+        let (stored_bytes, live_tail_bytes) = match live_blocks {
+            Some(live) => {
+                let live_share = |bytes| in_proportion(bytes, live, usage.stored_blocks);
+                (live_share(usage.unit_bytes), live_share(usage.tail_bytes))
+            }
+            None => (usage.live_unit_bytes, usage.live_tail_bytes),
         };
+        let dead_bytes = usage.unit_bytes + usage.tail_bytes - stored_bytes - live_tail_bytes;
         let reserved_bytes = self.space.reserve_bytes().min(usage.room_bytes);
         let left_bytes = usage.room_bytes - reserved_bytes;
         let pending_bytes = self.space.promised_bytes().min(left_bytes);
         let segments_bytes = u64::from(usage.segments) * layout.segment_bytes;
         let parts = SpaceParts {
             stored_bytes,
-            garbage_bytes: usage.waste_bytes + (usage.unit_bytes - stored_bytes),
+            garbage_bytes: usage.freeing_bytes + dead_bytes,
+            overhead_bytes: live_tail_bytes + usage.metadata_rest_bytes,
             metadata_bytes: layout.data_start.0 + usage.map_bytes + usage.image_bytes,
             reserved_bytes,
             pending_bytes,

@@ -6,8 +6,8 @@ use siltstone_device::{BLOCK_BYTES, SegmentId};
 
 use super::{Segment, SegmentState, SegmentTable};
 
-/// Each byte of each segment is in one of `room_bytes`, `unit_bytes`, `map_bytes`, `image_bytes` and
-/// `waste_bytes`.
+/// Each byte of each segment is in one of `room_bytes`, `unit_bytes`, `map_bytes`, `image_bytes`,
+/// `tail_bytes`, `metadata_rest_bytes` and `freeing_bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     /// How many segments there are.
@@ -20,13 +20,19 @@ pub(crate) struct Usage {
     pub(crate) map_bytes: u64,
     /// Chunks of images of the index.
     pub(crate) image_bytes: u64,
-    /// What nothing is in, in segments that are in use or about to be freed.
-    pub(crate) waste_bytes: u64,
+    /// Behind the last write unit of segments that get no more of them.
+    pub(crate) tail_bytes: u64,
+    /// What pages and chunks leave of segments of metadata.
+    pub(crate) metadata_rest_bytes: u64,
+    /// Segments about to be freed.
+    pub(crate) freeing_bytes: u64,
     /// Blocks in write units.
     pub(crate) stored_blocks: u64,
     /// At most so much of `unit_bytes` is for blocks that live, by the references to each segment.
     /// A block counts as often as it is referred to, so it may be much less.
     pub(crate) live_unit_bytes: u64,
+    /// The tails of those, in proportion.
+    pub(crate) live_tail_bytes: u64,
 }
 
 impl SegmentTable {
@@ -42,24 +48,25 @@ impl SegmentTable {
             let rest_bytes = segment_bytes.saturating_sub(used_bytes);
             match segment.state {
                 SegmentState::Free => usage.room_bytes += segment_bytes,
-                SegmentState::Freeing => usage.waste_bytes += segment_bytes,
+                SegmentState::Freeing => usage.freeing_bytes += segment_bytes,
                 SegmentState::Frontier | SegmentState::Data => {
                     usage.unit_bytes += used_bytes;
                     usage.stored_blocks += u64::from(segment.stored_blocks);
-                    usage.live_unit_bytes += live_bytes(segment);
+                    usage.live_unit_bytes += live_share(segment, used_bytes);
                     if segment.state == SegmentState::Frontier && !full.contains(&id) {
                         usage.room_bytes += rest_bytes;
                     } else {
-                        usage.waste_bytes += rest_bytes;
+                        usage.tail_bytes += rest_bytes;
+                        usage.live_tail_bytes += live_share(segment, rest_bytes);
                     }
                 }
                 SegmentState::Metadata => {
                     usage.map_bytes += used_bytes;
-                    usage.waste_bytes += rest_bytes;
+                    usage.metadata_rest_bytes += rest_bytes;
                 }
                 SegmentState::IndexImage => {
                     usage.image_bytes += used_bytes;
-                    usage.waste_bytes += rest_bytes;
+                    usage.metadata_rest_bytes += rest_bytes;
                 }
             }
         }
@@ -68,12 +75,12 @@ impl SegmentTable {
     }
 }
 
-/// The share of a segment's units that its references allow to live.
-fn live_bytes(segment: &Segment) -> u64 {
-    let (stored, used_bytes) = (u64::from(segment.stored_blocks), u64::from(segment.used_bytes));
+/// What of a segment's `bytes` its references allow to live.
+fn live_share(segment: &Segment, bytes: u64) -> u64 {
     if segment.state == SegmentState::Frontier {
         // What refers to it is not in patches yet.
-        return used_bytes;
+        return bytes;
     }
-    used_bytes * segment.references.min(stored) / stored.max(1)
+    let stored = u64::from(segment.stored_blocks);
+    bytes * segment.references.min(stored) / stored.max(1)
 }
