@@ -19,6 +19,7 @@ use crate::{
         place::{ListenError, NoAnswer},
     },
     plural::count,
+    size::exact,
 };
 
 /// What the help says about exit statuses.
@@ -146,6 +147,20 @@ pub(crate) enum CliError {
         size_bytes: u64,
         /// Its level.
         level: i8,
+    },
+    /// A smaller size was given for a volume, and not said to be meant.
+    #[error(
+        "volume '{volume}' has {}, of which the last {} would be discarded at {}; add --shrink if \
+         they may go",
+        exact(*.current_bytes), exact(current_bytes - size_bytes), exact(*.size_bytes)
+    )]
+    WouldShrink {
+        /// The volume.
+        volume: String,
+        /// Its size.
+        current_bytes: u64,
+        /// The size asked for.
+        size_bytes: u64,
     },
     /// The length of a stream is not known beforehand.
     #[error("the length of {file} is not known: add --size to create volume '{volume}' for it")]
@@ -312,6 +327,7 @@ impl CliError {
             | Self::StreamSizeMissing { .. }
             | Self::LogLevel { .. } => ExitStatus::Usage,
             Self::VolumeDiffers { .. }
+            | Self::WouldShrink { .. }
             | Self::ImageTooLarge { .. }
             | Self::ImageEmpty { .. }
             | Self::FileExists { .. }

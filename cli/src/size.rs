@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+pub(crate) use siltstone_engine::size::{exact, human};
 
 /// Suffixes, each 1024 times the one before.
 const UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
@@ -55,21 +56,6 @@ impl FromStr for Size {
     }
 }
 
-/// `bytes` for people: exact below 1 KiB, otherwise three significant digits or so.
-pub(crate) fn human(bytes: u64) -> String {
-    let power = (bytes.max(1).ilog2() / 10) as usize;
-    if power == 0 {
-        return format!("{bytes} B");
-    }
-    let (unit, letter) = (1_u64 << (10 * power), UNITS[power - 1]);
-    if bytes.is_multiple_of(unit) {
-        return format!("{} {letter}iB", bytes / unit);
-    }
-    let value = bytes as f64 / unit as f64;
-    let decimals = if value < 10.0 { 2 } else { 1 };
-    format!("{value:.decimals$} {letter}iB")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,21 +87,6 @@ mod tests {
         }
         for text in ["16E", "18446744073709551616", "99999999999999999999999999"] {
             assert_eq!(text.parse::<Size>(), Err(ParseSizeError::TooLarge), "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_written_for_people() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1 KiB"),
-            (1536, "1.50 KiB"),
-            (20 << 30, "20 GiB"),
-            ((20 << 30) + (100 << 20), "20.1 GiB"),
-            (u64::MAX, "16.0 EiB"),
-        ] {
-            assert_eq!(human(bytes), text);
         }
     }
 }

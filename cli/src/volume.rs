@@ -35,7 +35,10 @@ impl PoolOperation for VolumeCommand {
                 session.print(&format!("created volume '{name}', {}\n", human(size.0)))
             }
             Self::List { json, .. } => list(&pool.volumes(), *json, session),
-            Self::Resize { name, size, .. } => {
+            Self::Resize { name, size, shrink, .. } => {
+                if !shrink {
+                    check_grows(pool, name, size.0)?;
+                }
                 pool.resize_volume(name, size.0)?;
                 session.print(&format!("volume '{name}' has {} now\n", human(size.0)))
             }
@@ -60,6 +63,17 @@ pub(crate) fn create(
     let options = VolumeOptions::new(size_bytes);
     let level = compression.level.unwrap_or(options.level);
     Ok(pool.create_volume(name, &options.with_level(level))?)
+}
+
+/// Whether nothing of a volume is cut off at a new size.
+fn check_grows(pool: &Pool, name: &str, size_bytes: u64) -> Result<(), CliError> {
+    let volume = pool.volume(name)?;
+    let current_bytes = volume.size_bytes();
+    // A snapshot is refused for what it is.
+    if size_bytes < current_bytes && !volume.is_read_only() {
+        return Err(CliError::WouldShrink { volume: name.into(), current_bytes, size_bytes });
+    }
+    Ok(())
 }
 
 fn list(volumes: &[VolumeInfo], json: bool, session: &mut dyn Session) -> Result<(), CliError> {

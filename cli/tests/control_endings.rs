@@ -81,7 +81,7 @@ fn nonsense_on_the_control_socket_harms_nobody() {
     let metadata = fs::metadata(&pool).unwrap();
     let identity = json!({ "device": metadata.dev(), "inode": metadata.ino() });
     let request = |command: Value| {
-        json!({ "version": 2, "pool": identity, "command": command }).to_string().into_bytes()
+        json!({ "version": 3, "pool": identity, "command": command }).to_string().into_bytes()
     };
     let pool_argument = json!({ "path": "anything" });
     let import =
@@ -91,7 +91,7 @@ fn nonsense_on_the_control_socket_harms_nobody() {
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "makes no sense"),
         (&[0xff; 5000], "makes no sense"),
         (b"{}", "makes no sense"),
-        (b"{\"version\":99}", "version 2, not 99"),
+        (b"{\"version\":99}", "version 3, not 99"),
         (&[b'['; 60_000], "makes no sense"),
         (&vec![b'{'; 100_000], "too large"),
         (&import[..import.len() - 1], "makes no sense"),
@@ -191,15 +191,15 @@ fn an_import_whose_command_is_killed_or_interrupted_leaves_no_volume() {
 fn an_export_that_nobody_reads_ends_with_its_command() {
     let folder = Folder::new();
     let pool = folder.pool("128M");
-    let server = Server::start(&pool, &["--create", "disk=64M"]);
+    let server = Server::start(&pool, &["--create", "disk=64M", "--log-level", "debug"]);
     let mut export = command();
     export.args(["export", &pool, "disk", "-"]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut export = export.spawn().unwrap();
     let unread = export.stdout.take().unwrap();
-    server.wait_for_log("a command begins");
+    server.wait_for_log("'export disk' begins");
     export.kill().unwrap();
     export.wait().unwrap();
-    server.wait_for_log("a command has failed");
+    server.wait_for_log("'export disk' has failed: ");
     drop(unread);
     assert!(server.stop().success());
 }
@@ -210,14 +210,14 @@ fn a_server_stops_in_the_middle_of_commands_and_closes_its_pool() {
     let pool = folder.pool("256M");
     fs::write(folder.path("image"), vec![3; 8 << 20]).unwrap();
     siltstone(["import", &pool, "disk", &folder.text("image")]).succeeds();
-    let server = Server::start(&pool, &[]);
+    let server = Server::start(&pool, &["--log-level", "debug"]);
     let import = endless_import(&pool);
     wait_for_half(&server, &pool);
     // At this rate, one step takes ten minutes.
     let mut scrub = command();
     scrub.args(["scrub", &pool, "--rate", "1K"]).stdin(Stdio::null());
     let scrub = scrub.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    server.wait_for_log("command=Scrub");
+    server.wait_for_log("'scrub' begins");
     let log = server.stop_for_log();
     assert!(log.contains("closed the pool"), "{log}");
     assert_eq!(end_of(import).fails(1), "the pool's server is stopping");
@@ -241,11 +241,11 @@ fn a_slow_scrub_is_interrupted_at_once() {
     let pool = folder.pool("128M");
     fs::write(folder.path("image"), vec![3; 1 << 20]).unwrap();
     siltstone(["import", &pool, "disk", &folder.text("image")]).succeeds();
-    let server = Server::start(&pool, &[]);
+    let server = Server::start(&pool, &["--log-level", "debug"]);
     let mut scrub = command();
     scrub.args(["scrub", &pool, "--rate", "1K"]).stdin(Stdio::null());
     let scrub = scrub.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    server.wait_for_log("command=Scrub");
+    server.wait_for_log("'scrub' begins");
     // It catches signals once it has been told that it is under way.
     std::thread::sleep(Duration::from_millis(500));
     kill_process(Pid::from_child(&scrub), Signal::INT).unwrap();

@@ -232,7 +232,13 @@ fn impossible_volumes_are_refused() {
         (&["create", &pool, "", "--size", "1G"], "cannot name a volume"),
         (&["create", &pool, "v", "--size", "1G", "--level", "20"], "from -7 to 19"),
         (&["create", &pool, "v", "--size", "1G", "--level", "-8"], "from -7 to 19"),
-        (&["resize", &pool, "disk", "--size", "513"], "multiple of 512"),
+        (&["resize", &pool, "disk", "--size", "1073741825"], "multiple of 512"),
+        (&["resize", &pool, "disk", "--size", "513", "--shrink"], "multiple of 512"),
+        (
+            &["resize", &pool, "disk", "--size", "1M"],
+            "volume 'disk' has 1 GiB, of which the last 1023 MiB would be discarded at 1 MiB; add \
+             --shrink",
+        ),
         (&["resize", &pool, "other", "--size", "1G"], "no volume named 'other'"),
         (&["delete", &pool, "other"], "no volume named 'other'"),
     ] {

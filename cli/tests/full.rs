@@ -107,7 +107,7 @@ fn a_full_pool_refuses_writes_and_nothing_else_until_something_is_deleted() {
 fn a_full_pool_takes_writes_again_after_a_volume_shrinks_or_is_trimmed() {
     let folder = Folder::new();
     let (pool, server, mut client, pieces) = full_pool(&folder);
-    siltstone(["volume", "resize", &pool, "going", "--size", "1M"]).succeeds();
+    siltstone(["volume", "resize", &pool, "going", "--size", "1M", "--shrink"]).succeeds();
     let more = fill(&mut client, pieces);
     assert!(more >= pieces + 35, "{pieces}, {more}");
     // A quarter of what there is, here and there.

@@ -18,7 +18,7 @@
 //! - `recovery` (with `repair`, `marks`, `warm` and `index_image`): coming back.
 //! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which.
 //! - `stat`, `accounting`, `fullness`: what the pool holds, where every byte of it is, and telling when
-//!   it fills up.
+//!   it fills up; `size`: sizes as people read them.
 //! - `check` and `scrub` (with `verify`, `lost`, `findings`, `pace`): looking at everything, offline
 //!   and in use.
 //!
@@ -70,6 +70,7 @@ pub mod scrub;
 mod sealer;
 mod segment_count;
 mod segment_table;
+pub mod size;
 mod snapshot_name;
 mod space;
 mod staged_data;

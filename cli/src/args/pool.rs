@@ -4,7 +4,9 @@
 //! changes it raises [`crate::control::message::VERSION`]; a test there sees to it.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
+    slice::from_ref,
     str::FromStr,
 };
 
@@ -103,6 +105,38 @@ pub(crate) enum PoolCommand {
     Grow(GrowArguments),
 }
 
+/// What a log says of it: which command, and on which volumes and snapshots.
+impl fmt::Display for PoolCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use {SnapshotCommand as S, VolumeCommand as V};
+        let (command, names): (_, &[String]) = match self {
+            Self::Volume(V::Create { name, .. }) => ("volume create", from_ref(name)),
+            Self::Volume(V::List { .. }) => ("volume list", &[]),
+            Self::Volume(V::Resize { name, .. }) => ("volume resize", from_ref(name)),
+            Self::Volume(V::Delete { name, .. }) => ("volume delete", from_ref(name)),
+            Self::Snapshot(S::Create { snapshots, .. }) => ("snapshot create", snapshots),
+            Self::Snapshot(S::List { .. }) => ("snapshot list", &[]),
+            Self::Snapshot(S::Delete { snapshots, .. }) => ("snapshot delete", snapshots),
+            Self::Snapshot(S::Rollback { snapshot, .. }) => {
+                ("snapshot rollback", from_ref(snapshot))
+            }
+            Self::Clone(clone) => {
+                let CloneArguments { snapshot, name, .. } = clone;
+                ("clone", &[snapshot.clone(), name.clone()])
+            }
+            Self::Import(import) => ("import", from_ref(&import.volume)),
+            Self::Export(export) => ("export", from_ref(&export.volume)),
+            Self::Stat(_) => ("stat", &[]),
+            Self::Scrub(_) => ("scrub", &[]),
+            Self::Gc(_) => ("gc", &[]),
+            Self::Grow(_) => ("grow", &[]),
+        };
+        f.write_str(command)?;
+        // Names come from outside: nothing in them may begin another line.
+        names.iter().try_for_each(|name| write!(f, " {}", name.escape_debug()))
+    }
+}
+
 #[derive(Debug, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GrowArguments {
@@ -143,7 +177,7 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Change a volume's size; what lies past a smaller size is discarded.
+    /// Change a volume's size.
     Resize {
         #[command(flatten)]
         pool: PoolArgument,
@@ -152,6 +186,9 @@ pub(crate) enum VolumeCommand {
         /// The new size.
         #[arg(long)]
         size: Size,
+        /// Let the size be a smaller one: what lies past it is discarded.
+        #[arg(long)]
+        shrink: bool,
     },
     /// Delete a volume and everything in it.
     Delete {
@@ -259,4 +296,26 @@ pub(crate) struct StatArguments {
     /// Leave out what only the whole map tells: at once, whatever the pool's size.
     #[arg(long)]
     pub(crate) quick: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::args::{Arguments, Command};
+
+    #[test]
+    fn a_log_names_the_command_and_what_it_is_about_in_one_line() {
+        for (line, told) in [
+            (&["volume", "resize", "p", "a disk", "--size", "1M"][..], "volume resize a disk"),
+            (&["snapshot", "delete", "p", "v@s", "w@s"], "snapshot delete v@s w@s"),
+            (&["clone", "p", "v@s", "w"], "clone v@s w"),
+            (&["volume", "delete", "p", "x\nERROR"], "volume delete x\\nERROR"),
+            (&["stat", "p", "--quick"], "stat"),
+        ] {
+            let arguments = Arguments::try_parse_from(["siltstone"].iter().chain(line)).unwrap();
+            let Command::OnPool(command) = arguments.command else { panic!("{line:?}") };
+            assert_eq!(command.to_string(), told);
+        }
+    }
 }

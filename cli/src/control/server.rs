@@ -21,6 +21,7 @@ use super::{
 use crate::{
     args::pool::{PoolArgument, PoolCommand},
     errors::CliError,
+    on_pool::Access,
     waiting::{self, Direction},
 };
 
@@ -198,15 +199,20 @@ fn converse(connection: &Arc<Connection>, pool: Arc<Pool>, shared: &Shared) -> R
     drop(packet);
     let command: PoolCommand = request.command;
     let (uid, pid) = (peer.uid.as_raw(), peer.pid.as_raw_nonzero());
-    tracing::info!(uid, pid, ?command, "a command begins");
+    tracing::debug!(uid, pid, "'{command}' begins");
     let started = Instant::now();
     let mut session = Remote::new(Arc::clone(connection), &command, Arc::clone(&shared.stopping));
     let ended = command.operation().execute(&pool, &mut session);
     drop(pool);
     let milliseconds = started.elapsed().as_millis() as u64;
-    match &ended {
-        Ok(()) => tracing::info!(pid, milliseconds, "a command has ended"),
-        Err(error) => tracing::info!(pid, milliseconds, %error, "a command has failed"),
+    let outcome = match &ended {
+        Ok(()) => "has ended".into(),
+        Err(error) => format!("has failed: {error}"),
+    };
+    if command.operation().access() == Access::Change {
+        tracing::info!(uid, pid, milliseconds, "'{command}' {outcome}");
+    } else {
+        tracing::debug!(uid, pid, milliseconds, "'{command}' {outcome}");
     }
     session.end(&ended);
     Ok(())

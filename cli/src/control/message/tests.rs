@@ -26,7 +26,7 @@ fn encoded(line: &[&str]) -> Value {
 /// raise [`VERSION`].
 #[test]
 fn commands_look_on_the_wire_as_those_of_this_version() {
-    assert_eq!(VERSION, 2);
+    assert_eq!(VERSION, 3);
     let pool = json!({ "path": "p" });
     for (line, expected) in [
         (
@@ -40,7 +40,8 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
         ),
         (
             &["volume", "resize", "p", "v", "--size", "1M"],
-            json!({ "volume": { "resize": { "pool": pool, "name": "v", "size": 1_048_576 } } }),
+            json!({ "volume": { "resize": { "pool": pool, "name": "v", "size": 1_048_576,
+                "shrink": false } } }),
         ),
         (
             &["volume", "delete", "p", "v"],
