@@ -1,12 +1,13 @@
 //! `siltstone create`.
 
-use siltstone_engine::CreateOptions;
+use siltstone_engine::{CreateOptions, OpenOptions};
 
 use crate::{
     args::{CreateArguments, Sync},
     errors::CliError,
     open,
     output::print,
+    size::human,
 };
 
 pub(crate) fn run(arguments: &CreateArguments) -> Result<(), CliError> {
@@ -21,6 +22,10 @@ pub(crate) fn run(arguments: &CreateArguments) -> Result<(), CliError> {
         overwrite: arguments.force,
         ..CreateOptions::default()
     };
-    open::create(&arguments.pool, &options)?;
-    print(&format!("created pool {}\n", arguments.pool.display()))
+    let path = &arguments.pool;
+    open::create(path, &options)?;
+    let pool = open::open(path, &OpenOptions { read_only: true, ..OpenOptions::default() })?;
+    let (size, room) = (human(pool.size_bytes()), human(pool.free_bytes()));
+    pool.close()?;
+    print(&format!("created pool {}, {size}, with room for {room} of data\n", path.display()))
 }

@@ -98,6 +98,28 @@ pub(crate) enum CliError {
         /// Why it cannot be asked.
         source: NoAnswer,
     },
+    /// Others read the pool, and the command would change it.
+    #[error(
+        "{path} is served read-only, or being read by another command: it takes no changes until \
+         that ends"
+    )]
+    BeingRead {
+        /// The pool.
+        path: PathBuf,
+    },
+    /// The pool is there, and is not what was asked for.
+    #[error(
+        "{path} exists already with {}, not {}; leave --size out, or see 'siltstone grow'",
+        exact(*.size_bytes), exact(*.given_bytes)
+    )]
+    PoolDiffers {
+        /// The pool.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+        /// The size asked for.
+        given_bytes: u64,
+    },
     /// The pool is being served, and the command needs it at rest.
     #[error(
         "{path} is being served, and {command} needs a pool at rest: stop the server first, or use \
@@ -137,8 +159,9 @@ pub(crate) enum CliError {
     Server(#[from] ServerError),
     /// The volume exists and is not what was asked for.
     #[error(
-        "volume '{volume}' exists already with {size_bytes} bytes and level {level}; ask for the \
-         same or for neither, name another volume, or change this one first"
+        "volume '{volume}' exists already with {} and level {level}; ask for the same or for \
+         neither, name another volume, or change this one first",
+        exact(*.size_bytes)
     )]
     VolumeDiffers {
         /// The volume.
@@ -172,8 +195,9 @@ pub(crate) enum CliError {
     },
     /// The image does not fit.
     #[error(
-        "{file} is larger than volume '{volume}' ({size_bytes} bytes); enlarge it with 'siltstone \
-         volume resize', or import into another volume"
+        "{file} is larger than volume '{volume}' ({}); enlarge it with 'siltstone volume resize', \
+         or import into another volume",
+        exact(*.size_bytes)
     )]
     ImageTooLarge {
         /// The image.
@@ -212,7 +236,7 @@ pub(crate) enum CliError {
         source: io::Error,
     },
     /// The block device has less room than the volume.
-    #[error("{path} is smaller than the volume ({size_bytes} bytes); name a larger device")]
+    #[error("{path} is smaller than the volume ({}); name a larger device", exact(*.size_bytes))]
     TargetTooSmall {
         /// The device.
         path: PathBuf,
@@ -319,14 +343,15 @@ impl CliError {
             | Self::Refused(_)
             | Self::Listen(_)
             | Self::Stopping => ExitStatus::Other,
-            Self::InUse { .. } | Self::Served { .. } => ExitStatus::InUse,
+            Self::InUse { .. } | Self::BeingRead { .. } | Self::Served { .. } => ExitStatus::InUse,
             Self::AtServer { status, .. } => *status,
             Self::Interrupted => ExitStatus::Interrupted,
             Self::Impossible { .. }
             | Self::PoolSizeMissing
             | Self::StreamSizeMissing { .. }
             | Self::LogLevel { .. } => ExitStatus::Usage,
-            Self::VolumeDiffers { .. }
+            Self::PoolDiffers { .. }
+            | Self::VolumeDiffers { .. }
             | Self::WouldShrink { .. }
             | Self::ImageTooLarge { .. }
             | Self::ImageEmpty { .. }
@@ -393,6 +418,7 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         | E::NoSuchSnapshot { .. }
         | E::SnapshotExists { .. }
         | E::NotASnapshot { .. }
+        | E::NamedTwice { .. }
         | E::HasSnapshots { .. }
         | E::SnapshotReadOnly { .. }
         | E::TooManyAncestors { .. }

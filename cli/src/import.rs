@@ -70,7 +70,8 @@ fn import(
     is_new: bool,
     session: &mut dyn Session,
 ) -> Result<Imported, CliError> {
-    session.begin(image.size_bytes())?;
+    let size_bytes = image.size_bytes();
+    session.begin(size_bytes)?;
     // What the index does not know yet would be stored again.
     let warm = pool.wait_index_warm_async();
     waiting::unless_cancelled(warm, &session.cancellation(), Duration::ZERO)??;
@@ -81,7 +82,8 @@ fn import(
     volume.flush()?;
     pool.checkpoint()?;
     let seconds = start.elapsed().as_secs_f64();
-    Ok(Imported { copied, seconds, before, after: pool.counters() })
+    let image_bytes = size_bytes.unwrap_or(copied.read_bytes);
+    Ok(Imported { image_bytes, copied, seconds, before, after: pool.counters() })
 }
 
 /// The volume to import into, and whether it was made for that.
@@ -207,6 +209,7 @@ fn write(
 
 /// What an import did, and what the pool did meanwhile.
 struct Imported {
+    image_bytes: u64,
     copied: Copied,
     seconds: f64,
     before: CounterValues,
@@ -215,12 +218,16 @@ struct Imported {
 
 impl Imported {
     fn summary(&self, image: &str, volume: &Volume) -> String {
-        let Self { copied, seconds, before, after } = self;
+        let Self { image_bytes, copied, seconds, before, after } = self;
+        let behind = match volume.size_bytes().saturating_sub(*image_bytes) {
+            0 => String::new(),
+            _ => format!(", and zeros from there to {}", human(volume.size_bytes())),
+        };
         let text = format!(
-            "imported {image} into volume '{}': {} in {seconds:.1} s ({:.0} MB/s), {} of it not \
-             zero",
+            "imported {image} into volume '{}': {}{behind} in {seconds:.1} s ({:.0} MB/s), {} \
+             of it not zero",
             volume.name(),
-            human(volume.size_bytes()),
+            human(*image_bytes),
             copied.read_bytes as f64 / 1e6 / seconds.max(1e-3),
             human(copied.data_bytes)
         );

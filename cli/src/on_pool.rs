@@ -92,6 +92,11 @@ fn reach(pool: &PoolArgument, access: Access) -> Result<Opened<Connection>, CliE
     };
     let found = open::open_or(&pool.path, &options, server);
     match (found, not_answered) {
+        (Err(CliError::Engine(EngineError::Device(DeviceError::Locked { path }))), _)
+            if access == Access::Change && open::is_being_read(&path) =>
+        {
+            Err(CliError::BeingRead { path })
+        }
         (
             Err(CliError::Engine(EngineError::Device(DeviceError::Locked { path }))),
             Some(source),

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    fs::File,
     io,
     path::{Path, PathBuf},
     thread,
@@ -65,6 +66,11 @@ pub(crate) fn open_or<T>(
         }
         _ => naming(path, source),
     })
+}
+
+/// Whether those who have a pool only read it, so that others may read it, too.
+pub(crate) fn is_being_read(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| file.try_lock_shared().is_ok())
 }
 
 /// Creates a pool. A file that a failure leaves half-made is removed, so that another attempt

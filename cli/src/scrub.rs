@@ -62,11 +62,21 @@ impl PoolOperation for ScrubArguments {
             let found = findings::lines(&report.findings) + &findings::notes(&report.repairs);
             session.print(&(found + &summary(&report)))?;
             if !report.complete {
-                session
-                    .note("not complete: what is lost by what was found has not been looked up")?;
+                session.note(incomplete(&report))?;
             }
         }
         end.and_then(|()| findings::verdict(&self.pool.path, "scrub", &report.findings))
+    }
+}
+
+/// What a pass that was ended early has not done.
+fn incomplete(report: &ScrubReport) -> &'static str {
+    match report.findings.problem_count() {
+        0 => "the scrub was ended early: what it had read is sound, the rest was not read\n",
+        _ => {
+            "the scrub was ended early: the rest was not read, and which data are lost by these \
+             problems was not looked up\n"
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `siltstone serve`.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,6 +30,7 @@ use crate::{
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(arguments: &ServeArguments) -> Result<(), CliError> {
+    let new_pool = create_pool_if_missing(arguments)?;
     let pool = open_pool(arguments)?;
     for new in &arguments.create {
         create_if_missing(&pool, new)?;
@@ -44,7 +46,7 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<(), CliError> {
         true => None,
         false => ControlServer::start(&pool, &arguments.pool)?,
     };
-    let deadline = runtime.block_on(serve(&pool, arguments, control.as_ref()))?;
+    let deadline = runtime.block_on(serve(&pool, arguments, control.as_ref(), new_pool))?;
     drop(runtime);
     if let Some(control) = control {
         control.wait(deadline);
@@ -60,13 +62,38 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<(), CliError> {
     Ok(())
 }
 
+/// A pool that was made to be served: its file is removed if it is not.
+struct NewPool(Option<PathBuf>);
+
+impl NewPool {
+    /// It is served.
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for NewPool {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // Why it is not served matters more than a failure to clean up.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn create_pool_if_missing(arguments: &ServeArguments) -> Result<NewPool, CliError> {
+    let path = &arguments.pool.path;
+    let (Some(size), Ok(false)) = (arguments.size, path.try_exists()) else {
+        return Ok(NewPool(None));
+    };
+    let options = CreateOptions { size_bytes: Some(size.0), ..CreateOptions::default() };
+    open::create(path, &options)?;
+    tracing::info!(pool = %path.display(), size = human(size.0), "created the pool");
+    Ok(NewPool(Some(path.clone())))
+}
+
 fn open_pool(arguments: &ServeArguments) -> Result<Pool, CliError> {
     let path = &arguments.pool.path;
-    if let (Some(size), Ok(false)) = (arguments.size, path.try_exists()) {
-        let options = CreateOptions { size_bytes: Some(size.0), ..CreateOptions::default() };
-        open::create(path, &options)?;
-        tracing::info!(pool = %path.display(), size = human(size.0), "created the pool");
-    }
     let tuning = Tuning::default();
     let or = |size: Option<Size>, default| size.map_or(default, Size::memory_bytes);
     let tuning = Tuning {
@@ -75,7 +102,13 @@ fn open_pool(arguments: &ServeArguments) -> Result<Pool, CliError> {
         page_cache_bytes: or(arguments.page_cache, tuning.page_cache_bytes),
         ..tuning
     };
-    open::open(path, &OpenOptions { read_only: arguments.read_only, tuning })
+    let pool = open::open(path, &OpenOptions { read_only: arguments.read_only, tuning })?;
+    match (pool.size_bytes(), arguments.size) {
+        (size_bytes, Some(Size(given_bytes))) if given_bytes != size_bytes => {
+            Err(CliError::PoolDiffers { path: path.clone(), size_bytes, given_bytes })
+        }
+        _ => Ok(pool),
+    }
 }
 
 fn create_if_missing(pool: &Pool, new: &NewVolume) -> Result<(), CliError> {
@@ -96,6 +129,7 @@ async fn serve(
     pool: &Arc<Pool>,
     arguments: &ServeArguments,
     control: Option<&ControlServer>,
+    new_pool: NewPool,
 ) -> Result<Instant, CliError> {
     // Before anybody can know of this server, so that no signal is missed.
     let catch = |kind| signal(kind).map_err(system("catch signals"));
@@ -117,6 +151,7 @@ async fn serve(
     };
     let catalog = Arc::new(PoolCatalog::new(Arc::clone(pool)));
     let server = Server::bind(&arguments.listen, catalog, config).await?;
+    new_pool.keep();
     print(&announcement(pool, server.addresses()))?;
     tokio::select! {
         () = next(&mut terminate, &mut interrupt) => {}

@@ -113,8 +113,7 @@ fn content(content: &ContentStat) -> Vec<Vec<String>> {
         1 => String::new(),
         one_in => format!("; estimated from one block in {one_in}"),
     };
-    let thin_and_total =
-        format!("thin {}, all together {}", ratio(content.thin_ratio), ratio(content.total_ratio));
+    let thin = format!("thin provisioning {} apart", ratio(content.thin_ratio));
     vec![
         row("logical", human(content.logical_bytes), provisioned + &unknown),
         row(
@@ -126,7 +125,7 @@ fn content(content: &ContentStat) -> Vec<Vec<String>> {
         row(
             "reduction",
             ratio(content.reduction_ratio),
-            format!("dedup {}, {compression}; {thin_and_total}", ratio(content.dedup_ratio)),
+            format!("dedup {}, {compression}; {thin}", ratio(content.dedup_ratio)),
         ),
     ]
 }

@@ -183,7 +183,8 @@ fn a_volume_holds_the_last_image_and_zeros_behind_it() {
     assert!(fs::read(&out).unwrap() == expected, "the size is rounded up to whole sectors");
 
     let mut expected = patchy(&two, (5 << 20) + 1, 90);
-    siltstone(["import", &pool, "disk", &text(&two)]).succeeds();
+    let said = siltstone(["import", &pool, "disk", &text(&two)]).succeeds();
+    assert!(said.contains("'disk': 5.00 MiB, and zeros from there to 8.00 MiB in "), "{said}");
     expected.resize((8 << 20) + 1024, 0);
     siltstone(["export", &pool, "disk", &out, "--force"]).succeeds();
     assert!(fs::read(&out).unwrap() == expected, "nothing of the first image is left");
@@ -227,6 +228,15 @@ fn garbage_is_collected_on_demand_and_nothing_else() {
 }
 
 #[test]
+fn a_new_pool_says_how_large_it_is_and_how_much_it_takes() {
+    let folder = Folder::new();
+    let pool = folder.text("new");
+    let said = siltstone(["create", &pool, "--size", "1G"]).succeeds();
+    let free = stat(&pool)["free_bytes"].as_u64().unwrap() >> 20;
+    assert_eq!(said, format!("created pool {pool}, 1 GiB, with room for {free} MiB of data\n"));
+}
+
+#[test]
 fn volumes_are_created_listed_resized_and_deleted() {
     let folder = Folder::new();
     let pool = folder.pool("128M");
@@ -266,7 +276,7 @@ fn a_server_starts_from_nothing_and_starts_again() {
     }
     let other = ["serve", &pool, "--create", "disk=2G", "--log-level", "off"];
     let sentence = siltstone(other).fails(6);
-    assert!(sentence.contains("exists already with 1073741824 bytes"), "{sentence}");
+    assert!(sentence.contains("exists already with 1 GiB"), "{sentence}");
 }
 
 #[test]

@@ -166,6 +166,18 @@ fn a_pool_in_use_is_refused_and_keeps_running() {
 }
 
 #[test]
+fn a_pool_that_is_served_read_only_says_so_to_changes() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    let server = Server::start(&pool, &["--read-only"]);
+    let sentence = siltstone(["volume", "create", &pool, "v", "--size", "1M"]).fails(5);
+    assert!(sentence.contains("is served read-only"), "{sentence}");
+    siltstone(["stat", &pool]).succeeds();
+    assert!(server.stop().success());
+    siltstone(["volume", "create", &pool, "v", "--size", "1M"]).succeeds();
+}
+
+#[test]
 fn a_pool_that_cannot_be_created_leaves_nothing_behind() {
     let folder = Folder::new();
     let (pool, nvram) = (folder.text("pool"), folder.text("nvram"));
@@ -222,7 +234,13 @@ fn a_pool_that_may_not_be_opened_is_reported() {
 fn impossible_volumes_are_refused() {
     let folder = Folder::new();
     let pool = folder.pool(POOL_SIZE);
-    siltstone(["volume", "create", &pool, "disk", "--size", "1G"]).succeeds();
+    for (volume, size) in [("disk", "1G"), ("kept", "1M")] {
+        siltstone(["volume", "create", &pool, volume, "--size", size]).succeeds();
+    }
+    siltstone(["snapshot", "create", &pool, "kept@now"]).succeeds();
+    let twice = ["snapshot", "delete", &pool, "kept@now", "kept@now"];
+    let sentence = siltstone(twice).fails(6);
+    assert!(sentence.contains("'kept@now' is named twice"), "{sentence}");
     for (arguments, expected) in [
         (&["create", &pool, "disk", "--size", "1G"][..], "exists already"),
         (&["create", &pool, "odd", "--size", "1000"], "multiple of 512"),
@@ -232,6 +250,7 @@ fn impossible_volumes_are_refused() {
         (&["create", &pool, "", "--size", "1G"], "cannot name a volume"),
         (&["create", &pool, "v", "--size", "1G", "--level", "20"], "from -7 to 19"),
         (&["create", &pool, "v", "--size", "1G", "--level", "-8"], "from -7 to 19"),
+        (&["delete", &pool, "kept"], "'siltstone volume delete --snapshots'"),
         (&["resize", &pool, "disk", "--size", "1073741825"], "multiple of 512"),
         (&["resize", &pool, "disk", "--size", "513", "--shrink"], "multiple of 512"),
         (
@@ -246,7 +265,7 @@ fn impossible_volumes_are_refused() {
         assert!(sentence.contains(expected), "{sentence}");
     }
     let list = siltstone(["volume", "list", &pool]).succeeds();
-    assert_eq!(list, "NAME  SIZE   LEVEL\ndisk  1 GiB  1\n");
+    assert_eq!(list, "NAME  SIZE   LEVEL\ndisk  1 GiB  1\nkept  1 MiB  1\n");
 }
 
 #[test]
@@ -279,7 +298,7 @@ fn images_that_cannot_be_imported_leave_no_volume() {
     siltstone(["import", &pool, "v", &image]).succeeds();
     for option in [["--size", "4M"], ["--level", "3"]] {
         let sentence = siltstone([&["import", &pool, "v", &image], &option[..]].concat()).fails(6);
-        assert!(sentence.contains("exists already with 2097152 bytes"), "{sentence}");
+        assert!(sentence.contains("exists already with 2 MiB"), "{sentence}");
     }
     siltstone(["import", &pool, "v", &image, "--size", "2M", "--level", "1"]).succeeds();
 }
@@ -364,6 +383,18 @@ fn addresses_that_cannot_be_had_are_reported() {
         let sentence = siltstone(serve).fails(1);
         assert!(sentence.contains(expected), "{sentence}");
     }
+    // A pool that would have been made for it is not left behind, and one of another size not taken.
+    let (new, address) = (folder.text("new"), taken.local_addr().unwrap().to_string());
+    let serve = |size, pool| {
+        siltstone(["serve", pool, "--size", size, "--listen", &address, "--log-level", "off"])
+    };
+    let sentence = serve(POOL_SIZE, &new).fails(1);
+    assert!(sentence.contains("cannot listen on"), "{sentence}");
+    assert!(!fs::exists(&new).unwrap());
+    let sentence = serve("256M", &pool).fails(6);
+    assert!(sentence.contains("exists already with 128 MiB, not 256 MiB"), "{sentence}");
+    assert!(serve(POOL_SIZE, &pool).fails(1).contains("cannot listen on"));
+    assert!(fs::exists(&pool).unwrap());
     let serve = ["serve", &pool, "--create", "disk=1000", "--log-level", "off"];
     let sentence = siltstone(serve).fails(6);
     assert!(sentence.contains("multiple of 512"), "{sentence}");

@@ -149,6 +149,7 @@ impl Catalog {
         as_of: Epoch,
         created_unix_s: u64,
     ) -> Result<()> {
+        check_distinct(names)?;
         if self.snapshots.len() + names.len() > MAX_SNAPSHOTS {
             return Err(self.full());
         }
@@ -166,6 +167,7 @@ impl Catalog {
 
     /// Removes snapshots: all, or none.
     pub(crate) fn delete_snapshots(&mut self, names: &[SnapshotName]) -> Result<()> {
+        check_distinct(names)?;
         for name in names {
             self.snapshot(name)?;
             let id = self.volume(&name.volume)?.id;
@@ -288,6 +290,15 @@ impl Catalog {
     /// patches'.
     pub(crate) fn check_fits(&self, max_body_bytes: u64) -> Result<()> {
         if self.encoded_bytes() > max_body_bytes / 2 { Err(self.full()) } else { Ok(()) }
+    }
+}
+
+/// Whether each snapshot is named once.
+fn check_distinct(names: &[SnapshotName]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    match names.iter().find(|name| !seen.insert(*name)) {
+        Some(twice) => Err(EngineError::NamedTwice { snapshot: twice.to_string() }),
+        None => Ok(()),
     }
 }
 

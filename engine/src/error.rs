@@ -9,7 +9,10 @@ use siltstone_device::{
 };
 use siltstone_nvram::{CheckpointError, CopyError, LogError, MarkError, OpenError};
 
-use crate::repair::unit_place;
+use crate::{
+    repair::unit_place,
+    size::{exact, human},
+};
 
 /// An engine operation's failure. Cheap to clone: one failure may concern many waiters.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -60,8 +63,9 @@ pub enum EngineError {
     },
     /// The device is smaller than the pool on it.
     #[error(
-        "the pool is truncated: it is {expected_bytes} bytes long but its device has only \
-         {actual_bytes}; restore the missing part before opening it"
+        "the pool is truncated: it is {} long but its device has only {}; restore the missing part \
+         before opening it",
+        exact(*.expected_bytes), exact(*.actual_bytes)
     )]
     Truncated {
         /// What the superblock says.
@@ -73,7 +77,10 @@ pub enum EngineError {
     #[error("metadata is damaged: {0}")]
     Metadata(#[from] MetadataError),
     /// The device is too small for a pool.
-    #[error("a pool needs at least {needed_bytes} bytes, not {size_bytes}; choose a larger size")]
+    #[error(
+        "a pool needs at least {}, not {}; choose a larger size",
+        exact(*.needed_bytes), exact(*.size_bytes)
+    )]
     TooSmall {
         /// What was asked.
         size_bytes: u64,
@@ -81,7 +88,7 @@ pub enum EngineError {
         needed_bytes: u64,
     },
     /// A pool was to become smaller.
-    #[error("the pool has {current_bytes} bytes and cannot shrink to {size_bytes}")]
+    #[error("the pool has {} and cannot shrink to {}", exact(*.current_bytes), exact(*.size_bytes))]
     CannotShrink {
         /// The size asked for.
         size_bytes: u64,
@@ -90,8 +97,9 @@ pub enum EngineError {
     },
     /// A pool was to become larger than it can.
     #[error(
-        "the pool cannot grow to {size_bytes} bytes: it was made to grow to {max_bytes} at most; \
-         copy its volumes to a pool that is made larger"
+        "the pool cannot grow to {}: it was made to grow to {} at most; copy its volumes to a pool \
+         that is made larger",
+        exact(*.size_bytes), exact(*.max_bytes)
     )]
     GrowsTooFar {
         /// The size asked for.
@@ -159,6 +167,12 @@ pub enum EngineError {
         /// The name, its volume's included.
         snapshot: String,
     },
+    /// A list of snapshots has one of them twice.
+    #[error("'{snapshot}' is named twice; name each snapshot once")]
+    NamedTwice {
+        /// The snapshot, its volume's name included.
+        snapshot: String,
+    },
     /// The name is not a snapshot's.
     #[error("'{name}' does not name a snapshot: write VOLUME@SNAPSHOT")]
     NotASnapshot {
@@ -168,7 +182,7 @@ pub enum EngineError {
     /// A volume that is to be deleted has snapshots.
     #[error(
         "volume '{volume}' has snapshots ({snapshots}); delete them first, or the volume together \
-         with them"
+         with them by 'siltstone volume delete --snapshots'"
     )]
     HasSnapshots {
         /// The volume.
@@ -237,8 +251,9 @@ pub enum EngineError {
 
     /// The pool has no room for a write.
     #[error(
-        "the pool is full: {needed_bytes} bytes were to be written and {free_bytes} are free; \
-         trim or delete volumes, or grow the pool"
+        "the pool is full: the write may need {} and {} are free; trim or delete volumes, or grow \
+         the pool",
+        human(*.needed_bytes), human(*.free_bytes)
     )]
     NoSpace {
         /// What was needed.

@@ -69,9 +69,6 @@ impl Layout {
     /// Lays a new pool out on a device of `size_bytes`.
     pub(crate) fn new(size_bytes: u64, options: &CreateOptions) -> Result<Self> {
         let size_bytes = whole_blocks(size_bytes);
-        if size_bytes < MIN_POOL_BYTES {
-            return Err(EngineError::TooSmall { size_bytes, needed_bytes: MIN_POOL_BYTES });
-        }
         if size_bytes > MAX_POOL_BYTES {
             return Err(EngineError::InvalidOption {
                 option: "a pool size",
@@ -128,8 +125,13 @@ impl Layout {
                 allowed: "larger for a pool of this size",
             });
         }
-        if u64::from(layout.segment_count(size_bytes)) < MIN_SEGMENTS {
-            let needed_bytes = data_start + MIN_SEGMENTS * segment_bytes;
+        let least_bytes = (data_start + MIN_SEGMENTS * segment_bytes).max(MIN_POOL_BYTES);
+        if size_bytes < least_bytes {
+            // At that size, what is before the segments may take more.
+            let needed_bytes = match Self::new(least_bytes, options) {
+                Err(EngineError::TooSmall { needed_bytes, .. }) => needed_bytes,
+                _ => least_bytes,
+            };
             return Err(EngineError::TooSmall { size_bytes, needed_bytes });
         }
         Ok(layout)
@@ -220,10 +222,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_is_too_small_is_refused() {
-        assert!(matches!(
-            Layout::new(1 << 20, &CreateOptions::default()),
-            Err(EngineError::TooSmall { .. })
-        ));
+    fn a_pool_that_is_too_small_is_told_the_least_size_at_once() {
+        let needed = |size_bytes, options: &CreateOptions| match Layout::new(size_bytes, options) {
+            Err(EngineError::TooSmall { needed_bytes, .. }) => Some(needed_bytes),
+            _ => None,
+        };
+        for segment_bytes in [None, Some(256 << 10), Some(16 << 20)] {
+            let options = CreateOptions { segment_bytes, ..CreateOptions::default() };
+            let least_bytes = needed(0, &options).unwrap();
+            for size_bytes in [1 << 20, 8 << 20, least_bytes - 4096] {
+                assert_eq!(needed(size_bytes, &options), Some(least_bytes), "{size_bytes}");
+            }
+            Layout::new(least_bytes, &options).unwrap();
+        }
     }
 }

@@ -102,6 +102,11 @@ fn names_that_are_taken_or_missing_are_refused() {
     catalog.add_snapshots(&[name("a@s")], Epoch(0), 0).unwrap();
     let taken = catalog.add_snapshots(&[name("a@s")], Epoch(1), 0).unwrap_err();
     assert!(matches!(taken, EngineError::SnapshotExists { .. }), "{taken}");
+    let twice = [name("a@t"), name("a@t")];
+    let twice = catalog.clone().add_snapshots(&twice, Epoch(1), 0).unwrap_err();
+    assert!(matches!(twice, EngineError::NamedTwice { .. }), "{twice}");
+    let twice = catalog.clone().delete_snapshots(&[name("a@s"), name("a@s")]).unwrap_err();
+    assert!(matches!(twice, EngineError::NamedTwice { .. }), "{twice}");
     let missing = catalog.clone().delete_snapshots(&[name("a@t")]).unwrap_err();
     assert!(matches!(missing, EngineError::NoSuchSnapshot { .. }), "{missing}");
     let missing = catalog.roll_back(&name("b@s")).unwrap_err();
