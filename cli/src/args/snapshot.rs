@@ -18,8 +18,8 @@ pub(crate) enum SnapshotCommand {
     Create {
         #[command(flatten)]
         pool: PoolArgument,
-        /// A volume, whose snapshot is named by the time of day (UTC); or, as VOLUME@SNAPSHOT, with
-        /// a name for it.
+        /// A volume, whose snapshot is named by the date and time (UTC, to the second); or, as
+        /// VOLUME@SNAPSHOT, with a name for it.
         #[arg(value_name = "VOLUME[@SNAPSHOT]", required = true)]
         snapshots: Vec<String>,
     },
