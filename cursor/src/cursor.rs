@@ -217,7 +217,11 @@ pub struct ExtentCursor {
 
 impl ExtentCursor {
     pub(crate) fn new(shared: Arc<Shared>, budget_bytes: usize) -> Self {
-        Self { scan: Scan::new(shared, None, Key::MIN, Key::MAX, budget_bytes) }
+        Self::within(shared, Key::MIN, Key::MAX, budget_bytes)
+    }
+
+    pub(crate) fn within(shared: Arc<Shared>, from: Key, to: Key, budget_bytes: usize) -> Self {
+        Self { scan: Scan::new(shared, None, from, to, budget_bytes) }
     }
 
     /// The next extent.

@@ -26,7 +26,7 @@ use crate::{
     epoch::View,
     epoch_table::{self, EpochTable},
     error::MapError,
-    extent::{Extent, Run},
+    extent::{Extent, Key, MAX_BLOCKS, Run},
     lookup::Snapshot,
     manifest::Manifest,
     memtable::Memtable,
@@ -185,6 +185,18 @@ impl Map {
     #[must_use]
     pub fn cursor_all(&self, memory_budget_bytes: usize) -> ExtentCursor {
         ExtentCursor::new(self.shared.clone(), memory_budget_bytes)
+    }
+
+    /// A cursor over the extents of one layer from a block on, of all epochs, holes included.
+    #[must_use]
+    pub fn layer_cursor(
+        &self,
+        layer: LayerId,
+        from: BlockAddress,
+        memory_budget_bytes: usize,
+    ) -> ExtentCursor {
+        let (from, to) = (Key { layer, address: from }, Key::new(layer, MAX_BLOCKS));
+        ExtentCursor::within(self.shared.clone(), from, to, memory_budget_bytes)
     }
 
     /// Entries in the active memtable.

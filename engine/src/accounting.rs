@@ -188,7 +188,7 @@ impl Core {
     /// What volumes and snapshots hold, in their order.
     pub(crate) async fn holdings(&self, volumes: &[Arc<VolumeCore>]) -> Holdings {
         let reader = |volume: &Arc<VolumeCore>| Reader {
-            chain: Arc::clone(&volume.chain),
+            chain: volume.chain(),
             len_blocks: volume.len_blocks(),
             is_volume: !volume.is_snapshot(),
         };

@@ -245,6 +245,39 @@ impl Catalog {
         snapshots.chain(self.layers.values().flatten().map(|parent| parent.as_of)).max()
     }
 
+    /// A layer that `is_wanted`, and its view of a parent that nothing else reads and that has no parent
+    /// itself: what the view holds can become the layer's own.
+    pub(crate) fn adoptable(&self, is_wanted: impl Fn(LayerId) -> bool) -> Option<(LayerId, View)> {
+        self.layers.values().flatten().next()?;
+        let mut taken: BTreeSet<_> = self.volumes.values().map(|volume| volume.layer).collect();
+        taken.extend(self.snapshots.values().map(|snapshot| snapshot.view.layer));
+        let mut children: BTreeMap<LayerId, usize> = BTreeMap::new();
+        for parent in self.layers.values().flatten() {
+            *children.entry(parent.layer).or_default() += 1;
+        }
+        self.layers.iter().find_map(|(&layer, parent)| {
+            let parent = (*parent)?;
+            let is_root = self.layers.get(&parent.layer) == Some(&None);
+            let is_free = !taken.contains(&parent.layer) && children[&parent.layer] == 1;
+            (is_root && is_free && is_wanted(layer)).then_some((layer, parent))
+        })
+    }
+
+    /// The layer has all that it saw of its parent, which is gone if nothing else reads it.
+    pub(crate) fn leave_parent(&mut self, layer: LayerId) {
+        if let Some(parent) = self.layers.get_mut(&layer) {
+            *parent = None;
+        }
+        self.drop_unreadable_layers();
+    }
+
+    /// The epochs as of which snapshots, and layers that have it as their parent, read a layer.
+    pub(crate) fn labels(&self, layer: LayerId) -> impl Iterator<Item = Epoch> {
+        let snapshots = self.snapshots.values().map(|snapshot| snapshot.view);
+        let views = snapshots.chain(self.layers.values().flatten().copied());
+        views.filter(move |view| view.layer == layer).map(|view| view.as_of)
+    }
+
     /// Whether the layer was one of a volume that is gone by now.
     pub(crate) fn is_former(&self, layer: LayerId) -> bool {
         layer.0 > 0

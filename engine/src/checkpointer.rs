@@ -3,6 +3,7 @@
 //!
 //! # Order
 //! ```text
+//! 0  let layers take over some of what they read of their parents (`adoption`)
 //! 1  freeze the memtable at a unit's end, sequence W (the pipeline goes on with a new one)
 //! 2  write the frozen memtable as a patch; merge patches as the policy wants
 //! 3  settle frontier segments, find segments to free, reserve new frontier segments; let a new
@@ -28,6 +29,7 @@ use siltstone_device::{
 };
 
 use crate::{
+    adoption::Adopter,
     catalog::Catalog,
     collector::{Collector, Step, step_pages},
     core::{Core, Published},
@@ -61,8 +63,8 @@ struct State {
     compact: bool,
     /// When the first change came that no checkpoint has seen.
     changed_at: Option<Instant>,
-    /// When the collector wants to go on.
-    collect_at: Option<Instant>,
+    /// When the collector or an adoption wants to go on.
+    go_on_at: Option<Instant>,
     stopping: bool,
 }
 
@@ -107,9 +109,9 @@ impl Checkpointing {
         }
     }
 
-    /// Lets the collector go on after a pause.
-    fn collect_after(&self, pause: Duration) {
-        self.state.lock().collect_at = Some(self.runtime.now() + pause);
+    /// Lets the collector or an adoption go on after a pause.
+    fn go_on_after(&self, pause: Duration) {
+        self.state.lock().go_on_at = Some(self.runtime.now() + pause);
     }
 
     /// Asks for a checkpoint that begins after this call, and waits for it. With `compact`, for
@@ -148,11 +150,11 @@ impl Checkpointing {
             let (work, due) = {
                 let mut state = self.state.lock();
                 let changed = state.changed_at.map(|changed_at| changed_at + interval);
-                let due = changed.into_iter().chain(state.collect_at).min();
+                let due = changed.into_iter().chain(state.go_on_at).min();
                 if state.requested || due.is_some_and(|due| due <= self.runtime.now()) {
                     state.requested = false;
                     state.changed_at = None;
-                    state.collect_at = None;
+                    state.go_on_at = None;
                     state.begun += 1;
                     return Some(std::mem::take(&mut state.compact));
                 }
@@ -178,10 +180,17 @@ impl Checkpointing {
 
 /// The checkpointer's task.
 pub(crate) async fn run(core: &Arc<Core>, mut collector: Collector) {
+    let mut adopter = Adopter::default();
+    if core.catalog.lock().adoptable(|_| true).is_some() {
+        core.checkpointing.request();
+    }
     while let Some(compact) = core.checkpointing.next(core.tuning.checkpoint_interval).await {
         let began = core.runtime.now();
         let outcome = match core.health.check() {
-            Ok(()) => checkpoint(core, &mut collector, compact).await,
+            Ok(()) => match adopter.step(core).await {
+                Ok(()) => checkpoint(core, &mut collector, compact).await,
+                failed => failed,
+            },
             failed => failed,
         };
         if outcome.is_err() {
@@ -190,8 +199,10 @@ pub(crate) async fn run(core: &Arc<Core>, mut collector: Collector) {
             core.fail_with(outcome);
             return;
         }
-        if let Some(pause) = collector.pause(core, core.runtime.now() - began) {
-            core.checkpointing.collect_after(pause);
+        let took = core.runtime.now() - began;
+        let pauses = [collector.pause(core, took), adopter.pause(took)];
+        if let Some(pause) = pauses.into_iter().flatten().min() {
+            core.checkpointing.go_on_after(pause);
         }
         core.checkpointing.finish();
         core.frontier.wake();

@@ -18,6 +18,7 @@ use siltstone_nvram::{CheckpointError, CheckpointStore, GroupCommit, Log};
 
 use crate::{
     admission::Admission,
+    adoption::Adoptions,
     budget::Budget,
     catalog::Catalog,
     checkpointer::Checkpointing,
@@ -98,6 +99,7 @@ pub(crate) struct Core {
     pub(crate) record: tokio::sync::Mutex<CheckpointBody>,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) collection: Collection,
+    pub(crate) adoptions: Adoptions,
     pub(crate) marks: Marks,
     /// What redundancy made good when the pool was opened.
     pub(crate) repairs: Vec<Repair>,

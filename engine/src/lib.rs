@@ -16,7 +16,8 @@
 //!   a place to recover from, and frees what nothing refers to.
 //! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
 //! - `recovery` (with `repair`, `marks`, `warm` and `index_image`): coming back.
-//! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which.
+//! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which;
+//!   `adoption`: chains of their layers become shorter.
 //! - `stat`, `accounting`, `fullness`: what the pool holds, where every byte of it is, and telling when
 //!   it fills up; `size`: sizes as people read them.
 //! - `check` and `scrub` (with `verify`, `lost`, `findings`, `pace`): looking at everything, offline
@@ -29,6 +30,7 @@
 
 mod accounting;
 mod admission;
+mod adoption;
 mod budget;
 mod catalog;
 pub mod check;

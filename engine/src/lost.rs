@@ -119,7 +119,7 @@ pub(crate) async fn walk(
 fn readers<'a>(volumes: impl Iterator<Item = &'a Arc<VolumeCore>>) -> Readers {
     let mut readers = Readers::new();
     for volume in volumes {
-        for (depth, view) in volume.chain.iter().enumerate() {
+        for (depth, view) in volume.chain().iter().enumerate() {
             let reader = Reader { volume: Arc::clone(volume), as_of: view.as_of, depth };
             readers.entry(view.layer).or_default().push(reader);
         }
@@ -181,7 +181,8 @@ async fn still_mapped(core: &Core, reader: &Reader, extent: &Extent) -> Vec<(u64
     let visible = without_staged(reader, from, to);
     let mut runs: Vec<Run> = Vec::new();
     let (address, len_blocks) = (extent.address, extent.len_blocks);
-    if core.map.lookup(&reader.volume.chain, address, len_blocks, &mut runs).await.is_err() {
+    let chain = reader.volume.chain();
+    if core.map.lookup(&chain, address, len_blocks, &mut runs).await.is_err() {
         // The map is damaged there: what the walk found is all there is.
         return visible;
     }
@@ -234,10 +235,10 @@ async fn still_hidden(
             rest.push((end, to));
         }
         let len_blocks = (end - from) as u32;
-        let chain = &reader.volume.chain;
+        let chain = reader.volume.chain();
         lookups = lookups.saturating_sub(1);
         let is_known = lookups > 0
-            && core.map.lookup(chain, BlockAddress(from), len_blocks, &mut runs).await.is_ok();
+            && core.map.lookup(&chain, BlockAddress(from), len_blocks, &mut runs).await.is_ok();
         if is_known {
             // A nearer layer has all of it.
         } else if len_blocks > 1 && lookups > 0 {

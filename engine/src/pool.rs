@@ -125,6 +125,14 @@ impl Pool {
         self.core.check_writable()?;
         self.core.drain().await?;
         let core = &self.core;
+        // What chains of layers let go of is garbage as well.
+        if core.catalog.lock().adoptable(|_| true).is_some() {
+            core.checkpointing.run(false, || core.health.check()).await?;
+        }
+        while core.adoptions.is_busy() {
+            core.drain().await?;
+            core.checkpointing.run(false, || core.health.check()).await?;
+        }
         core.collection.force(core.table.next_generation());
         // Merged first, so that nothing is moved that a newer patch has superseded.
         core.checkpointing.run(true, || core.health.check()).await?;

@@ -185,7 +185,8 @@ impl Core {
     ) -> Result<()> {
         loop {
             let before = self.table.next_generation();
-            self.map.lookup(&volume.chain, address, len_blocks, runs).await?;
+            let chain = volume.chain();
+            self.map.lookup(&chain, address, len_blocks, runs).await?;
             let is_young = |run: &Run| match run.target {
                 Target::Stored(place) => {
                     self.generation_of(place).is_some_and(|generation| generation >= before)

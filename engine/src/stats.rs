@@ -116,6 +116,10 @@ counters! {
     read_retries,
     /// Checkpoints stored.
     checkpoints,
+    /// Entries of the map that a layer took over from its parent.
+    adopted_extents,
+    /// Layers that need their parent no more.
+    adopted_layers,
     /// Times that the sealer had to wait for a frontier segment.
     frontier_waits,
     /// Blocks found to have changed in memory between their receipt and their storing.

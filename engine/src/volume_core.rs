@@ -1,10 +1,11 @@
 //! A volume, or a snapshot, as the pipeline sees it; what `Volume` handles share.
 
 use std::sync::{
-    Arc,
+    Arc, Weak,
     atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
 };
 
+use parking_lot::RwLock;
 use siltstone_cursor::{Epoch, View};
 use siltstone_device::{BLOCK_BYTES, LayerId, Sequence};
 
@@ -21,7 +22,8 @@ pub(crate) struct VolumeCore {
     pub(crate) name: String,
     pub(crate) layer: LayerId,
     /// The layer and its ancestors, newest first.
-    pub(crate) chain: Arc<[View]>,
+    chain: RwLock<Arc<[View]>>,
+    is_snapshot: bool,
     pub(crate) level: i8,
     size_bytes: AtomicU64,
     /// Whether handles are of use, as an [`End`].
@@ -61,7 +63,8 @@ impl VolumeCore {
             inherited_up_to: AtomicU64::new(inherited_up_to.0),
             // The volume's own changes are in its overlay until they are in the map.
             has_inherited: AtomicBool::new(chain.len() == 1 && chain[0].as_of == Epoch::MAX),
-            chain: chain.into(),
+            is_snapshot: chain[0].as_of != Epoch::MAX,
+            chain: RwLock::new(chain.into()),
             overlay: Overlay::default(),
             streams: Streams::default(),
         }
@@ -81,12 +84,32 @@ impl VolumeCore {
 
     /// Whether it is a snapshot, which never changes.
     pub(crate) fn is_snapshot(&self) -> bool {
-        self.chain[0].as_of != Epoch::MAX
+        self.is_snapshot
+    }
+
+    /// The views to read by. Whoever reads by them keeps them meanwhile: what they name stays in the
+    /// map until nobody has them any more.
+    pub(crate) fn chain(&self) -> Arc<[View]> {
+        Arc::clone(&self.chain.read())
+    }
+
+    /// Reads no more by the oldest of its views, if it is this one, for the layer before it has all that
+    /// it shows. Returns what was read by until now.
+    pub(crate) fn leave(&self, oldest: View) -> Option<Weak<[View]>> {
+        let mut chain = self.chain.write();
+        let (last, kept) = chain.split_last().expect("a chain has a view");
+        if *last != oldest || kept.is_empty() {
+            return None;
+        }
+        let kept = kept.into();
+        let before = Arc::downgrade(&chain);
+        *chain = kept;
+        Some(before)
     }
 
     /// Whether a change of a layer, made in some epoch, can be seen in it.
     pub(crate) fn sees(&self, layer: LayerId, epoch: Epoch) -> bool {
-        self.chain.iter().any(|view| view.layer == layer && epoch <= view.as_of)
+        self.chain().iter().any(|view| view.layer == layer && epoch <= view.as_of)
     }
 
     /// Whether everything that is not in the overlay is in the map.

@@ -91,7 +91,7 @@ impl Core {
     }
 
     /// Stores a catalog and makes it the one that counts.
-    pub(super) async fn replace_catalog(&self, catalog: Catalog) -> Result<()> {
+    pub(crate) async fn replace_catalog(&self, catalog: Catalog) -> Result<()> {
         self.store_catalog(&catalog).await?;
         *self.catalog.lock() = catalog;
         Ok(())

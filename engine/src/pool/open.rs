@@ -20,6 +20,7 @@ use siltstone_nvram::{CheckpointStore, GroupCommit, Log, MarkStore};
 use super::{MAX_BATCH_BYTES, Pool, log_identity, log_region, open_nvram, replay::replay_log};
 use crate::{
     admission::Admission,
+    adoption::Adoptions,
     budget::Budget,
     catalog::{Catalog, SnapshotRecord, VolumeRecord},
     checkpointer::{self, Checkpointing},
@@ -224,6 +225,7 @@ async fn open_on(
         record: tokio::sync::Mutex::new(body),
         checkpointing: Checkpointing::new(Arc::clone(&runtime)),
         collection: Collection::default(),
+        adoptions: Adoptions::default(),
         repairs,
         frame_cache: Arc::new(FrameCache::new(tuning.frame_cache_bytes)),
         index_is_warm: Milestone::default(),

@@ -66,7 +66,8 @@ impl Volume {
         let mut staged = Vec::new();
         self.shared.overlay.read(address, count, &mut staged);
         let mut mapped: Vec<Run> = Vec::new();
-        self.core.map.lookup(&self.shared.chain, address, count as u32, &mut mapped).await?;
+        let chain = self.shared.chain();
+        self.core.map.lookup(&chain, address, count as u32, &mut mapped).await?;
         let mut mapped = mapped.into_iter().peekable();
         let mut staged = staged.into_iter().peekable();
         let mut out = Vec::new();
