@@ -124,7 +124,9 @@ impl Map {
     /// Maps extents, each as of its epoch and sequence number: for every block and epoch the
     /// latest change wins, in whatever order changes of one memtable arrive. Epochs must not
     /// decrease as sequence numbers grow. Later memtables hide earlier ones, so changes that are
-    /// published out of order (by recovery) must not have a freeze in between.
+    /// published out of order (by recovery) must not have a freeze in between. An entry of an epoch that
+    /// is over may be published if nothing of its blocks is in older parts of the map but what is
+    /// published with it.
     pub fn publish(&self, entries: &[(Extent, Sequence)]) {
         let current = self.shared.current.read();
         let mut active = current.active.write();

@@ -6,7 +6,8 @@
 //! every input has been consumed.
 //!
 //! Of the versions of one epoch, that of the newest input wins. Inputs are in the order of time:
-//! for one block, an older input has nothing newer than the oldest that a newer one has.
+//! for one block, an older input has nothing newer than the oldest that a newer one has, but for what
+//! the newer one has as well.
 
 use std::sync::Arc;
 
