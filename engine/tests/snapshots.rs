@@ -716,3 +716,28 @@ fn adoption_hides_nothing_and_shows_nothing() {
         }
     }
 }
+
+/// A snapshot of a volume that was rolled back keeps what it saw of the layer before, though the volume
+/// has overwritten it since, when the volume takes over what it needs of that layer.
+#[test]
+fn adoption_leaves_to_snapshots_what_the_volume_has_overwritten() {
+    let (device, pool) = create(64 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(8 * BLOCK)).unwrap();
+    (0..8).for_each(|at| write(&disk, at, 1 + at));
+    pool.create_snapshots(&[name("disk@base")]).unwrap();
+    let disk = pool.roll_back(&name("disk@base")).unwrap();
+    pool.create_snapshots(&[name("disk@kept")]).unwrap();
+    (2..4).for_each(|at| write(&disk, at, 20 + at));
+    disk.discard(5 * BLOCK, BLOCK).unwrap();
+    pool.create_snapshots(&[name("disk@later")]).unwrap();
+    write(&disk, 3, 33);
+    pool.delete_snapshots(&[name("disk@base")]).unwrap();
+    adopt(&pool);
+    assert_eq!(pool.counters().adopted_layers, 1);
+    pool.close().unwrap();
+    let pool = open(&device);
+    let holds = |of, versions: &[u64]| assert_holds(&pool.volume(of).unwrap(), versions);
+    holds("disk@kept", &[1, 2, 3, 4, 5, 6, 7, 8]);
+    holds("disk@later", &[1, 2, 22, 23, 5, 0, 7, 8]);
+    holds("disk", &[1, 2, 22, 33, 5, 0, 7, 8]);
+}

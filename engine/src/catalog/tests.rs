@@ -114,3 +114,33 @@ fn names_that_are_taken_or_missing_are_refused() {
     let taken = catalog.clone_snapshot(&name("a@s"), "a").unwrap_err();
     assert!(matches!(taken, EngineError::VolumeExists { .. }), "{taken}");
 }
+
+/// A layer can be adopted once nothing but one child needs it, and then leaves none behind.
+#[test]
+fn a_parent_that_only_one_child_reads_can_be_adopted() {
+    let mut catalog = with_volumes(&["a"]);
+    let root = catalog.volume("a").unwrap().layer;
+    catalog.add_snapshots(&[name("a@s")], Epoch(4), 0).unwrap();
+    let first = catalog.roll_back(&name("a@s")).unwrap().layer;
+    let other = catalog.clone_snapshot(&name("a@s"), "b").unwrap().layer;
+    assert_eq!(catalog.adoptable(|_| true), None, "a snapshot and two layers read it");
+    catalog.delete_snapshots(&[name("a@s")]).unwrap();
+    assert_eq!(catalog.adoptable(|_| true), None, "two layers read it");
+    catalog.delete("b", false).unwrap();
+    let view = View { layer: root, as_of: Epoch(4) };
+    assert_eq!(catalog.adoptable(|_| true), Some((first, view)));
+    assert_eq!(catalog.adoptable(|child| child == other), None);
+    // The oldest of a chain comes first.
+    catalog.add_snapshots(&[name("a@t")], Epoch(6), 0).unwrap();
+    let second = catalog.roll_back(&name("a@t")).unwrap().layer;
+    catalog.delete_snapshots(&[name("a@t")]).unwrap();
+    assert_eq!(catalog.adoptable(|_| true), Some((first, view)));
+    assert_eq!(catalog.labels(first).collect::<Vec<_>>(), [Epoch(6)]);
+    catalog.leave_parent(first);
+    let view = View { layer: first, as_of: Epoch(6) };
+    assert_eq!(catalog.chain(View::live(second)), [View::live(second), view]);
+    assert_eq!(catalog.adoptable(|_| true), Some((second, view)));
+    catalog.leave_parent(second);
+    assert_eq!(catalog.visibilities().into_keys().collect::<Vec<_>>(), [second]);
+    assert_eq!(catalog.adoptable(|_| true), None);
+}
