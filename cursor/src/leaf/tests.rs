@@ -22,7 +22,8 @@ fn any_entries() -> impl Strategy<Value = Vec<LeafEntry>> {
         let (mut entries, mut at) = (Vec::new(), Key::MIN);
         for (gap, layer_step, length, epochs, targets) in stacks {
             if layer_step > 0 {
-                at = Key::new(LayerId(at.layer.0.saturating_add(layer_step)), 0);
+                let Some(layer) = at.layer.0.checked_add(layer_step) else { break };
+                at = Key::new(LayerId(layer), 0);
             }
             let address = at.address.0 + gap;
             let fits = |target: &Option<Place>| {
