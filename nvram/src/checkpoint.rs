@@ -60,6 +60,8 @@ pub struct CheckpointStore {
     slots: [SlotRegions; 2],
     pool: u64,
     damaged_copies: Vec<CopyError>,
+    /// Whether any of these is of the slot.
+    has_damage: [bool; 2],
     progress: Arc<Progress>,
 }
 
@@ -121,7 +123,9 @@ impl CheckpointStore {
         check_slots(&*device, &slots)?;
         let mut damaged_copies = Vec::new();
         let first = load_slot(&*device, slots[0], pool, 0, &mut damaged_copies).await?;
+        let of_first = damaged_copies.len();
         let second = load_slot(&*device, slots[1], pool, 1, &mut damaged_copies).await?;
+        let has_damage = [of_first > 0, damaged_copies.len() > of_first];
         request::flush(&*device).await?;
         let found = match (first, second) {
             (Found::Whole { number, body }, Found::Whole { number: other, body: other_body }) => {
@@ -145,7 +149,7 @@ impl CheckpointStore {
         }
         let state = State { newest, in_flight: 0, failed: None };
         let progress = Arc::new(Progress { state: Mutex::new(state), written: Event::new() });
-        Ok((Self { device, slots, pool, damaged_copies, progress }, found))
+        Ok((Self { device, slots, pool, damaged_copies, has_damage, progress }, found))
     }
 
     /// The copies that were neither whole nor empty when this store was opened, or older than the
@@ -186,6 +190,24 @@ impl CheckpointStore {
         self.submit(number, body);
         self.progress.durable(number).await?;
         Ok(number)
+    }
+
+    /// Makes sure that a torn record never becomes whole: the one that comes next goes to the same place
+    /// under the same number, and what a power cut leaves of that could complete what was there. To
+    /// be called before anything else is written.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub async fn clear_torn(&self) -> Result<(), DeviceError> {
+        let next = slot_of(self.newest() + 1);
+        if self.has_damage[next] {
+            for region in &self.slots[next] {
+                let (zeros, durability) =
+                    (AlignedBuffer::zeroed(BLOCK_BYTES), Durability::Immediate);
+                request::write(&*self.device, region.offset, zeros, durability).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What storing a body of so many bytes writes to the device.

@@ -261,6 +261,7 @@ async fn open_on(
             tail.clean(&*core.device).await?;
         }
         core.log.clear_unreadable().await?;
+        core.checkpoints.clear_torn().await?;
     }
     Ok(core)
 }
