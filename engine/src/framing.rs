@@ -6,6 +6,8 @@
 //! more room than alone, since each compresses best with codes of its own, and a read of one would
 //! decode all (docs/decisions/0018).
 
+use std::ops::Range;
+
 use siltstone_device::{BlockAddress, LayerId};
 
 use crate::config::FRAME_BLOCKS;
@@ -14,64 +16,76 @@ use crate::config::FRAME_BLOCKS;
 /// is a duplicate is a stream.
 const MAX_SPAN_BLOCKS: u64 = 2 * FRAME_BLOCKS as u64;
 
-/// The blocks of a frame to which others may still come.
+/// A block to be stored: whose it is, and the level at which it is to be compressed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Neighbours {
-    layer: LayerId,
-    first: BlockAddress,
-    count: usize,
+pub(crate) struct Framed {
+    pub(crate) layer: LayerId,
+    pub(crate) address: BlockAddress,
+    pub(crate) level: i8,
 }
 
-impl Neighbours {
-    /// A frame with its first block.
-    pub(crate) fn begin(layer: LayerId, first: BlockAddress) -> Self {
-        Self { layer, first, count: 1 }
+impl Framed {
+    /// Whether a block may be in the frame that this one begins.
+    fn leads(&self, block: &Self) -> bool {
+        let end = self.address.plus(MAX_SPAN_BLOCKS);
+        self.layer == block.layer
+            && self.level == block.level
+            && (self.address..end).contains(&block.address)
     }
+}
 
-    /// Takes a block in, if it belongs there.
-    pub(crate) fn take(&mut self, layer: LayerId, address: BlockAddress) -> bool {
-        let end = self.first.plus(MAX_SPAN_BLOCKS);
-        let belongs = self.count < FRAME_BLOCKS
-            && self.layer == layer
-            && (self.first..end).contains(&address);
-        self.count += usize::from(belongs);
-        belongs
+/// Cuts blocks, in their order, into frames: neighbours of one compression level.
+pub(crate) fn cut(blocks: impl Iterator<Item = Framed>) -> Vec<Range<usize>> {
+    let mut frames: Vec<Range<usize>> = Vec::with_capacity(blocks.size_hint().0);
+    let mut first: Option<Framed> = None;
+    for (at, block) in blocks.enumerate() {
+        match (frames.last_mut(), first) {
+            (Some(frame), Some(first)) if frame.len() < FRAME_BLOCKS && first.leads(&block) => {
+                frame.end = at + 1;
+            }
+            _ => {
+                first = Some(block);
+                frames.push(at..at + 1);
+            }
+        }
     }
+    frames
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn block(layer: u32, address: u64) -> Framed {
+        Framed { layer: LayerId(layer), address: BlockAddress(address), level: 1 }
+    }
+
     /// How many blocks each frame gets.
-    fn cut(addresses: &[u64]) -> Vec<usize> {
-        let mut frames: Vec<Neighbours> = Vec::new();
-        for &address in addresses {
-            let (layer, address) = (LayerId(1), BlockAddress(address));
-            if !frames.last_mut().is_some_and(|frame| frame.take(layer, address)) {
-                frames.push(Neighbours::begin(layer, address));
-            }
-        }
-        frames.iter().map(|frame| frame.count).collect()
+    fn lengths(blocks: impl Iterator<Item = Framed>) -> Vec<usize> {
+        cut(blocks).iter().map(ExactSizeIterator::len).collect()
+    }
+
+    fn of_one_volume(addresses: &[u64]) -> Vec<usize> {
+        lengths(addresses.iter().map(|&address| block(1, address)))
     }
 
     #[test]
     fn streams_fill_frames_and_scattered_blocks_have_their_own() {
-        assert_eq!(cut(&(100..120).collect::<Vec<_>>()), [8, 8, 4]);
-        assert_eq!(cut(&[5, 900, 7, 901, 40]), [1, 1, 1, 1, 1]);
-        assert_eq!(cut(&[10, 11, 500, 501, 502, 20]), [2, 3, 1]);
+        assert_eq!(of_one_volume(&(100..120).collect::<Vec<_>>()), [8, 8, 4]);
+        assert_eq!(of_one_volume(&[5, 900, 7, 901, 40]), [1, 1, 1, 1, 1]);
+        assert_eq!(of_one_volume(&[10, 11, 500, 501, 502, 20]), [2, 3, 1]);
     }
 
     #[test]
     fn a_stream_with_duplicates_in_it_stays_a_stream() {
-        assert_eq!(cut(&(0..32).step_by(2).collect::<Vec<_>>()), [8, 8]);
-        assert_eq!(cut(&[3, 18, 19]), [2, 1]);
+        assert_eq!(of_one_volume(&(0..32).step_by(2).collect::<Vec<_>>()), [8, 8]);
+        assert_eq!(of_one_volume(&[3, 18, 19]), [2, 1]);
     }
 
     #[test]
-    fn blocks_of_two_volumes_share_no_frame() {
-        let mut frame = Neighbours::begin(LayerId(1), BlockAddress(4));
-        assert!(!frame.take(LayerId(2), BlockAddress(5)));
-        assert!(frame.take(LayerId(1), BlockAddress(5)));
+    fn blocks_of_two_volumes_or_levels_share_no_frame() {
+        let other_level = Framed { level: 3, ..block(1, 6) };
+        let blocks = [block(1, 4), block(1, 5), block(2, 5), block(1, 5), other_level];
+        assert_eq!(lengths(blocks.into_iter()), [2, 1, 1, 1]);
     }
 }

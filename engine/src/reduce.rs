@@ -9,7 +9,7 @@
 //! Whatever a block becomes, a hole, a link or part of a frame, it is compared with its sum last
 //! (see `staged_data`).
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use siltstone_dedup::{
     Candidate, Fingerprint, GateClosed, Kind, Registration, Run, ShortFingerprint, Target,
@@ -23,7 +23,7 @@ use crate::{
     config::FRAME_BLOCKS,
     core::Core,
     frame::{Codec, FRAME_HEADER_BYTES, FrameBody},
-    framing::Neighbours,
+    framing::{self, Framed},
     overlay::{Change, ChangeBody},
     planned::{OwnBlock, PlannedEntry, PlannedFrame, PlannedTarget, ReducedBatch, ReducedUnit},
     staged_data::StagedData,
@@ -455,26 +455,19 @@ fn group_into_frames(
     blocks: &[Block],
     changes: &[Arc<Change>],
 ) -> Vec<FramePlan> {
-    let mut frames: Vec<FramePlan> = Vec::with_capacity(stored.len());
-    let mut open: Option<Neighbours> = None;
-    for StoredBlock { block, entry } in stored {
-        let Block { change, index } = blocks[*block as usize];
+    let framed = |stored: &StoredBlock| {
+        let Block { change, index } = blocks[stored.block as usize];
         let change = &changes[change as usize];
-        let (layer, address) = (change.layer(), change.address.plus(index.into()));
-        let level = change.volume.level;
-        let belongs = open.as_mut().is_some_and(|open| open.take(layer, address));
-        match frames.last_mut().filter(|frame| belongs && frame.level == level) {
-            Some(frame) => {
-                frame.blocks.push(*block);
-                frame.entries.push(*entry);
-            }
-            None => {
-                open = Some(Neighbours::begin(layer, address));
-                frames.push(FramePlan { blocks: vec![*block], entries: vec![*entry], level });
-            }
-        }
-    }
-    frames
+        let (address, level) = (change.address.plus(index.into()), change.volume.level);
+        Framed { layer: change.layer(), address, level }
+    };
+    let plan = |range: Range<usize>| {
+        let level = framed(&stored[range.start]).level;
+        let (blocks, entries) =
+            stored[range].iter().map(|stored| (stored.block, stored.entry)).unzip();
+        FramePlan { blocks, entries, level }
+    };
+    framing::cut(stored.iter().map(framed)).into_iter().map(plan).collect()
 }
 
 /// Says of each registered block that is stored in this unit where it stands.

@@ -25,7 +25,7 @@ use crate::{
     config::FRAME_BLOCKS,
     core::Core,
     frame::{self, Codec, FRAME_HEADER_BYTES, FrameBody},
-    framing::Neighbours,
+    framing::{self, Framed},
     planned::PlannedFrame,
     segment_table::SegmentState,
     staged_data::{self, Altered},
@@ -110,20 +110,9 @@ pub(super) struct MovedBlocks {
 
 impl MovedBlocks {
     /// The blocks of each frame that they become.
-    fn frames(&self) -> Vec<Range<usize>> {
-        let mut frames: Vec<Range<usize>> = Vec::with_capacity(self.addresses.len());
-        let mut open: Option<Neighbours> = None;
-        for (at, &(layer, address)) in self.addresses.iter().enumerate() {
-            let belongs = open.as_mut().is_some_and(|open| open.take(layer, address));
-            match frames.last_mut().filter(|_| belongs) {
-                Some(frame) => frame.end = at + 1,
-                None => {
-                    open = Some(Neighbours::begin(layer, address));
-                    frames.push(at..at + 1);
-                }
-            }
-        }
-        frames
+    fn frames(&self, level: i8) -> Vec<Range<usize>> {
+        let block = |&(layer, address): &_| Framed { layer, address, level };
+        framing::cut(self.addresses.iter().map(block))
     }
 }
 
@@ -239,7 +228,7 @@ impl Output {
         assert_eq!(plain.len(), block_count * BLOCK_BYTES, "a fingerprint for each block");
         assert!((1..=UNIT_BLOCKS).contains(&block_count), "a unit has blocks");
         let grain = PLACE_GRAIN_BYTES as usize;
-        let ranges = blocks.frames();
+        let ranges = blocks.frames(level);
         let frame_count = ranges.len();
         let summary_len = summary_bytes(0, frame_count, block_count);
         let mut buffer = core.buffers.take(worst_bytes(block_count));
