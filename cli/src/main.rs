@@ -29,6 +29,7 @@ mod open;
 mod output;
 mod plural;
 mod progress;
+mod repair;
 mod scrub;
 mod serve;
 mod session;
@@ -85,7 +86,8 @@ fn start_log(arguments: &Arguments) -> Result<(), CliError> {
         // Thousands of pools fail there, as they should.
         Command::Torture(_) => "off",
         // They tell what they find by themselves.
-        Command::Check(_) | Command::OnPool(PoolCommand::Stat(_) | PoolCommand::Scrub(_)) => {
+        Command::Check(_)
+        | Command::OnPool(PoolCommand::Stat(_) | PoolCommand::Scrub(_) | PoolCommand::Repair(_)) => {
             "error"
         }
         // That a pool is full is what the command itself will say, or stat.

@@ -22,6 +22,18 @@ pub(crate) enum Access {
     ReadWarm,
     /// To change it.
     Change,
+    /// The same, once the index knows what is stored.
+    ChangeWarm,
+}
+
+impl Access {
+    pub(crate) fn is_to_change(self) -> bool {
+        matches!(self, Self::Change | Self::ChangeWarm)
+    }
+
+    fn needs_index(self) -> bool {
+        matches!(self, Self::ReadWarm | Self::ChangeWarm)
+    }
 }
 
 /// A command on an open pool.
@@ -47,6 +59,7 @@ impl PoolCommand {
             Self::Export(arguments) => arguments,
             Self::Stat(arguments) => arguments,
             Self::Scrub(arguments) => arguments,
+            Self::Repair(arguments) => arguments,
             Self::Gc(arguments) => arguments,
             Self::Grow(arguments) => arguments,
         }
@@ -60,7 +73,7 @@ pub(crate) fn run(command: &PoolCommand) -> Result<(), CliError> {
     let mut terminal = Terminal::new(command);
     match reach(operation.pool(), access)? {
         Opened::Pool(pool) => {
-            if access == Access::ReadWarm {
+            if access.needs_index() {
                 pool.wait_index_warm()?;
             }
             let done = operation.execute(&pool, &mut terminal);
@@ -80,7 +93,7 @@ pub(crate) fn open_at_rest(pool: &PoolArgument, command: &'static str) -> Result
 
 /// Opens a pool, or else reaches the server that has it.
 fn reach(pool: &PoolArgument, access: Access) -> Result<Opened<Connection>, CliError> {
-    let read_only = access != Access::Change;
+    let read_only = !access.is_to_change();
     let options = OpenOptions { read_only, ..OpenOptions::default() };
     let mut not_answered = None;
     let server = || match place::connect(pool) {
@@ -93,7 +106,7 @@ fn reach(pool: &PoolArgument, access: Access) -> Result<Opened<Connection>, CliE
     let found = open::open_or(&pool.path, &options, server);
     match (found, not_answered) {
         (Err(CliError::Engine(EngineError::Device(DeviceError::Locked { path }))), _)
-            if access == Access::Change && open::is_being_read(&path) =>
+            if access.is_to_change() && open::is_being_read(&path) =>
         {
             Err(CliError::BeingRead { path })
         }

@@ -17,13 +17,13 @@ use siltstone_engine::{Pool, ScrubOptions, ScrubProgress, ScrubReport};
 use tokio::sync::oneshot;
 
 use crate::{
-    args::pool::{PoolArgument, ScrubArguments},
+    args::pool::{Listing, PoolArgument, ScrubArguments},
     errors::CliError,
     findings,
     on_pool::{Access, PoolOperation},
     plural::count,
     session::{Session, print_json},
-    size::human,
+    size::{Size, human},
     waiting,
 };
 
@@ -40,33 +40,52 @@ impl PoolOperation for ScrubArguments {
     }
 
     fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
-        let options = ScrubOptions {
-            rate_bytes_per_second: self.rate.map(|rate| rate.0),
-            list_limit: self.listing.limit(),
-        };
-        session.begin(Some(0))?;
-        let cancellation = session.cancellation();
-        let mut end = Ok(());
-        let mut advance = |progress: ScrubProgress| {
-            end = session.advance(progress.bytes, Some(progress.bytes_total));
-            if end.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        };
-        // At its next step it ends by itself and says what it has found; that may be hours away.
-        let pass = pool.scrub_async(&options, &mut advance);
-        let report = waiting::unless_cancelled(pass, &cancellation, STEP_PATIENCE);
-        session.finish();
-        let report = report?;
-        if self.listing.json {
-            print_json(session, &report)?;
-        } else {
-            let found = findings::lines(&report.findings) + &findings::notes(&report.repairs);
-            session.print(&(found + &summary(&report)))?;
-            if !report.complete {
-                session.note(incomplete(&report))?;
-            }
-        }
+        let (report, end) = pass(pool, self.rate, self.listing, session)?;
+        tell(&report, self.listing, session)?;
         end.and_then(|()| findings::verdict(&self.pool.path, "scrub", &report.findings))
     }
+}
+
+/// Makes a pass that can be interrupted; the report, and what has ended it early.
+pub(crate) fn pass(
+    pool: &Pool,
+    rate: Option<Size>,
+    listing: Listing,
+    session: &mut dyn Session,
+) -> Result<(ScrubReport, Result<(), CliError>), CliError> {
+    let options = ScrubOptions {
+        rate_bytes_per_second: rate.map(|rate| rate.0),
+        list_limit: listing.limit(),
+    };
+    session.begin(Some(0))?;
+    let cancellation = session.cancellation();
+    let mut end = Ok(());
+    let mut advance = |progress: ScrubProgress| {
+        end = session.advance(progress.bytes, Some(progress.bytes_total));
+        if end.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    // At its next step it ends by itself and says what it has found; that may be hours away.
+    let pass = pool.scrub_async(&options, &mut advance);
+    let report = waiting::unless_cancelled(pass, &cancellation, STEP_PATIENCE);
+    session.finish();
+    Ok((report?, end))
+}
+
+/// Says what a pass has found.
+pub(crate) fn tell(
+    report: &ScrubReport,
+    listing: Listing,
+    session: &mut dyn Session,
+) -> Result<(), CliError> {
+    if listing.json {
+        return print_json(session, report);
+    }
+    let found = findings::lines(&report.findings) + &findings::notes(&report.repairs);
+    session.print(&(found + &summary(report)))?;
+    if !report.complete {
+        session.note(incomplete(report))?;
+    }
+    Ok(())
 }
 
 /// What a pass that was ended early has not done.

@@ -180,11 +180,16 @@ fn state(stat: &PoolStat) -> Vec<Vec<String>> {
         Some(_) => "found nothing wrong".into(),
         None => "since the pool was opened".into(),
     };
-    vec![
+    let mut rows = vec![
         row("index", human(stat.index_bytes), index),
         row("NVRAM log", human(stat.nvram_used_bytes), "in use"),
         row("last scrub", last_scrub, found),
-    ]
+    ];
+    if stat.damaged_segments > 0 {
+        let damaged = count(stat.damaged_segments, "segment");
+        rows.push(row("damaged", damaged, "nothing new is linked to what is there: see repair"));
+    }
+    rows
 }
 
 fn volumes(stat: &PoolStat) -> Vec<Vec<String>> {

@@ -130,6 +130,38 @@ fn damaged_frames_are_listed_for_programs_and_everything_else_is_saved() {
     assert_eq!(outcome.status.code(), Some(9), "{outcome:#?}");
 }
 
+/// As README tells it.
+#[test]
+fn a_backup_heals_every_volume_that_had_what_is_lost() {
+    let folder = Folder::new();
+    let (pool, data) = pool(&folder, "128M");
+    siltstone(["snapshot", "create", &pool, "disk@then"]).succeeds();
+    siltstone(["clone", &pool, "disk@then", "clone"]).succeeds();
+    let nothing = siltstone(["repair", &pool]).succeeds();
+    assert!(nothing.starts_with("scrubbed 1536 blocks"), "{nothing}");
+    damage_block(&pool, &data, 400);
+    let report = damaged(&["repair", &pool, "--json"]);
+    let lost = 3 * 8 * BLOCK;
+    assert_eq!(report["lost_bytes"], lost, "{report:#}");
+    let stat = siltstone(["stat", &pool]).succeeds();
+    assert!(stat.contains("damaged     1 segment"), "{stat}");
+
+    let server = Server::start(&pool, &[]);
+    siltstone(["import", &pool, "restored", &folder.text("image")]).succeeds();
+    let said = siltstone(["repair", &pool]).succeeds();
+    let told =
+        "repaired: 8 damaged blocks found stored elsewhere; 96 KiB were lost before, 0 B are\n";
+    assert!(said.ends_with(told), "{said}");
+    siltstone(["volume", "delete", &pool, "restored"]).succeeds();
+    server.stop();
+    siltstone(["check", &pool]).succeeds();
+    for volume in ["disk", "disk@then", "clone"] {
+        let copy = folder.text(&format!("of {volume}"));
+        siltstone(["export", &pool, volume, &copy]).succeeds();
+        assert!(fs::read(&copy).unwrap().starts_with(&data), "{volume}");
+    }
+}
+
 #[test]
 fn a_damaged_page_of_the_map_is_a_list_of_lost_ranges() {
     let folder = Folder::new();

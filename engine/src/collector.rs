@@ -17,6 +17,12 @@
 //! that covers every batch which might have linked to it. Of a round that a crash or a close ends,
 //! nothing is remembered and nothing needs to be: what it had moved stays moved or becomes garbage.
 //!
+//! # Damage
+//! On request segments in which damage was found are emptied, however much lives in them
+//! ([`Collection::request_repair`]). What cannot be read there, or is not what its summary says, is
+//! looked for elsewhere by its fingerprint: written again to one volume, it comes back to all that
+//! shared it.
+//!
 //! # Pace
 //! Part of each checkpoint, since one task at a time may change patches: a step of a round moves a
 //! bounded number of bytes, so that the sealer never waits long for a checkpoint. While a round is
@@ -38,7 +44,7 @@ mod output;
 mod survey;
 mod victims;
 
-use mover::{Moved, Mover, Victims};
+use mover::{Expected, Moved, Mover, Victims};
 use output::Output;
 use survey::{Survey, Surveying};
 use victims::{Bounds, Room};
@@ -53,6 +59,8 @@ const MAX_SHARE_OF_POOL: u64 = 16;
 const MAX_ROUND_BYTES: u64 = 2 << 30;
 /// The shortest pause between two steps that nobody waits for.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
+/// Most damaged segments that a round empties: the fingerprints of all their blocks are in memory.
+const MAX_DAMAGED_SEGMENTS: usize = 8;
 /// A round that finds no space in so many checkpoints ends as it is.
 const MAX_TIMES_STUCK: u32 = 3;
 
@@ -65,6 +73,8 @@ pub(crate) struct Collection {
     /// however much room there is; 0 if they are not. What is written later does not count, or a
     /// pool in use would be collected for ever.
     forced_below: AtomicU64,
+    /// Damaged segments are to be emptied, as far as that can be.
+    repair: AtomicBool,
     /// Rounds that have ended.
     rounds: AtomicU64,
 }
@@ -85,9 +95,18 @@ impl Collection {
         self.forced_below.fetch_max(below, Ordering::AcqRel);
     }
 
-    /// Whether that is still to be done.
+    /// Asks for rounds until every damaged segment has been tried.
+    pub(crate) fn request_repair(&self) {
+        self.repair.store(true, Ordering::Release);
+    }
+
+    fn wants_repair(&self) -> bool {
+        self.repair.load(Ordering::Acquire)
+    }
+
+    /// Whether something that was asked for is still to be done.
     pub(crate) fn is_forced(&self) -> bool {
-        self.forced_below().is_some()
+        self.forced_below().is_some() || self.wants_repair()
     }
 
     fn forced_below(&self) -> Option<u64> {
@@ -112,6 +131,8 @@ pub(crate) struct Collector {
     /// Segments, and their generations, in which a whole sweep left something because of damage,
     /// of blocks or of the map: trying again would find it there.
     immovable: BTreeMap<SegmentId, u64>,
+    /// Damaged segments that have been tried since a repair was asked for, or `None` if none was.
+    tried: Option<Victims>,
 }
 
 enum State {
@@ -127,6 +148,7 @@ enum State {
 
 struct Round {
     victims: Victims,
+    expected: Expected,
     sweep: Sweep,
     moved: Moved,
     /// Victims with blocks that could not be read, and stay where they are.
@@ -153,8 +175,8 @@ pub(crate) struct Step<'a> {
 impl Collector {
     pub(crate) fn new() -> Self {
         let (output, survey) = (Output::new(), Survey::default());
-        let immovable = BTreeMap::new();
-        Self { state: State::Idle, output, survey, surveyed_at: None, immovable }
+        let (immovable, tried) = (BTreeMap::new(), None);
+        Self { state: State::Idle, output, survey, surveyed_at: None, immovable, tried }
     }
 
     /// The segments that moved blocks go to: not to be freed, even if nothing refers to them yet.
@@ -192,9 +214,12 @@ impl Collector {
                 self.begin_round(&step);
             }
             State::Settling { victims, started } if *started <= step.covered => {
-                let (victims, sweep) = (std::mem::take(victims), step.core.map.sweep());
+                let victims = std::mem::take(victims);
+                let expected = mover::expected(step.core, &victims).await;
+                let sweep = step.core.map.sweep();
                 self.state = State::Sweeping(Round {
                     victims,
+                    expected,
                     sweep,
                     moved: Moved::default(),
                     damaged: BTreeSet::new(),
@@ -215,7 +240,7 @@ impl Collector {
     fn wants_survey(&mut self, step: &Step<'_>) -> bool {
         let core = step.core;
         let is_wanted = || room_of(core).live_limit(step.is_urgent).is_some();
-        core.collection.is_forced() || (is_wanted() && self.is_survey_due(core))
+        core.collection.forced_below().is_some() || (is_wanted() && self.is_survey_due(core))
     }
 
     fn begin(&mut self, step: &Step<'_>) {
@@ -229,11 +254,38 @@ impl Collector {
 
     fn begin_round(&mut self, step: &Step<'_>) {
         let core = step.core;
-        let is_begun = self.begin_forced(step) || self.begin_for_room(step);
+        let is_begun =
+            self.begin_repair(step) || self.begin_forced(step) || self.begin_for_room(step);
         if !is_begun {
             self.output.close_dead(core);
         }
         core.collection.busy.store(is_begun, Ordering::Release);
+    }
+
+    /// Damaged segments that have not been tried, however much lives in them.
+    fn begin_repair(&mut self, step: &Step<'_>) -> bool {
+        let core = step.core;
+        if !core.collection.wants_repair() {
+            return false;
+        }
+        let tried = self.tried.get_or_insert_default();
+        let segment_bytes = core.superblock.layout.segment_bytes;
+        let at_once = (self.output.room_bytes(core) / segment_bytes).max(1) as usize;
+        let open = self.output.open_segments();
+        let segments = core.table.data_segments().into_iter();
+        let victims: Victims = segments
+            .filter(|(id, segment)| segment.is_damaged && !open.contains(id))
+            .map(|(id, segment)| (id, segment.generation))
+            .filter(|(id, generation)| tried.get(id) != Some(generation))
+            .take(at_once.min(MAX_DAMAGED_SEGMENTS))
+            .collect();
+        tried.extend(&victims);
+        let is_begun = self.begin_with(victims, step);
+        if !is_begun {
+            self.tried = None;
+            core.collection.repair.store(false, Ordering::Release);
+        }
+        is_begun
     }
 
     /// What was asked for comes first, or it would never be done in a pool that is short of room.
@@ -309,9 +361,9 @@ impl Collector {
         let State::Sweeping(round) = &mut self.state else { return Ok(()) };
         let moved_before = round.moved.len();
         let is_over = loop {
-            let Round { victims, sweep, moved, damaged, is_full, .. } = &mut *round;
+            let Round { victims, expected, sweep, moved, damaged, is_full, .. } = &mut *round;
             let output = &mut self.output;
-            let mut mover = Mover { core, victims, moved, damaged, is_full, output };
+            let mut mover = Mover { core, victims, expected, moved, damaged, is_full, output };
             let mut rewrite = Rewrite::new(source, layers, step_pages(core));
             rewrite.relocator = Some(&mut mover);
             match core.map.sweep_step(rewrite, sweep).await {
@@ -375,8 +427,8 @@ impl Collector {
 
 impl Round {
     fn mover<'a>(&'a mut self, core: &'a Core, output: &'a mut Output) -> Mover<'a> {
-        let Self { victims, moved, damaged, is_full, .. } = self;
-        Mover { core, victims, moved, damaged, is_full, output }
+        let Self { victims, expected, moved, damaged, is_full, .. } = self;
+        Mover { core, victims, expected, moved, damaged, is_full, output }
     }
 
     /// Victims, with their generations, to which something still refers that no other round will

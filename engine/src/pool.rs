@@ -136,9 +136,36 @@ impl Pool {
         core.collection.force(core.table.next_generation());
         // Merged first, so that nothing is moved that a newer patch has superseded.
         core.checkpointing.run(true, || core.health.check()).await?;
+        self.finish_collection().await
+    }
+
+    /// Empties segments in which damage was found ([`scrub`](Self::scrub) and reading find it), as
+    /// far as that can be: what is whole is moved, and what is not is looked for elsewhere by its
+    /// fingerprint, so that contents that were written again to one volume come back to all that had
+    /// them. What is nowhere else stays lost; it can be tried again at any time.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn repair(&self) -> Result<()> {
+        pollster::block_on(self.repair_async())
+    }
+
+    /// As [`repair`](Self::repair).
+    ///
+    /// # Errors
+    /// As `repair`.
+    pub async fn repair_async(&self) -> Result<()> {
+        self.core.check_writable()?;
+        self.core.collection.request_repair();
+        self.finish_collection().await
+    }
+
+    /// Waits until everything that was asked of the collector is done, and what it emptied is free.
+    async fn finish_collection(&self) -> Result<()> {
+        let core = &self.core;
         while core.collection.is_forced() {
             // A round begins when every batch that is under way has been published.
-            self.core.drain().await?;
+            core.drain().await?;
             core.checkpointing.run(false, || core.health.check()).await?;
         }
         // What the last round has emptied is condemned by one checkpoint and freed by the next.

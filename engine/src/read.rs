@@ -11,7 +11,7 @@ use std::sync::Arc;
 use siltstone_cursor::{Run, Target};
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, BlockAddress, ByteOffset, DeviceError, Place, Request, Salvaged,
-    request, salvage, units::MAX_FRAME_STORED_BYTES,
+    SegmentId, request, salvage, units::MAX_FRAME_STORED_BYTES,
 };
 
 use crate::{
@@ -153,6 +153,7 @@ impl Core {
                     && runs[0].target == Target::Stored(run.place)
                     && self.generation_of(run.place) == Some(run.generation);
                 if same || retries > MAX_RETRIES {
+                    self.note_damaged_segment(run.place.segment(), run.generation);
                     return Err(damaged(error));
                 }
                 for moved in &runs {
@@ -196,6 +197,17 @@ impl Core {
             if !runs.iter().any(is_young) {
                 return Ok(());
             }
+        }
+    }
+
+    /// From now on nothing new refers to what is in the segment.
+    pub(crate) fn note_damaged_segment(&self, id: SegmentId, generation: u64) {
+        // What only reads remembers nothing and links to nothing.
+        if !self.read_only && self.table.note_damage(id, generation) {
+            tracing::warn!(
+                segment = id.0,
+                "damage was found: no new data are linked to this segment"
+            );
         }
     }
 

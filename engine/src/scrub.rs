@@ -299,9 +299,11 @@ impl Pass<'_> {
     ) {
         let len = damaged.len() + unknown.len() + wrong.len();
         if len == 0 {
+            self.core.table.forget_damage(id, segment.generation);
             return;
         }
         self.doubts_len += len;
+        self.core.note_damaged_segment(id, segment.generation);
         let (generation, damaged) = (segment.generation, damaged.into_iter().collect());
         self.doubts.insert(id, Doubts { generation, damaged, unknown, wrong });
     }

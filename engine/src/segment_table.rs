@@ -22,6 +22,9 @@
 //!      -> Freeing   another image is stored, or there is no room for one
 //! Freeing -> Free   the checkpoint that says so is durable
 //! ```
+//! A segment in which damage was found is *damaged* until it is freed, and takes no new links: what
+//! is written again, from a backup say, must not be taken for what cannot be read there.
+//!
 //! A Data segment is *condemned* when no patch refers to it; from then on reducers refuse new
 //! links to it. It is freed by a later checkpoint that covers every batch which had started before
 //! the condemnation, if nothing refers to it then. `references` counts the blocks that map entries
@@ -83,6 +86,8 @@ pub(crate) struct Segment {
     pub(crate) used_bytes: u32,
     /// Patch pages in the manifest.
     pub(crate) pages: u32,
+    /// Damage was found in its write units: no new links into them.
+    pub(crate) is_damaged: bool,
 }
 
 const UNUSED: Segment = Segment {
@@ -92,6 +97,7 @@ const UNUSED: Segment = Segment {
     stored_blocks: 0,
     used_bytes: 0,
     pages: 0,
+    is_damaged: false,
 };
 
 /// What a page's version adds to the sum that the checkpoint record carries: an odd multiple of
@@ -106,7 +112,8 @@ fn sum_of(newest: &[Newest]) -> u64 {
     terms.fold(0, u64::wrapping_add)
 }
 
-/// Set in a generation's atomic while its segment is condemned.
+/// Set in a generation's atomic while new links into its segment are refused: it is condemned, or
+/// being emptied, or damaged.
 const CONDEMNED: u64 = 1 << 63;
 
 /// Sums over the table.
@@ -116,6 +123,8 @@ pub(crate) struct Totals {
     pub(crate) stored_blocks: u64,
     pub(crate) data_bytes: u64,
     pub(crate) metadata_bytes: u64,
+    /// Segments in which damage was found and something may still live.
+    pub(crate) damaged_segments: u64,
 }
 
 /// The table. See the module's page.
@@ -171,7 +180,8 @@ impl SegmentTable {
         newest: Vec<Newest>,
         next_generation: u64,
     ) -> Self {
-        let generations = Generations::new(count, segments.iter().map(|s| s.generation));
+        let linkable = |s: &Segment| s.generation | if s.is_damaged { CONDEMNED } else { 0 };
+        let generations = Generations::new(count, segments.iter().map(linkable));
         let is_suspect = |s: &Segment| match s.state {
             SegmentState::Data => s.references == 0,
             SegmentState::Metadata => s.pages == 0,
@@ -377,9 +387,7 @@ impl SegmentTable {
         for (id, started_then) in condemned {
             if inner.segments[id.0 as usize].references != 0 {
                 // A link that was under way has arrived after all.
-                if !inner.refused.contains(&id) {
-                    self.generation_of(id).fetch_and(!CONDEMNED, Ordering::AcqRel);
-                }
+                self.allow_links_again(&inner, id);
             } else if started_then <= covered {
                 inner.free_later(id);
             } else {
@@ -387,6 +395,8 @@ impl SegmentTable {
             }
         }
         let mut newly_condemned = Vec::new();
+        // Until it is known how many had started.
+        let not_yet = u64::MAX;
         for id in std::mem::take(&mut inner.suspects) {
             let segment = inner.segments[id.0 as usize];
             match segment.state {
@@ -397,6 +407,7 @@ impl SegmentTable {
                     let already = inner.condemned.contains_key(&id);
                     if !already {
                         self.generation_of(id).fetch_or(CONDEMNED, Ordering::AcqRel);
+                        inner.condemned.insert(id, not_yet);
                         newly_condemned.push(id);
                     }
                 }
@@ -426,9 +437,44 @@ impl SegmentTable {
             inner.refused.remove(&id);
             let segment = inner.segments[id.0 as usize];
             if segment.state == SegmentState::Data && segment.references > 0 {
-                self.generation_of(id).fetch_and(!CONDEMNED, Ordering::AcqRel);
+                self.allow_links_again(&inner, id);
             }
         }
+    }
+
+    /// After a reason to refuse links into a segment has gone: unless there is another one. One that
+    /// is condemned, and was linked to late, is for the next checkpoint to pardon.
+    fn allow_links_again(&self, inner: &Inner, id: SegmentId) {
+        let is_damaged = inner.segments[id.0 as usize].is_damaged;
+        if !is_damaged && !inner.refused.contains(&id) && !inner.condemned.contains_key(&id) {
+            self.generation_of(id).fetch_and(!CONDEMNED, Ordering::AcqRel);
+        }
+    }
+
+    /// A segment in which damage was found has been read and is whole: the device would not read
+    /// it for a while.
+    pub(crate) fn forget_damage(&self, id: SegmentId, generation: u64) {
+        let mut inner = self.inner.lock();
+        let Some(segment) = inner.segments.get_mut(id.0 as usize) else { return };
+        if segment.generation == generation && segment.is_damaged {
+            segment.is_damaged = false;
+            inner.mark_dirty(id.0 as usize);
+            self.allow_links_again(&inner, id);
+        }
+    }
+
+    /// Damage was found in a segment's units, in this use of it. Returns whether that is new.
+    pub(crate) fn note_damage(&self, id: SegmentId, generation: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(segment) = inner.segments.get_mut(id.0 as usize) else { return false };
+        let holds_units = matches!(segment.state, SegmentState::Frontier | SegmentState::Data);
+        if segment.generation != generation || !holds_units || segment.is_damaged {
+            return false;
+        }
+        segment.is_damaged = true;
+        self.generation_of(id).fetch_or(CONDEMNED, Ordering::AcqRel);
+        inner.mark_dirty(id.0 as usize);
+        true
     }
 
     /// Sums over all segments.
@@ -441,6 +487,7 @@ impl SegmentTable {
                 SegmentState::Frontier | SegmentState::Data => {
                     totals.stored_blocks += u64::from(segment.stored_blocks);
                     totals.data_bytes += u64::from(segment.used_bytes);
+                    totals.damaged_segments += u64::from(segment.is_damaged);
                 }
                 SegmentState::Metadata | SegmentState::IndexImage => {
                     totals.metadata_bytes += u64::from(segment.used_bytes);

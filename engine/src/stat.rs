@@ -65,6 +65,9 @@ pub struct PoolStat {
     pub durable_sequence: u64,
     /// And up to here that is noted on the device: see [`mark_delay`](crate::Tuning::mark_delay).
     pub marked_sequence: u64,
+    /// Segments in which damage was found, of which something may still live: nothing new is linked
+    /// to them.
+    pub damaged_segments: u64,
     /// What was found damaged at opening, of which nothing is lost.
     pub repairs: Vec<String>,
     /// Why the pool accepts no changes, if it does not.
@@ -267,6 +270,7 @@ fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -
         summary_loads: core.summaries.loads(),
         durable_sequence: core.commit.durable().0,
         marked_sequence: core.marks.newest().sequence.0,
+        damaged_segments: core.table.totals().damaged_segments,
         repairs: core.repairs.iter().map(ToString::to_string).collect(),
         failure: core.health.failure().map(|failure| failure.to_string()),
         last_scrub: last_scrub.map(scrub_stat),

@@ -130,6 +130,8 @@ counters! {
     collector_moved_blocks,
     /// Blocks that garbage collection found stored elsewhere.
     collector_linked_blocks,
+    /// Damaged blocks that were found stored elsewhere.
+    mended_blocks,
     /// Bytes of write units that garbage collection wrote.
     collector_unit_bytes,
     /// Bytes of the map's pages written.

@@ -6,9 +6,12 @@
 //! that points there. What the device does not give is read again in blocks, so that a bad sector
 //! costs what lies on it and nothing else.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
-use siltstone_dedup::fingerprint;
+use siltstone_dedup::{ShortFingerprint, fingerprint};
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, ByteOffset, Place, SegmentId, Unreadable, request,
     units::{MAX_FRAME_BLOCKS, MAX_FRAME_STORED_BYTES},
@@ -73,13 +76,9 @@ pub(crate) async fn segment(
     segment: &Segment,
     pace: &mut Pace<'_>,
 ) -> VerifiedSegment {
-    let layout = &core.superblock.layout;
-    let start = layout.geometry().segment_start(id);
+    let start = core.superblock.layout.geometry().segment_start(id);
     let mut found = VerifiedSegment::default();
-    // A hostile table may say anything.
-    let used = u64::from(segment.used_bytes).min(layout.segment_bytes);
-    let used = used - used % BLOCK_BYTES as u64;
-    let bytes = read(core, id, start, used, pace, &mut found.problems).await;
+    let bytes = read(core, id, start, used(core, segment), pace, &mut found.problems).await;
     let unreadable: Vec<_> = found.problems.iter().filter_map(unreadable).collect();
     let mut at = 0;
     while at + BLOCK_BYTES <= bytes.len() {
@@ -108,6 +107,43 @@ pub(crate) async fn segment(
         }
     }
     found
+}
+
+/// The fingerprints of a segment's blocks, by place, as far as whole summaries say. Memory: the
+/// segment.
+pub(crate) async fn fingerprints(
+    core: &Core,
+    id: SegmentId,
+    segment: &Segment,
+) -> HashMap<Place, ShortFingerprint> {
+    let start = core.superblock.layout.geometry().segment_start(id);
+    let mut pace = Pace::new(&*core.runtime, None);
+    let bytes = read(core, id, start, used(core, segment), &mut pace, &mut Vec::new()).await;
+    let mut found = HashMap::new();
+    let mut at = 0;
+    while at + BLOCK_BYTES <= bytes.len() {
+        let summary = Summary::decode(&bytes[at..], core.superblock.pool, start.plus(at as u64));
+        let Ok(summary) = summary.and_then(|summary| belongs(summary, id, segment.generation))
+        else {
+            at += BLOCK_BYTES;
+            continue;
+        };
+        let mut fingerprints = summary.fingerprints.iter();
+        for frame in &summary.frames {
+            let offset = at + frame.offset_bytes as usize;
+            let place = frame::place_of(id, offset, frame.stored_bytes as usize);
+            let of_frame = fingerprints.by_ref().take(frame.block_count.into());
+            found.extend((0..).map_while(|at| place.advanced(at)).zip(of_frame.copied()));
+        }
+        at += summary.unit_bytes as usize;
+    }
+    found
+}
+
+/// Bytes of a segment to read. A hostile table may say anything.
+fn used(core: &Core, segment: &Segment) -> u64 {
+    let used = u64::from(segment.used_bytes).min(core.superblock.layout.segment_bytes);
+    used - used % BLOCK_BYTES as u64
 }
 
 /// A whole summary of another use of the segment is what a lost write leaves.

@@ -50,6 +50,8 @@ pub(crate) async fn warm_index(core: &Core) {
     let mut segments: Vec<_> = ids
         .filter_map(|id| Some((id, core.table.segment(id)?)))
         .filter(|(_, segment)| segment.state == SegmentState::Data && segment.used_bytes > 0)
+        // What is in one must not hide what was written again elsewhere.
+        .filter(|(_, segment)| !segment.is_damaged)
         .filter(|(id, segment)| !is_covered(*id, segment))
         .map(|(id, segment)| {
             uncovered_bytes += u64::from(segment.used_bytes);

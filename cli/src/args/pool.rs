@@ -94,6 +94,13 @@ pub(crate) enum PoolCommand {
     /// Finds what the medium has damaged, and lists it as check does; check also compares the
     /// pool's metadata with each other. A server can do this by itself: see serve --scrub.
     Scrub(ScrubArguments),
+    /// Read everything back, and mend what is damaged as far as other copies allow.
+    ///
+    /// Scrubs; then empties the segments in which damage was found, and puts another stored copy of
+    /// the same contents in the place of each damaged block; then scrubs again, and lists what is
+    /// still lost. What was lost and has since been written again anywhere in the pool, from a backup
+    /// say, comes back to every volume and snapshot that had it.
+    Repair(RepairArguments),
     /// Collect garbage: empty all segments that are partly dead, and free them.
     ///
     /// A pool does this by itself when room gets short. This does all of it at once.
@@ -128,6 +135,7 @@ impl fmt::Display for PoolCommand {
             Self::Export(export) => ("export", from_ref(&export.volume)),
             Self::Stat(_) => ("stat", &[]),
             Self::Scrub(_) => ("scrub", &[]),
+            Self::Repair(_) => ("repair", &[]),
             Self::Gc(_) => ("gc", &[]),
             Self::Grow(_) => ("grow", &[]),
         };
@@ -260,6 +268,18 @@ pub(crate) struct ScrubArguments {
     #[command(flatten)]
     pub(crate) pool: PoolArgument,
     /// Bytes to read a second, such as 200M [default: as fast as it goes].
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) rate: Option<Size>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RepairArguments {
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
+    /// Bytes to read a second while scrubbing, such as 200M [default: as fast as it goes].
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) rate: Option<Size>,
     #[command(flatten)]

@@ -21,7 +21,6 @@ use super::{
 use crate::{
     args::pool::{PoolArgument, PoolCommand},
     errors::CliError,
-    on_pool::Access,
     waiting::{self, Direction},
 };
 
@@ -209,7 +208,7 @@ fn converse(connection: &Arc<Connection>, pool: Arc<Pool>, shared: &Shared) -> R
         Ok(()) => "has ended".into(),
         Err(error) => format!("has failed: {error}"),
     };
-    if command.operation().access() == Access::Change {
+    if command.operation().access().is_to_change() {
         tracing::info!(uid, pid, milliseconds, "'{command}' {outcome}");
     } else {
         tracing::debug!(uid, pid, milliseconds, "'{command}' {outcome}");

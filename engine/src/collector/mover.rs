@@ -4,17 +4,33 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use siltstone_cursor::{Extent, MapError, Relocating, Relocator, Target};
-use siltstone_dedup::{Candidate, Fingerprint, ShortFingerprint, fingerprint_blocks};
+use siltstone_dedup::{Candidate, Fingerprint, ShortFingerprint, fingerprint, fingerprint_blocks};
 use siltstone_device::{BLOCK_BYTES, BlockAddress, LayerId, Place, SegmentId};
 
 use super::output::{Age, MovedBlocks, Output};
-use crate::{core::Core, segment_table::SegmentState, staged_data, stats::add};
+use crate::{core::Core, segment_table::SegmentState, staged_data, stats::add, verify};
 
 /// The least zstd level of what is stored anew: it is likely to stay, and nobody waits for it.
 const LEVEL: i8 = 3;
 
 /// Segments that are to be emptied, each in one use of it.
 pub(super) type Victims = BTreeMap<SegmentId, u64>;
+
+/// What blocks of damaged victims should be, as far as whole summaries say.
+pub(super) type Expected = HashMap<Place, ShortFingerprint>;
+
+/// Reads the summaries of damaged victims.
+pub(super) async fn expected(core: &Core, victims: &Victims) -> Expected {
+    let mut expected = Expected::new();
+    for (&id, &generation) in victims {
+        if let Some(segment) = core.table.segment(id).filter(|segment| segment.is_damaged)
+            && segment.generation == generation
+        {
+            expected.extend(verify::fingerprints(core, id, &segment).await);
+        }
+    }
+    expected
+}
 
 /// Where blocks that a round has moved are now, or have been: until an entry refers to a block
 /// there, its segment may be freed and used anew.
@@ -47,6 +63,7 @@ impl Moved {
 pub(super) struct Mover<'a> {
     pub(super) core: &'a Core,
     pub(super) victims: &'a Victims,
+    pub(super) expected: &'a Expected,
     pub(super) moved: &'a mut Moved,
     /// Victims in which something cannot be read.
     pub(super) damaged: &'a mut BTreeSet<SegmentId>,
@@ -146,8 +163,8 @@ impl Mover<'_> {
         runs
     }
 
-    /// Finds new places for at most a unit of blocks. One that cannot be read stays where it is:
-    /// its loss is for who reads it, or for a scrub, to report.
+    /// Finds new places for at most a unit of blocks. One that is damaged stays where it is if it is
+    /// nowhere else: its loss is for who reads it, or for a scrub, to report.
     async fn move_runs(&mut self, runs: &[FrameRun], age: Age) -> Result<(), MapError> {
         let core = self.core;
         let places: Vec<Place> = runs.iter().flat_map(blocks_of).collect();
@@ -162,7 +179,6 @@ impl Mover<'_> {
             for at in first..first + runs[run].len_blocks {
                 is_whole[at as usize] = false;
             }
-            self.damaged.insert(runs[run].first.segment());
             tracing::warn!(%error, "a damaged block cannot be moved");
         }
         let blocks: Vec<&[u8; BLOCK_BYTES]> = plain.as_chunks().0.iter().collect();
@@ -170,18 +186,25 @@ impl Mover<'_> {
         let sums: Vec<u32> = blocks.iter().map(|block| staged_data::sum(block)).collect();
         let mut fingerprints = vec![Fingerprint::from_bytes([0; 32]); blocks.len()];
         fingerprint_blocks(&blocks, &mut fingerprints);
-        let shorts: Vec<ShortFingerprint> = fingerprints.iter().map(Fingerprint::short).collect();
+        let mut shorts: Vec<ShortFingerprint> =
+            fingerprints.iter().map(Fingerprint::short).collect();
+        for (at, place) in places.iter().enumerate() {
+            if let Some(&expected) = self.expected.get(place) {
+                is_whole[at] &= shorts[at] == expected;
+                shorts[at] = expected;
+            }
+        }
         let elsewhere = self.find_elsewhere(&shorts).await;
 
         let mut stored = MovedBlocks::default();
         for at in 0..places.len() {
             match elsewhere[at] {
-                _ if !is_whole[at] => {}
-                Some(place) => {
+                copy if !is_whole[at] => self.mend(places[at], copy).await,
+                Some(place) if is_settled(core, place) => {
                     add(&core.stats.counters.collector_linked_blocks, 1);
                     self.moved.insert(core, places[at], place);
                 }
-                None => {
+                _ => {
                     stored.plain.extend_from_slice(blocks[at]);
                     stored.fingerprints.push(shorts[at]);
                     stored.sums.push(sums[at]);
@@ -208,8 +231,30 @@ impl Mover<'_> {
         Ok(())
     }
 
-    /// Where the same blocks are stored outside of victims, as far as the index knows: in settled
-    /// segments that new links may point into.
+    /// Puts a copy in the place of a damaged block, if it can be read and is what the block was. The
+    /// copy may have been written just now: its unit is published, so it is on the device before the
+    /// checkpoint whose patches refer to it is stored.
+    async fn mend(&mut self, damaged: Place, copy: Option<Place>) {
+        let core = self.core;
+        let (id, expected) = (damaged.segment(), self.expected.get(&damaged));
+        if let (Some(copy), Some(expected)) = (copy, expected) {
+            let mut plain = core.buffers.take(BLOCK_BYTES);
+            let unread = core.read_places(&[(copy, 1)], &mut plain).await;
+            let block = plain.first_chunk().expect("the buffer has a block");
+            if unread.is_empty() && fingerprint(block).short() == *expected {
+                add(&core.stats.counters.mended_blocks, 1);
+                self.moved.insert(core, damaged, copy);
+                return;
+            }
+        }
+        if let Some(&generation) = self.victims.get(&id) {
+            core.note_damaged_segment(id, generation);
+        }
+        self.damaged.insert(id);
+    }
+
+    /// Where the same blocks are stored outside of victims, as far as the index knows: in published
+    /// units that new links may point into.
     async fn find_elsewhere(&self, shorts: &[ShortFingerprint]) -> Vec<Option<Place>> {
         let core = self.core;
         let mut hints = Vec::new();
@@ -223,12 +268,16 @@ impl Mover<'_> {
         let place_of = |(candidate, short): (Option<Candidate>, &ShortFingerprint)| {
             let Candidate { unit, ordinal } = candidate?;
             let frames = core.summaries.linkable(unit, &core.table)?;
-            let place = frames.place(ordinal).filter(|_| frames.holds(ordinal, short))?;
-            let segment = core.table.segment(place.segment())?;
-            (segment.state == SegmentState::Data).then_some(place)
+            frames.place(ordinal).filter(|_| frames.holds(ordinal, short))
         };
         candidates.into_iter().zip(shorts).map(place_of).collect()
     }
+}
+
+/// Whether a place is in a segment of which all is in patches.
+fn is_settled(core: &Core, place: Place) -> bool {
+    let segment = core.table.segment(place.segment());
+    segment.is_some_and(|segment| segment.state == SegmentState::Data)
 }
 
 fn block_of(first: Place, index: u32) -> Place {

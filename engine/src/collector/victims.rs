@@ -131,7 +131,8 @@ mod tests {
     fn segment(stored_blocks: u32, references: u64) -> Segment {
         let used_bytes = stored_blocks * 1000;
         let state = SegmentState::Data;
-        Segment { state, generation: 1, references, stored_blocks, used_bytes, pages: 0 }
+        let (generation, pages, is_damaged) = (1, 0, false);
+        Segment { state, generation, references, stored_blocks, used_bytes, pages, is_damaged }
     }
 
     fn numbered(segments: &[Segment]) -> impl Iterator<Item = (SegmentId, Segment)> {

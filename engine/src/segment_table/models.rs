@@ -55,6 +55,37 @@ impl Pool {
     }
 }
 
+/// Nor does it matter that damage is found in it meanwhile, and then found to be none.
+#[test]
+fn a_segment_that_is_found_whole_again_is_not_linked_to_while_it_is_being_freed() {
+    explore("segment table: damage against condemn", Some(3), || {
+        let pool = Pool::new();
+        let [batch, scrub] = [true, false].map(|is_batch| {
+            let pool = Arc::clone(&pool);
+            thread::spawn(move || {
+                if is_batch {
+                    pool.batch();
+                } else {
+                    pool.table.note_damage(pool.id, pool.generation);
+                    pool.table.forget_damage(pool.id, pool.generation);
+                }
+            })
+        });
+        let mut covered = 0;
+        pool.checkpoint(&mut covered);
+        pool.checkpoint(&mut covered);
+        batch.join().unwrap();
+        scrub.join().unwrap();
+        for _ in 0..3 {
+            pool.checkpoint(&mut covered);
+        }
+        let segment = pool.table.segment(pool.id).unwrap();
+        let is_linked = pool.linked.load(Ordering::Acquire);
+        assert_eq!(segment.state == SegmentState::Data, is_linked);
+        assert_eq!(segment.references, u64::from(is_linked));
+    });
+}
+
 /// A segment is never freed while a link into it is under way, and freed if there is none.
 #[test]
 fn a_segment_is_freed_only_if_no_link_is_under_way() {

@@ -28,7 +28,10 @@ use crate::{
     repair::Repair,
 };
 
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
+
+/// Flag of a segment: damage was found in it.
+const DAMAGED: u8 = 1;
 
 /// Slots a page: the newest durable version is in one, the next goes to the other.
 pub(crate) const SLOTS_PER_PAGE: u64 = 2;
@@ -49,7 +52,8 @@ struct Entry {
     used_bytes: U32,
     pages: U32,
     state: u8,
-    reserved: [u8; 3],
+    flags: u8,
+    reserved: [u8; 2],
 }
 const _: () = assert!(size_of::<Entry>() == 32);
 const ENTRIES_START: usize = 64;
@@ -122,7 +126,8 @@ pub(super) fn encode_page(
             used_bytes: U32::new(segment.used_bytes),
             pages: U32::new(segment.pages),
             state: state as u8,
-            reserved: [0; 3],
+            flags: if segment.is_damaged { DAMAGED } else { 0 },
+            reserved: [0; 2],
         };
         slot.copy_from_slice(entry.as_bytes());
     }
@@ -244,6 +249,11 @@ fn decode_entries(page: &[u8], segments: &mut Vec<Segment>, count: usize) -> Res
         if generation & CONDEMNED != 0 {
             return Err(inconsistent("generation", generation));
         }
+        let is_damaged = match entry.flags {
+            0 => false,
+            DAMAGED => true,
+            other => return Err(inconsistent("flags", u64::from(other))),
+        };
         segments.push(Segment {
             state,
             generation,
@@ -251,6 +261,7 @@ fn decode_entries(page: &[u8], segments: &mut Vec<Segment>, count: usize) -> Res
             stored_blocks: entry.stored_blocks.get(),
             used_bytes: entry.used_bytes.get(),
             pages: entry.pages.get(),
+            is_damaged,
         });
     }
     Ok(())

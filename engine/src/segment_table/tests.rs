@@ -239,6 +239,43 @@ fn a_segment_that_is_being_emptied_takes_no_links_whatever_arrives() {
     }
 }
 
+/// Whatever else refuses or allows links to it meanwhile, and through a restart.
+#[test]
+fn a_damaged_segment_takes_no_links_until_it_is_freed_or_found_whole() {
+    let device = SimDevice::new(64 << 20);
+    let table = SegmentTable::new(POOL, layout(), count());
+    let (id, generation) = table.take(SegmentState::Frontier).unwrap();
+    table.note_unit(id, 1, 4096);
+    table.settle(id);
+    let link = |sign| Edit { data_references: [(id, sign)].into(), ..Edit::default() };
+    table.apply(&link(1)).unwrap();
+    assert!(!table.note_damage(id, generation + 1), "that is another use of it");
+    assert!(table.note_damage(id, generation) && !table.note_damage(id, generation));
+    table.refuse_links([id].into_iter());
+    table.allow_links([id].into_iter());
+    assert!(!table.is_linkable(id, generation, 4096));
+    // A late link pardons it, and it is damaged still.
+    table.apply(&link(-1)).unwrap();
+    table.reclaim(0, || 1, &BTreeSet::new());
+    table.apply(&link(1)).unwrap();
+    table.reclaim(1, || 1, &BTreeSet::new());
+    assert!(!table.is_linkable(id, generation, 4096));
+
+    let stored = store(&table, &device, 1);
+    let again = load(&device, 1, &table, stored.versions_sum).unwrap();
+    assert!(!again.is_linkable(id, generation, 4096));
+    assert_eq!(again.totals().damaged_segments, 1);
+    again.forget_damage(id, generation);
+    assert!(again.is_linkable(id, generation, 4096));
+
+    table.apply(&link(-1)).unwrap();
+    table.reclaim(1, || 1, &BTreeSet::new());
+    table.reclaim(1, || 1, &BTreeSet::new());
+    let stored = store(&table, &device, 2);
+    table.stored(stored);
+    assert_eq!(table.totals().damaged_segments, 0, "it is free");
+}
+
 /// A pool grows before a checkpoint has written the pages of its new segments.
 #[test]
 fn segments_beyond_those_of_the_record_were_never_used_whatever_their_pages_say() {

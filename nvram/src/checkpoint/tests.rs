@@ -98,6 +98,34 @@ fn a_cut_at_any_event_leaves_the_old_or_the_new_checkpoint() {
     }
 }
 
+/// What a cut leaves of two records with one number must not be the first one, whole: their blocks may
+/// differ in the first only.
+#[test]
+fn a_torn_checkpoint_is_never_completed_by_the_one_that_comes_instead() {
+    let (device, store) = formatted();
+    block_on(store.store(b"before")).unwrap();
+    let mut body = vec![5; 3 * BLOCK_BYTES];
+    let never = device.snapshot();
+    block_on(open(&never).unwrap().0.store(&body)).unwrap();
+    for Region { offset, .. } in SLOTS[0] {
+        device.corrupt(offset.0, &never.peek(offset.0, BLOCK_BYTES));
+    }
+    body[0] = 6;
+    let mut random = SeededRandom::new(3);
+    for _ in 0..50 {
+        let device = device.snapshot();
+        let (store, found) = open(&device).unwrap();
+        assert_eq!(found, Some((1, b"before".to_vec())));
+        block_on(store.clear_torn()).unwrap();
+        block_on(store.store(&body)).unwrap();
+        for event in 0..=device.history_len() {
+            let (_, found) = open(&device.crash_at(event, &mut random)).unwrap();
+            let (number, found) = found.unwrap();
+            assert!(number == 1 || found == body, "after event {event}");
+        }
+    }
+}
+
 /// A checkpoint in a volatile cache is taken for durable, so opening makes it so: else the next
 /// one, torn, would leave neither.
 #[test]

@@ -1,0 +1,51 @@
+//! `siltstone repair`.
+
+use std::time::Duration;
+
+use siltstone_engine::Pool;
+
+use crate::{
+    args::pool::{PoolArgument, RepairArguments},
+    errors::CliError,
+    findings,
+    on_pool::{Access, PoolOperation},
+    plural::count,
+    scrub,
+    session::Session,
+    size::human,
+    waiting,
+};
+
+impl PoolOperation for RepairArguments {
+    fn pool(&self) -> &PoolArgument {
+        &self.pool
+    }
+
+    fn access(&self) -> Access {
+        // Copies are found by the index.
+        Access::ChangeWarm
+    }
+
+    fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
+        let (before, end) = scrub::pass(pool, self.rate, self.listing, session)?;
+        if end.is_err() || before.findings.is_sound() {
+            scrub::tell(&before, self.listing, session)?;
+            return end;
+        }
+        let mended_before = pool.counters().mended_blocks;
+        // What is left to do when it is cancelled, a server goes on doing.
+        waiting::unless_cancelled(pool.repair_async(), &session.cancellation(), Duration::ZERO)??;
+        let mended = pool.counters().mended_blocks - mended_before;
+        let (after, end) = scrub::pass(pool, self.rate, self.listing, session)?;
+        scrub::tell(&after, self.listing, session)?;
+        if !self.listing.json {
+            session.print(&format!(
+                "repaired: {} found stored elsewhere; {} were lost before, {} are\n",
+                count(mended, "damaged block"),
+                human(before.findings.lost_bytes),
+                human(after.findings.lost_bytes),
+            ))?;
+        }
+        end.and_then(|()| findings::verdict(&self.pool.path, "repair", &after.findings))
+    }
+}
