@@ -3,13 +3,13 @@
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-pub(crate) use siltstone_engine::size::{exact, human};
+pub(crate) use siltstone_device::size::{exact, human, per_second};
 
 /// Suffixes, each 1024 times the one before.
 const UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
 
 /// A number of bytes given on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Size(pub(crate) u64);
 
 impl Size {

@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use crate::size::exact;
+
 /// What a device was asked to do when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -96,7 +98,10 @@ pub enum DeviceError {
         path: PathBuf,
     },
     /// A size that no device can have.
-    #[error("{path} cannot be {size_bytes} bytes large: a size is a positive multiple of 4096")]
+    #[error(
+        "{path} cannot be {} large: a size is a positive multiple of 4096 bytes",
+        exact(*.size_bytes)
+    )]
     InvalidSize {
         /// The file or block device.
         path: PathBuf,
@@ -104,7 +109,7 @@ pub enum DeviceError {
         size_bytes: u64,
     },
     /// A block device has less room than was asked for.
-    #[error("{path} has {available_bytes} bytes, fewer than the {size_bytes} asked for")]
+    #[error("{path} has {}, less than the {} asked for", exact(*.available_bytes), exact(*.size_bytes))]
     TooSmall {
         /// The block device.
         path: PathBuf,
@@ -114,7 +119,10 @@ pub enum DeviceError {
         available_bytes: u64,
     },
     /// A device that is no file is smaller than it was to become.
-    #[error("the device has {available_bytes} bytes and cannot be made {size_bytes} long")]
+    #[error(
+        "the device has {} and cannot be made {} long",
+        exact(*.available_bytes), exact(*.size_bytes)
+    )]
     CannotGrow {
         /// The size that was asked for.
         size_bytes: u64,

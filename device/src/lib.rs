@@ -9,6 +9,7 @@
 //! - [`salvage`]: reads that give what a damaged medium gives.
 //! - [`header`]: the header that every metadata structure on disk begins with.
 //! - [`error`]: what can go wrong.
+//! - [`size`]: sizes as people read them.
 //!
 //! The media, each an implementation of [`Device`]:
 //!
@@ -38,6 +39,7 @@ mod request_queue;
 pub mod runtime;
 pub mod salvage;
 pub mod sim;
+pub mod size;
 pub mod sparse;
 pub mod sync;
 mod threads;

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use siltstone_cursor::MapError;
 use siltstone_dedup::IndexError;
 use siltstone_device::{
-    BlockAddress, DeviceError, Place, SegmentId, Sequence, Unreadable, header::HeaderError,
+    BlockAddress, DeviceError, Place, SegmentId, Sequence, Unreadable,
+    header::HeaderError,
+    size::{exact, human},
 };
 use siltstone_nvram::{CheckpointError, CopyError, LogError, MarkError, OpenError};
 
-use crate::{
-    repair::unit_place,
-    size::{exact, human},
-};
+use crate::repair::unit_place;
 
 /// An engine operation's failure. Cheap to clone: one failure may concern many waiters.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -140,8 +139,9 @@ pub enum EngineError {
     },
     /// The size cannot be used.
     #[error(
-        "volume '{volume}' cannot have {size_bytes} bytes: the size must be a multiple of 512, \
-         at least 512 and at most 1 EiB"
+        "volume '{volume}' cannot have {}: the size must be a multiple of 512 bytes, at least 512 and \
+         at most 1 EiB",
+        exact(*.size_bytes)
     )]
     InvalidSize {
         /// The volume.

@@ -38,6 +38,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use siltstone_device::size::exact;
 
 use crate::{
     config::{CreateOptions, MAX_THRESHOLD},
@@ -112,8 +113,9 @@ pub enum EstimateError {
     },
     /// The memory is too small or cannot be had.
     #[error(
-        "{memory_bytes} bytes of memory for fingerprints are too few, or more than the system \
-         gives; at least {MIN_MEMORY_BYTES} are needed"
+        "{} of memory for fingerprints is too little, or more than the system gives; at least {} is \
+         needed",
+        exact(*.memory_bytes as u64), exact(MIN_MEMORY_BYTES as u64)
     )]
     Memory {
         /// What was asked for.

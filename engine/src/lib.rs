@@ -19,7 +19,7 @@
 //! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which;
 //!   `adoption`: chains of their layers become shorter.
 //! - `stat`, `accounting`, `fullness`: what the pool holds, where every byte of it is, and telling when
-//!   it fills up; `size`: sizes as people read them.
+//!   it fills up.
 //! - `check` and `scrub` (with `verify`, `lost`, `findings`, `pace`): looking at everything, offline
 //!   and in use.
 //!
@@ -72,7 +72,6 @@ pub mod scrub;
 mod sealer;
 mod segment_count;
 mod segment_table;
-pub mod size;
 mod snapshot_name;
 mod space;
 mod staged_data;

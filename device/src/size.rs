@@ -32,6 +32,13 @@ pub fn exact(bytes: u64) -> String {
     }
 }
 
+/// A rate for people: so many bytes in so long.
+#[must_use]
+pub fn per_second(bytes: u64, seconds: f64) -> String {
+    // What took no time worth measuring has taken a little.
+    format!("{}/s", human((bytes as f64 / seconds.max(1e-3)) as u64))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +56,14 @@ mod tests {
         ] {
             assert_eq!(human(bytes), text);
         }
+    }
+
+    #[test]
+    fn rates_have_the_units_of_sizes() {
+        assert_eq!(per_second(3 << 20, 2.0), "1.50 MiB/s");
+        assert_eq!(per_second(0, 0.0), "0 B/s");
+        assert_eq!(per_second(1 << 20, 0.0), "1000 MiB/s");
+        assert_eq!(per_second(u64::MAX, 0.0), "16.0 EiB/s");
     }
 
     #[test]
