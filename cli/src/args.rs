@@ -53,8 +53,8 @@ pub(crate) enum Command {
     ///
     /// Later files are compared with earlier ones. UNIQUE is what only that file has, SHARED what
     /// others have too, REPEATED what it has more than once; UNIQUE STORED is what the unique part
-    /// would take. Ratios are thin (logical / data), dedup (data / unique), compression (unique /
-    /// stored) and total.
+    /// would take. Ratios are dedup (data / unique), compression (unique / stored) and reduction, which
+    /// is both; thin (logical / data) is no part of it, as what is empty takes no room in any pool.
     Estimate(EstimateArguments),
     /// Cut the power of simulated pools, kill real servers, or damage pools, until a promise breaks.
     ///

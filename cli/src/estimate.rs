@@ -7,7 +7,7 @@ use crate::{
     errors::CliError,
     output::{print, table, to_json},
     progress,
-    size::human,
+    size::{human, per_second},
 };
 
 pub(crate) fn run(arguments: &EstimateArguments) -> Result<(), CliError> {
@@ -45,32 +45,27 @@ fn tables(report: &EstimateReport) -> String {
         files.push(std::iter::once(path).chain(sizes.map(human)).collect());
     }
 
-    let row = |name: &str, bytes: u64, note: String| vec![name.into(), human(bytes), note];
-    let ratio = |what: &str, ratio: f64| format!("{what} {ratio:.2}:1");
+    let row = |name: &str, value: String, note: String| vec![name.into(), value, note];
+    let ratio = |ratio: f64| format!("{ratio:.2}:1");
     let errors = &report.errors;
     let within = |error: f64| match error {
         0.0 => String::new(),
         error => format!(", within {:.1} %", error * 100.0),
     };
+    let thin = ratio(report.thin_ratio);
+    let dedup = format!("dedup {}", ratio(report.dedup_ratio));
+    let compression = format!("compression {}", ratio(report.compression_ratio));
+    let parts = format!("{dedup}, {compression}{}", within(errors.total));
+    let total = ratio(report.total_ratio);
+    let product = format!("thin provisioning {thin} apart, and {total} with it");
     let sums = [
-        row("logical", report.logical_bytes, String::new()),
-        row("data", report.data_bytes, ratio("thin", report.thin_ratio)),
-        row(
-            "unique",
-            report.unique_bytes,
-            ratio("dedup", report.dedup_ratio) + &within(errors.dedup),
-        ),
-        row(
-            "stored",
-            report.stored_bytes,
-            ratio("compression", report.compression_ratio) + &within(errors.compression),
-        ),
-        row("", 0, ratio("total", report.total_ratio) + &within(errors.total)),
+        row("logical", human(report.logical_bytes), "all of the files".into()),
+        row("zero", human(report.zero_bytes), "holes and blocks of zeros: not stored".into()),
+        row("data", human(report.data_bytes), "the rest".into()),
+        row("unique", human(report.unique_bytes), dedup + &within(errors.dedup)),
+        row("stored", human(report.stored_bytes), compression + &within(errors.compression)),
+        row("reduction", ratio(report.reduction_ratio), format!("{parts}; {product}")),
     ];
-    let mut sums = sums.to_vec();
-    if let Some(total) = sums.last_mut() {
-        total[1].clear();
-    }
 
     let percent = |share: f64| format!("{:.1} %", share * 100.0);
     let head = ["DUPLICATE RUNS OF", "BYTES", "SHARE", "RUNS"];
@@ -105,11 +100,11 @@ fn basis(report: &EstimateReport) -> String {
     };
     let seconds = report.elapsed_ms as f64 / 1e3;
     format!(
-        "{fingerprints}; {} compressed; level {}, threshold {}; {:.1} s ({:.0} MB/s)\n",
+        "{fingerprints}; {} compressed; level {}, threshold {}; {:.1} s ({})\n",
         human(sample.compressed_bytes),
         report.level,
         report.threshold,
         seconds,
-        report.data_bytes as f64 / 1e6 / seconds.max(1e-3)
+        per_second(report.data_bytes, seconds)
     )
 }

@@ -32,6 +32,7 @@ fn an_estimate_of_images_is_what_importing_them_gives() {
         ("stored_bytes", 2.0),
         ("dedup_ratio", 2.0),
         ("compression_ratio", 2.0),
+        ("reduction_ratio", 2.0),
     ] {
         let (found, expected) = (estimate[name].as_f64().unwrap(), stat[name].as_f64().unwrap());
         let difference = (found / expected - 1.0).abs() * 100.0;
@@ -40,10 +41,32 @@ fn an_estimate_of_images_is_what_importing_them_gives() {
     assert_eq!(estimate["files"].as_array().unwrap().len(), 2);
 
     let text = siltstone(["estimate", image, copy, "--memory", "256K"]).succeeds();
-    for part in [image, copy, "thin", "dedup", "compression", "total", "2 to 3 blocks", "THRESHOLD"]
-    {
+    for part in [image, copy, "thin", "dedup", "compression", "2 to 3 blocks", "THRESHOLD"] {
         assert!(text.contains(part), "{part}: {text}");
     }
+}
+
+#[test]
+fn a_hole_is_no_reduction() {
+    let folder = Folder::new();
+    let image = folder.path("sparse");
+    let mut noise = vec![0; 1 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    std::fs::write(&image, noise).unwrap();
+    std::fs::File::options().write(true).open(&image).unwrap().set_len(64 << 20).unwrap();
+    let image = image.to_str().unwrap();
+    let estimate = json(&["estimate", image, "--json"]);
+    let ratio = |name: &str| estimate[name].as_f64().unwrap();
+    assert_eq!(ratio("thin_ratio"), 64.0);
+    assert!((0.9..=1.0).contains(&ratio("reduction_ratio")), "{estimate}");
+    assert!((ratio("total_ratio") / ratio("reduction_ratio") / 64.0 - 1.0).abs() < 1e-9);
+    let text = siltstone(["estimate", image]).succeeds();
+    let line = text.lines().find(|line| line.starts_with("reduction")).unwrap();
+    let given = format!("{:.2}:1", ratio("reduction_ratio"));
+    assert_eq!(line.split_whitespace().nth(1), Some(&*given), "{line}");
+    let with_thin =
+        format!("thin provisioning 64.00:1 apart, and {:.2}:1 with", ratio("total_ratio"));
+    assert!(line.contains(&with_thin), "{line}");
 }
 
 #[test]
@@ -55,6 +78,8 @@ fn what_cannot_be_estimated_is_refused_by_name() {
     std::fs::create_dir(&directory).unwrap();
     let directory = directory.to_str().unwrap();
     assert!(siltstone(["estimate", directory]).fails(1).contains(directory));
-    assert!(siltstone(["estimate", &missing, "--memory", "1K"]).fails(6).contains("1024 bytes"));
+    assert!(
+        siltstone(["estimate", &missing, "--memory", "1K"]).fails(6).contains("1 KiB of memory")
+    );
     siltstone(["estimate", &missing, "--threshold", "0"]).fails(6);
 }

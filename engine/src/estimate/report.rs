@@ -41,7 +41,9 @@ pub struct EstimateReport {
     pub dedup_ratio: f64,
     /// unique / stored.
     pub compression_ratio: f64,
-    /// logical / stored.
+    /// Both together, data / stored: what deduplication and compression save.
+    pub reduction_ratio: f64,
+    /// logical / stored: thin x dedup x compression. Of files with many holes it says little else.
     pub total_ratio: f64,
     /// How far the true ratios may be from these.
     pub errors: EstimateErrors,
@@ -87,7 +89,7 @@ pub struct EstimateErrors {
     pub dedup: f64,
     /// Of the compression ratio.
     pub compression: f64,
-    /// Of the total ratio.
+    /// Of the reduction ratio, and of the total one: what is thin is counted exactly.
     pub total: f64,
 }
 
@@ -220,6 +222,7 @@ pub(super) fn report(
         thin_ratio: ratio(logical_bytes as f64, data_bytes as f64),
         dedup_ratio: ratio(data as f64, unique),
         compression_ratio: ratio(unique_bytes, stored_bytes),
+        reduction_ratio: ratio(data_bytes as f64, stored_bytes),
         total_ratio: ratio(logical_bytes as f64, stored_bytes),
         errors: EstimateErrors {
             dedup,
