@@ -19,7 +19,7 @@ use crate::{
     on_pool::{Access, PoolOperation},
     plural::count,
     session::{Cancellation, Session},
-    size::human,
+    size::{human, per_second},
     target::{self, Target},
 };
 
@@ -88,10 +88,10 @@ impl Copied {
             text += &format!("lost: volume '{volume}', {bytes} at byte {start}\n");
         }
         text + &format!(
-            "exported volume '{volume}' to {target}: {} in {seconds:.1} s ({:.0} MB/s), {} of it \
-             not zero\n",
+            "exported volume '{volume}' to {target}: {} in {seconds:.1} s ({}), {} of it not \
+             zero\n",
             human(size_bytes),
-            self.data_bytes as f64 / 1e6 / seconds.max(1e-3),
+            per_second(self.data_bytes, seconds),
             human(self.data_bytes)
         )
     }

@@ -17,7 +17,7 @@ use crate::{
     image::{Image, Piece},
     on_pool::{Access, PoolOperation},
     session::Session,
-    size::human,
+    size::{human, per_second},
     volume, waiting,
 };
 
@@ -223,29 +223,36 @@ impl Imported {
             0 => String::new(),
             _ => format!(", and zeros from there to {}", human(volume.size_bytes())),
         };
+        let Copied { read_bytes, data_bytes } = *copied;
         let text = format!(
-            "imported {image} into volume '{}': {}{behind} in {seconds:.1} s ({:.0} MB/s), {} \
-             of it not zero",
+            "imported {image} into volume '{}': {}{behind} in {seconds:.1} s ({}); {} of it zero, {} \
+             data",
             volume.name(),
             human(*image_bytes),
-            copied.read_bytes as f64 / 1e6 / seconds.max(1e-3),
-            human(copied.data_bytes)
+            per_second(read_bytes, *seconds),
+            human(image_bytes.saturating_sub(data_bytes)),
+            human(data_bytes)
         );
         // Counters are the pool's, and do not know whose data was new.
-        if after.written_bytes - before.written_bytes != copied.read_bytes {
-            return text + "; others wrote to the pool, too\n";
+        if after.written_bytes - before.written_bytes != read_bytes {
+            return text + "; how much was new is not known, as others wrote to the pool, too\n";
         }
-        let unique_bytes = (after.stored_blocks - before.stored_blocks) * BLOCK_BYTES;
+        let stored_blocks = after.stored_blocks - before.stored_blocks;
+        // The end of an image may be a part of a block.
+        let new_bytes = (stored_blocks * BLOCK_BYTES).min(data_bytes);
         let stored_bytes = after.unit_bytes - before.unit_bytes;
-        if unique_bytes == 0 {
-            return text + "; nothing was new\n";
+        text + &match new_bytes {
+            0 if data_bytes == 0 => "\n".into(),
+            0 => ", all of it duplicates of what the pool holds: nothing was stored\n".into(),
+            _ => format!(
+                ", of which {} are duplicates and {} new, stored in {} (dedup {:.2}:1, \
+                 compression {:.2}:1)\n",
+                human(data_bytes.saturating_sub(new_bytes)),
+                human(new_bytes),
+                human(stored_bytes),
+                data_bytes as f64 / new_bytes as f64,
+                new_bytes as f64 / stored_bytes.max(1) as f64
+            ),
         }
-        text + &format!(
-            "; {} were new (dedup {:.2}:1), stored in {} (compression {:.2}:1)\n",
-            human(unique_bytes),
-            copied.data_bytes as f64 / unique_bytes as f64,
-            human(stored_bytes),
-            unique_bytes as f64 / stored_bytes.max(1) as f64
-        )
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     on_pool::{Access, PoolOperation},
     plural::count,
     session::{Session, print_json},
-    size::{Size, human},
+    size::{Size, human, per_second},
     waiting,
 };
 
@@ -102,14 +102,14 @@ fn incomplete(report: &ScrubReport) -> &'static str {
 fn summary(report: &ScrubReport) -> String {
     let seconds = report.elapsed_ms as f64 / 1e3;
     format!(
-        "scrubbed {} in {}, {} and {}, and {}: {} in {seconds:.1} s ({:.0} MB/s)\n",
+        "scrubbed {} in {}, {} and {}, and {}: {} in {seconds:.1} s ({})\n",
         count(report.blocks, "block"),
         count(report.frames, "frame"),
         count(report.units, "write unit"),
         count(report.segments, "segment"),
         count(report.map_pages, "map page"),
         human(report.bytes),
-        report.bytes as f64 / 1e6 / seconds.max(1e-3)
+        per_second(report.bytes, seconds)
     )
 }
 

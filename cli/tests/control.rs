@@ -29,8 +29,8 @@ fn comparable(outcome: &Outcome) -> (Option<i32>, String, String) {
     let plain = |text: &str| {
         let mut plain = String::new();
         for line in text.lines() {
-            // "in 0.1 s (76 MB/s)"
-            let line = match (line.find(" s ("), line.find(" MB/s)")) {
+            // "in 0.1 s (76.3 MiB/s)"
+            let line = match (line.find(" s ("), line.find("/s)")) {
                 (Some(from), Some(to)) => {
                     let from = line[..from].rfind(" in ").unwrap();
                     format!("{}{}", &line[..from], &line[to..])

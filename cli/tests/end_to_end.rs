@@ -131,6 +131,33 @@ fn imports_and_exports_keep_every_byte() {
     assert_sound(&pool);
 }
 
+/// What an import says of an image: what was read, zero, duplicate and new are told apart.
+#[test]
+fn an_import_says_what_became_of_every_byte() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    let mut bytes = vec![0; 8 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes[..3 << 20]);
+    bytes.copy_within(..1 << 20, 5 << 20);
+    let image = folder.text("image");
+    fs::write(&image, &bytes).unwrap();
+    let told = |said: &str| said.split_once("; ").unwrap().1.to_owned();
+    let said = siltstone(["import", &pool, "one", &image]).succeeds();
+    assert!(said.starts_with(&format!("imported {image} into volume 'one': 8 MiB in ")), "{said}");
+    assert!(said.contains("iB/s); "), "{said}");
+    let expected =
+        "4 MiB of it zero, 4 MiB data, of which 1 MiB are duplicates and 3 MiB new, stored in ";
+    assert!(told(&said).starts_with(expected), "{said}");
+    assert!(said.contains("(dedup 1.33:1, compression 0.9"), "{said}");
+    let said = siltstone(["import", &pool, "one", &image]).succeeds();
+    let expected = "4 MiB of it zero, 4 MiB data, all of it duplicates of what the pool holds: \
+                    nothing was stored\n";
+    assert_eq!(told(&said), expected);
+    fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let said = siltstone(["import", &pool, "one", &image]).succeeds();
+    assert_eq!(told(&said), "1 MiB of it zero, 0 B data\n");
+}
+
 #[test]
 fn a_pool_works_with_every_option_of_its_creation() {
     let folder = Folder::new();
@@ -189,10 +216,15 @@ fn a_volume_holds_the_last_image_and_zeros_behind_it() {
     siltstone(["export", &pool, "disk", &out, "--force"]).succeeds();
     assert!(fs::read(&out).unwrap() == expected, "nothing of the first image is left");
 
-    let mut import = command().args(["import", &pool, "disk", "-"]).stdin(Stdio::piped()).spawn();
-    let import = import.as_mut().unwrap();
+    let mut import = command();
+    import.args(["import", &pool, "disk", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let import = import.spawn();
+    let mut import = import.unwrap();
     import.stdin.take().unwrap().write_all(b"short").unwrap();
-    assert!(import.wait().unwrap().success());
+    let said = import.wait_with_output().unwrap();
+    assert!(said.status.success());
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.contains("5 B data, of which 0 B are duplicates and 5 B new"), "{said}");
     let mut expected = b"short".to_vec();
     expected.resize((8 << 20) + 1024, 0);
     siltstone(["export", &pool, "disk", &out, "--force"]).succeeds();
