@@ -195,8 +195,15 @@ fn a_damaged_page_of_the_map_is_a_list_of_lost_ranges() {
 
 #[test]
 fn a_rate_and_an_interval_must_make_sense() {
-    let sentence = siltstone(["scrub", "pool", "--rate", "0"]);
-    assert_eq!(sentence.status.code(), Some(2));
+    for (rate, told) in [("0", "0 B a second"), ("50", "50 B a second"), ("1000/s", "1000 B a second")]
+    {
+        for arguments in [["scrub", "pool", "--rate", rate], ["serve", "pool", "--scrub", rate]] {
+            let outcome = siltstone(arguments);
+            assert_eq!(outcome.status.code(), Some(2), "{outcome:#?}");
+            let told = format!("{told} is too slow: a rate has a unit, such as 50M");
+            assert!(outcome.stderr.contains(&told), "{outcome:#?}");
+        }
+    }
     for arguments in [
         &["--scrub-every", "1d"][..],
         &["--scrub", "1M", "--scrub-every", "often"],

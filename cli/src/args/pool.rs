@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::snapshot::{CloneArguments, SnapshotCommand};
-use crate::size::Size;
+use crate::size::{Size, human};
 
 /// A pool, and how its server is reached if it is being served.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
@@ -253,10 +253,15 @@ pub(crate) struct ExportArguments {
     pub(crate) salvage: bool,
 }
 
+/// The slowest that a scrub reads: less in a second is no rate, but a unit forgotten.
+const MIN_RATE: Size = Size(1 << 10);
+
 /// Bytes a second.
 pub(crate) fn parse_rate(given: &str) -> Result<Size, String> {
-    match given.strip_suffix("/s").unwrap_or(given).parse() {
-        Ok(Size(0)) => Err("nothing can be read at that rate".into()),
+    match given.strip_suffix("/s").unwrap_or(given).parse::<Size>() {
+        Ok(rate) if rate < MIN_RATE => {
+            Err(format!("{} a second is too slow: a rate has a unit, such as 50M", human(rate.0)))
+        }
         Ok(rate) => Ok(rate),
         Err(error) => Err(format!("{error}")),
     }
