@@ -30,7 +30,7 @@ Exit statuses:
   2  the command line is wrong
   3  not a pool, or its metadata is damaged or incomplete
   4  the pool needs a newer siltstone
-  5  the pool is in use by another process
+  5  the pool is in use by another process, or the volume by clients
   6  no such volume, it exists already, or a name, size or option is impossible
   7  no space
   8  a device failed
@@ -50,7 +50,7 @@ pub(crate) enum ExitStatus {
     BadPool = 3,
     /// Written by a newer program.
     NewerVersion = 4,
-    /// Another process has it.
+    /// Another process has the pool, or clients have the volume.
     InUse = 5,
     /// A name, size or option that cannot be.
     Refused = 6,
@@ -170,6 +170,15 @@ pub(crate) enum CliError {
         size_bytes: u64,
         /// Its level.
         level: i8,
+    },
+    /// An import would change a volume under those who use it.
+    #[error(
+        "clients are connected to volume '{volume}', and an import would change it under them: \
+         disconnect them first, or import into another volume"
+    )]
+    VolumeConnected {
+        /// The volume.
+        volume: String,
     },
     /// A smaller size was given for a volume, and not said to be meant.
     #[error(
@@ -343,7 +352,10 @@ impl CliError {
             | Self::Refused(_)
             | Self::Listen(_)
             | Self::Stopping => ExitStatus::Other,
-            Self::InUse { .. } | Self::BeingRead { .. } | Self::Served { .. } => ExitStatus::InUse,
+            Self::InUse { .. }
+            | Self::BeingRead { .. }
+            | Self::Served { .. }
+            | Self::VolumeConnected { .. } => ExitStatus::InUse,
             Self::AtServer { status, .. } => *status,
             Self::Interrupted => ExitStatus::Interrupted,
             Self::Impossible { .. }

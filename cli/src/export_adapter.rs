@@ -13,6 +13,8 @@ use siltstone_nbd::{
     BoxFuture, Catalog, Export, ExportError, Payload, ReadData, StatusExtent, ZeroOptions,
 };
 
+use crate::connected::{Connected, ConnectedVolumes};
+
 /// Idle memory of reads that is kept for reuse.
 const IDLE_READ_BYTES: usize = 32 << 20;
 /// One answer to a block status request describes at most so much, to take a bounded time.
@@ -21,13 +23,14 @@ const MAX_STATUS_BYTES: u64 = 16 << 30;
 /// A pool's volumes and snapshots, as they are at the moment of asking.
 pub(crate) struct PoolCatalog {
     pool: Arc<Pool>,
+    connected: Arc<ConnectedVolumes>,
     buffers: BufferPool,
 }
 
 impl PoolCatalog {
-    /// The volumes of `pool`.
-    pub(crate) fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, buffers: BufferPool::new(IDLE_READ_BYTES) }
+    /// The volumes of `pool`. Notes in `connected` who opens which.
+    pub(crate) fn new(pool: Arc<Pool>, connected: Arc<ConnectedVolumes>) -> Self {
+        Self { pool, connected, buffers: BufferPool::new(IDLE_READ_BYTES) }
     }
 }
 
@@ -46,13 +49,19 @@ impl Catalog for PoolCatalog {
             _ => None,
         };
         let volume = self.pool.volume(only.as_deref().unwrap_or(name)).ok()?;
-        Some(Arc::new(VolumeExport { volume, buffers: self.buffers.clone() }))
+        let connected = self.connected.connect(volume.name());
+        Some(Arc::new(VolumeExport {
+            volume,
+            buffers: self.buffers.clone(),
+            _connected: connected,
+        }))
     }
 }
 
 struct VolumeExport {
     volume: Volume,
     buffers: BufferPool,
+    _connected: Connected,
 }
 
 /// The engine's own memory for a write.

@@ -42,6 +42,10 @@ impl PoolOperation for ImportArguments {
     fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
         let image = session.open_image()?;
         let (volume, is_new) = volume_for(&image, pool, self)?;
+        // A file system in use would find other blocks under it than those that it wrote.
+        if !is_new && session.has_clients(&self.volume) {
+            return Err(CliError::VolumeConnected { volume: self.volume.clone() });
+        }
         let name = image.name().to_owned();
         let imported = import(image, pool, &volume, is_new, session);
         session.finish();

@@ -11,6 +11,7 @@
 mod args;
 mod check;
 mod client_commands;
+mod connected;
 mod control;
 mod create;
 mod errors;

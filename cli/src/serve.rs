@@ -16,6 +16,7 @@ use tokio::{
 use crate::{
     args::{NewVolume, ServeArguments, pool::Compression},
     client_commands,
+    connected::ConnectedVolumes,
     control::server::ControlServer,
     errors::CliError,
     export_adapter::PoolCatalog,
@@ -41,12 +42,14 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<(), CliError> {
     let scrub = scrub.transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(system("start threads"))?;
+    let connected = Arc::default();
     // Commands that only look at a pool that is open for reading share it without a server.
     let control = match arguments.read_only {
         true => None,
-        false => ControlServer::start(&pool, &arguments.pool)?,
+        false => ControlServer::start(&pool, &connected, &arguments.pool)?,
     };
-    let deadline = runtime.block_on(serve(&pool, arguments, control.as_ref(), new_pool))?;
+    let deadline =
+        runtime.block_on(serve(&pool, &connected, arguments, control.as_ref(), new_pool))?;
     drop(runtime);
     if let Some(control) = control {
         control.wait(deadline);
@@ -127,6 +130,7 @@ fn create_if_missing(pool: &Pool, new: &NewVolume) -> Result<(), CliError> {
 /// Serves until a signal says to stop; then lets clients finish. Returns until when commands may.
 async fn serve(
     pool: &Arc<Pool>,
+    connected: &Arc<ConnectedVolumes>,
     arguments: &ServeArguments,
     control: Option<&ControlServer>,
     new_pool: NewPool,
@@ -149,7 +153,7 @@ async fn serve(
         max_connections: arguments.max_connections as usize,
         ..ServerConfig::default()
     };
-    let catalog = Arc::new(PoolCatalog::new(Arc::clone(pool)));
+    let catalog = Arc::new(PoolCatalog::new(Arc::clone(pool), Arc::clone(connected)));
     let server = Server::bind(&arguments.listen, catalog, config).await?;
     new_pool.keep();
     print(&announcement(pool, server.addresses()))?;

@@ -32,6 +32,9 @@ pub(crate) trait Session: Send {
     /// Whether the command is to end, for those who wait elsewhere. Asked for after `begin`.
     fn cancellation(&self) -> Cancellation;
 
+    /// Whether others are connected to a volume or snapshot.
+    fn has_clients(&self, volume: &str) -> bool;
+
     /// Opens the image that the command names.
     fn open_image(&mut self) -> Result<Image, CliError>;
 

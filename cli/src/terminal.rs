@@ -84,6 +84,11 @@ impl Session for Terminal<'_> {
         Arc::new(move || interrupt.as_ref().map_or(Ok(()), Interrupt::check))
     }
 
+    fn has_clients(&self, _volume: &str) -> bool {
+        // Whoever has the pool to itself serves nobody.
+        false
+    }
+
     fn open_image(&mut self) -> Result<Image, CliError> {
         match self.command {
             PoolCommand::Import(ImportArguments { file, .. }) => Image::open(file),

@@ -270,6 +270,39 @@ fn damage_is_told_live_as_offline() {
 }
 
 #[test]
+fn an_import_does_not_change_a_volume_under_its_clients() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    for (name, byte) in [("image", 5), ("other", 6)] {
+        fs::write(folder.path(name), vec![byte; 1 << 20]).unwrap();
+    }
+    let import =
+        |volume: &str, image: &str| siltstone(["import", &pool, volume, &folder.text(image)]);
+    import("disk", "image").succeeds();
+    siltstone(["snapshot", "create", &pool, "disk@one"]).succeeds();
+    let server = Server::start(&pool, &["--create", "busy=1M"]);
+    let mut client = NbdClient::connect(server.socket(), "disk").unwrap();
+    let sentence = import("disk", "other").fails(5);
+    assert!(
+        sentence.contains("'disk'") && sentence.contains("disconnect them first"),
+        "{sentence}"
+    );
+    let mut found = [0; 4096];
+    client.read(0, &mut found).unwrap();
+    assert_eq!(found, [5; 4096]);
+    // Clients of others, and of a snapshot of it, are no hindrance.
+    import("new", "other").succeeds();
+    drop(client);
+    let _snapshot = NbdClient::connect(server.socket(), "disk@one").unwrap();
+    let _busy = NbdClient::connect(server.socket(), "busy").unwrap();
+    import("disk", "other").succeeds();
+    let mut client = NbdClient::connect(server.socket(), "disk").unwrap();
+    client.read(0, &mut found).unwrap();
+    assert_eq!(found, [6; 4096]);
+    assert!(server.stop().success());
+}
+
+#[test]
 fn clients_see_volumes_come_grow_and_go_at_once() {
     let folder = Folder::new();
     let pool = folder.pool("128M");

@@ -195,7 +195,8 @@ fn a_damaged_page_of_the_map_is_a_list_of_lost_ranges() {
 
 #[test]
 fn a_rate_and_an_interval_must_make_sense() {
-    for (rate, told) in [("0", "0 B a second"), ("50", "50 B a second"), ("1000/s", "1000 B a second")]
+    for (rate, told) in
+        [("0", "0 B a second"), ("50", "50 B a second"), ("1000/s", "1000 B a second")]
     {
         for arguments in [["scrub", "pool", "--rate", rate], ["serve", "pool", "--scrub", rate]] {
             let outcome = siltstone(arguments);

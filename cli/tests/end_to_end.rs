@@ -218,8 +218,7 @@ fn a_volume_holds_the_last_image_and_zeros_behind_it() {
 
     let mut import = command();
     import.args(["import", &pool, "disk", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let import = import.spawn();
-    let mut import = import.unwrap();
+    let mut import = import.spawn().unwrap();
     import.stdin.take().unwrap().write_all(b"short").unwrap();
     let said = import.wait_with_output().unwrap();
     assert!(said.status.success());

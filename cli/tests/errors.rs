@@ -55,7 +55,10 @@ fn wrong_command_lines_are_usage_errors() {
 #[test]
 fn the_help_lists_the_exit_statuses() {
     let help = siltstone(["help"]).succeeds();
-    assert!(help.contains("  5  the pool is in use by another process\n"), "{help}");
+    assert!(
+        help.contains("  5  the pool is in use by another process, or the volume by clients\n"),
+        "{help}"
+    );
 }
 
 #[test]

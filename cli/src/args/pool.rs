@@ -75,7 +75,7 @@ pub(crate) enum PoolCommand {
     /// Copy a raw image into a volume.
     ///
     /// The volume is created if it does not exist. One that exists holds the image afterwards,
-    /// and zeros behind it.
+    /// and zeros behind it; one that NBD clients are connected to is left as it is.
     Import(ImportArguments),
     /// Copy a volume or a snapshot into a raw image; what the volume does not store becomes holes.
     ///

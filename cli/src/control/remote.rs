@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     args::pool::PoolCommand,
+    connected::ConnectedVolumes,
     errors::CliError,
     image::Image,
     session::{Cancellation, Session},
@@ -32,6 +33,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) struct Remote<'a> {
     connection: Arc<Connection>,
     command: &'a PoolCommand,
+    connected: Arc<ConnectedVolumes>,
     stopping: Arc<AtomicBool>,
     next_progress: Instant,
 }
@@ -41,9 +43,10 @@ impl<'a> Remote<'a> {
     pub(crate) fn new(
         connection: Arc<Connection>,
         command: &'a PoolCommand,
+        connected: Arc<ConnectedVolumes>,
         stopping: Arc<AtomicBool>,
     ) -> Self {
-        Self { connection, command, stopping, next_progress: Instant::now() }
+        Self { connection, command, connected, stopping, next_progress: Instant::now() }
     }
 
     /// Tells how the command ended.
@@ -119,6 +122,10 @@ impl Session for Remote<'_> {
             }
             if connection.is_peer_gone() { Err(CliError::Interrupted) } else { Ok(()) }
         })
+    }
+
+    fn has_clients(&self, volume: &str) -> bool {
+        self.connected.stay(volume)
     }
 
     fn open_image(&mut self) -> Result<Image, CliError> {

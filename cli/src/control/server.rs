@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     args::pool::{PoolArgument, PoolCommand},
+    connected::ConnectedVolumes,
     errors::CliError,
     waiting::{self, Direction},
 };
@@ -45,6 +46,7 @@ pub(crate) struct ControlServer {
 struct Shared {
     listener: Listener,
     identity: PoolIdentity,
+    connected: Arc<ConnectedVolumes>,
     stopping: Arc<AtomicBool>,
     /// How many commands are under way.
     running: Mutex<usize>,
@@ -63,6 +65,7 @@ impl ControlServer {
     /// none was asked for: clients are served all the same.
     pub(crate) fn start(
         pool: &Arc<Pool>,
+        connected: &Arc<ConnectedVolumes>,
         argument: &PoolArgument,
     ) -> Result<Option<Self>, CliError> {
         let listener = match Listener::bind(argument) {
@@ -80,6 +83,7 @@ impl ControlServer {
         let shared = Arc::new(Shared {
             listener,
             identity,
+            connected: Arc::clone(connected),
             stopping: Arc::default(),
             running: Mutex::new(0),
             one_less: Condvar::new(),
@@ -200,7 +204,8 @@ fn converse(connection: &Arc<Connection>, pool: Arc<Pool>, shared: &Shared) -> R
     let (uid, pid) = (peer.uid.as_raw(), peer.pid.as_raw_nonzero());
     tracing::debug!(uid, pid, "'{command}' begins");
     let started = Instant::now();
-    let mut session = Remote::new(Arc::clone(connection), &command, Arc::clone(&shared.stopping));
+    let (connection, connected) = (Arc::clone(connection), Arc::clone(&shared.connected));
+    let mut session = Remote::new(connection, &command, connected, Arc::clone(&shared.stopping));
     let ended = command.operation().execute(&pool, &mut session);
     drop(pool);
     let milliseconds = started.elapsed().as_millis() as u64;
