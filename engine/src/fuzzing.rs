@@ -5,6 +5,7 @@
 
 use pollster::block_on;
 use siltstone_cursor::View;
+use siltstone_dedup::{Index, index::MIN_BUDGET_BYTES};
 use siltstone_device::{
     BLOCK_BYTES, ByteOffset, Place, SegmentId,
     header::{self, HEADER_BYTES, Identity, Kind},
@@ -16,6 +17,7 @@ use crate::{
     catalog::Catalog,
     compress::Decompressor,
     frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameIdentity},
+    index_image::chunk::{self, ChunkIdentity},
     layout::{SUPERBLOCK_A, SUPERBLOCK_B},
     record::CheckpointBody,
     superblock::{self, Superblock},
@@ -90,6 +92,31 @@ pub fn summary(bytes: &[u8]) {
         let mut again = vec![0; len];
         summary.encode(POOL, address, &mut again);
         assert_eq!(Summary::decode(&again, POOL, address).expect("it was just encoded"), summary);
+    }
+}
+
+/// Reads the bytes as a chunk of an image of the dedup index, and puts its entries into an index.
+pub fn index_image(bytes: &[u8]) {
+    let address = ByteOffset(1 << 20);
+    let index = Index::new(MIN_BUDGET_BYTES).expect("the budget is large enough");
+    let (shape, sample_bits) = (index.shape(), bytes.last().copied().unwrap_or(0));
+    // The number of the image is what `sealed` makes it.
+    let identity = ChunkIdentity { pool: POOL, address, image: 1, chunk: 0 };
+    for bytes in [bytes.to_vec(), sealed(bytes, Kind::IndexImage, address)] {
+        let Ok(chunk) = chunk::decode(&bytes, &identity, shape) else { continue };
+        assert!(chunk.buckets.end <= shape.buckets);
+        let of_bucket = |bucket: u64| {
+            let start = chunk.entries.partition_point(|(at, _)| *at < bucket);
+            let of = chunk.entries[start..].iter().take_while(move |(at, _)| *at == bucket);
+            of.map(|(_, entry)| *entry)
+        };
+        let mut again = vec![0; chunk::CHUNK_BYTES];
+        let encoded = chunk::encode(&identity, chunk.buckets.clone(), of_bucket, &mut again);
+        let again = chunk::decode(&again[..encoded.len_bytes], &identity, shape);
+        assert_eq!(again.expect("it was just encoded"), chunk);
+        index.restore(sample_bits, &chunk.entries);
+        let stats = index.stats();
+        assert!(stats.entries <= stats.capacity_entries && stats.bytes <= MIN_BUDGET_BYTES);
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     verify,
 };
 
-mod chunk;
+pub(crate) mod chunk;
 pub(crate) mod reader;
 mod writer;
 

@@ -6,7 +6,7 @@
 //!
 //! | target | promise |
 //! |---|---|
-//! | `superblock`, `catalog`, `checkpoint`, `summary`, `frame`, `manifest`, `log_record` | hostile bytes, valid checksums or not, are decoded or refused; what decodes can be encoded again |
+//! | `superblock`, `catalog`, `checkpoint`, `summary`, `frame`, `manifest`, `log_record`, `index_image` | hostile bytes, valid checksums or not, are decoded or refused; what decodes can be encoded again |
 //! | `log_ring` | a log of hostile records opens or not, replays, and goes on |
 //! | `map_pages` | a map of hostile pages answers or fails: lookups, cursors, verification, merges |
 //! | `pool_image` | so does a whole pool: open, check, read, write, checkpoint, close |

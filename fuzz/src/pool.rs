@@ -90,6 +90,18 @@ pub fn lived_in() -> Arc<SimDevice> {
     device.crash_at(device.history_len(), &mut random)
 }
 
+/// The same, opened and closed again, with an image of its index.
+pub fn with_index_image() -> Arc<SimDevice> {
+    let device = lived_in();
+    let mut options = options();
+    options.tuning.warm_index = true;
+    options.tuning.image_segments = 0;
+    let pool = Pool::open_on(device.clone(), None, &options).expect("it recovers");
+    pool.wait_index_warm().expect("the device does not fail");
+    pool.close().expect("the device does not fail");
+    device
+}
+
 /// The blocks of an image that are not zero, each after its offset.
 pub fn image_bytes(device: &SimDevice) -> Vec<u8> {
     let mut bytes = Vec::new();

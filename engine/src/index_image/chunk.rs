@@ -45,12 +45,12 @@ const BUCKETS_START: usize = HEADER_BYTES + size_of::<ChunkHead>();
 
 /// Which chunk it is, and where.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ChunkIdentity {
-    pub(super) pool: u64,
-    pub(super) address: ByteOffset,
+pub(crate) struct ChunkIdentity {
+    pub(crate) pool: u64,
+    pub(crate) address: ByteOffset,
     /// The number of its image.
-    pub(super) image: u64,
-    pub(super) chunk: u32,
+    pub(crate) image: u64,
+    pub(crate) chunk: u32,
 }
 
 impl ChunkIdentity {
@@ -70,14 +70,14 @@ pub(crate) struct Chunk {
 
 /// Where a chunk that was encoded ends.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Encoded {
-    pub(super) len_bytes: usize,
-    pub(super) next_bucket: u64,
-    pub(super) entries: u32,
+pub(crate) struct Encoded {
+    pub(crate) len_bytes: usize,
+    pub(crate) next_bucket: u64,
+    pub(crate) entries: u32,
 }
 
 /// Encodes the entries of as many of the `buckets` as there is room for.
-pub(super) fn encode<B: Iterator<Item = StoredEntry>>(
+pub(crate) fn encode<B: Iterator<Item = StoredEntry>>(
     identity: &ChunkIdentity,
     buckets: Range<u64>,
     entries_of: impl Fn(u64) -> B,
@@ -112,7 +112,7 @@ pub(super) fn encode<B: Iterator<Item = StoredEntry>>(
 ///
 /// # Errors
 /// If it is not whole, not the one that it should be, or cannot be one.
-pub(super) fn decode(
+pub(crate) fn decode(
     bytes: &[u8],
     identity: &ChunkIdentity,
     shape: IndexShape,

@@ -63,6 +63,8 @@ fn structure(corpus: &mut Corpus, device: &SimDevice, structure: &Structure) {
         let (catalog, manifest) = parts_of_checkpoint(body).expect("a whole record");
         corpus.add("catalog", catalog);
         corpus.add("manifest", manifest);
+    } else if structure.is(Kind::IndexImage) {
+        corpus.add("index_image", body);
     } else if structure.is(Kind::LogRecord) {
         // How many blocks of zeros follow, then from the number on; short data is filled up.
         let front = &bytes[HEADER_BYTES - 8..bytes.len().min(4096)];
@@ -125,6 +127,11 @@ fn main() -> ExitCode {
     for found in pool::structures(&device) {
         structure(&mut corpus, &device, &found);
     }
+    let device = pool::with_index_image();
+    let images = pool::structures(&device).into_iter().filter(|found| found.is(Kind::IndexImage));
+    let images: Vec<_> = images.collect();
+    assert!(!images.is_empty(), "a pool leaves an image when it is closed");
+    images.iter().for_each(|found| structure(&mut corpus, &device, found));
     clients(&mut corpus);
     // Targets that read their input as a list of choices start from random ones.
     let mut random = SeededRandom::new(7);
