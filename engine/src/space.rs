@@ -233,10 +233,16 @@ impl Space {
     }
 
     /// Whether an image of the index may be begun that takes so many segments. Leaves more than
-    /// what it is given up for, or it would be written again and again.
-    pub(crate) fn has_room_for_image(&self, room: Room<'_>, segments: u64) -> bool {
+    /// what it is given up for, or it would be written again and again; when the pool is closed, just
+    /// for what the checkpoint that names it takes.
+    pub(crate) fn has_room_for_image(
+        &self,
+        room: Room<'_>,
+        segments: u64,
+        is_closing: bool,
+    ) -> bool {
         let promised = self.promised_bytes.lock();
-        let slack = u64::from(self.segment_count.get() / 16).max(1);
+        let slack = if is_closing { 1 } else { u64::from(self.segment_count.get() / 16).max(1) };
         !self.has_queue() && self.image_segments(room, *promised) >= segments + slack
     }
 

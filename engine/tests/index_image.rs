@@ -248,6 +248,41 @@ fn a_full_pool_has_no_image_and_works() {
     assert!(report.is_sound() && report.image_chunks > 0, "{:?}", report.findings);
 }
 
+/// Nothing comes after it that could take the room again and again.
+#[test]
+fn a_pool_that_is_closed_has_an_image_as_long_as_that_takes_no_room_from_others() {
+    let device = create(MIB);
+    let pool = open(&device, AT_CLOSE);
+    pool.wait_index_warm().unwrap();
+    let disk = volume(&pool, "disk");
+    let mut written = 0;
+    // Of this the frontier holds a third; an image in the background would leave more.
+    while pool.free_bytes() > 12 * MIB {
+        disk.write_at(written * MIB / 4, &noise(1000 + written, MIB / 4)).unwrap();
+        pool.checkpoint().unwrap();
+        written += 1;
+    }
+    assert_eq!(pool.counters().index_images, 0);
+    pool.close().unwrap();
+    let report = open_to_read(&device).check(&mut |_| {}).unwrap();
+    assert!(report.is_sound() && report.image_chunks > 0, "{:?}", report.findings);
+
+    // What it takes is for data all the same.
+    let pool = open(&device, AT_CLOSE);
+    pool.wait_index_warm().unwrap();
+    let scanned = pool.counters().index_scanned_segments;
+    assert!(scanned < 20, "{scanned} segments, of which the image says nothing");
+    let disk = volume(&pool, "disk");
+    while disk.write_at(written * MIB / 4, &noise(1000 + written, MIB / 4)).is_ok() {
+        written += 1;
+    }
+    let space = pool.quick_stat().space;
+    assert!(space.free_bytes < MIB, "{space:?}");
+    pool.close().unwrap();
+    let report = open_to_read(&device).check(&mut |_| {}).unwrap();
+    assert!(report.is_sound() && report.image_chunks == 0, "{:?}", report.findings);
+}
+
 /// An index that has seen much more than there is keeps a thin sample for ever. The summaries of
 /// what there is would fill it anew.
 #[test]

@@ -44,7 +44,7 @@ pub(crate) async fn keep(core: &Core) {
             listener.await;
             continue;
         };
-        if write(core, coverage, &is_ending).await {
+        if write(core, coverage, false, &is_ending).await {
             core.checkpointing.request();
         }
     }
@@ -54,17 +54,22 @@ pub(crate) async fn keep(core: &Core) {
 /// Returns whether it was written.
 pub(crate) async fn write_at_close(core: &Core) -> bool {
     let Some(coverage) = core.images.take_due(core, true) else { return false };
-    write(core, coverage, &|| core.health.check().is_err()).await
+    write(core, coverage, true, &|| core.health.check().is_err()).await
 }
 
 /// Writes an image; returns whether the next checkpoint has one to name.
-async fn write(core: &Core, coverage: Coverage, is_ending: &(dyn Fn() -> bool + Sync)) -> bool {
+async fn write(
+    core: &Core,
+    coverage: Coverage,
+    is_closing: bool,
+    is_ending: &(dyn Fn() -> bool + Sync),
+) -> bool {
     let began = core.runtime.now();
     let first = coverage.generation;
     // Shards may be thinned while they are read: their entries are in this sample all the same.
     let sample_bits = core.index.least_sample_bits();
     let mut writer = Writer { core, image: first, segment: None, in_flight: VecDeque::new() };
-    let outcome = writer.write_all(is_ending).await;
+    let outcome = writer.write_all(is_closing, is_ending).await;
     // Nothing of it may be under way when its segments are used for something else.
     let outcome = match writer.finish().await {
         Ok(()) => outcome,
@@ -109,6 +114,7 @@ impl Writer<'_> {
     /// Writes all chunks; returns their number and that of the entries.
     async fn write_all(
         &mut self,
+        is_closing: bool,
         is_ending: &(dyn Fn() -> bool + Sync),
     ) -> std::result::Result<(u32, u64), Unfinished> {
         let core = self.core;
@@ -116,7 +122,8 @@ impl Writer<'_> {
         let most_bytes = buckets + core.index.stats().entries * size_of::<u64>() as u64;
         let chunks = most_bytes / (CHUNK_BYTES as u64 / 2) + 1;
         let in_segment = core.superblock.layout.segment_bytes / CHUNK_BYTES as u64;
-        if !core.space.has_room_for_image(core.room(), chunks.div_ceil(in_segment)) {
+        let segments = chunks.div_ceil(in_segment);
+        if !core.space.has_room_for_image(core.room(), segments, is_closing) {
             return Err(Unfinished::NoRoom);
         }
         let (mut next_bucket, mut chunk_count, mut entries) = (0, 0, 0);
