@@ -25,7 +25,7 @@ pub struct PoolStat {
     /// Where every byte of the pool is.
     #[serde(flatten)]
     pub space: SpaceParts,
-    /// How full it is.
+    /// How full it is, as the log says: by the use that a [`quick_stat`](Pool::quick_stat) finds.
     pub fullness: Fullness,
     /// Hundredths of its room for data that are used; garbage does not count.
     pub used_percent: u64,
@@ -225,7 +225,12 @@ impl Pool {
 
 fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -> PoolStat {
     let (space, size_bytes) = core.space_parts(holdings.map(|holdings| holdings.distinct));
-    let used_permille = core.used_permille(&space);
+    // The same for everybody who asks, and for the log: what a walk finds is for the figures.
+    let by_references = match holdings {
+        Some(_) => core.space_parts(None).0,
+        None => space,
+    };
+    let fullness = core.fullness(core.used_permille(&by_references));
     let (mut of_volumes, mut of_snapshots) = (Vec::new(), Vec::new());
     for (at, volume) in volumes.iter().enumerate() {
         let list = if volume.is_snapshot() { &mut of_snapshots } else { &mut of_volumes };
@@ -251,8 +256,8 @@ fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -
         size_bytes,
         unused_bytes: core.unused_bytes(),
         space,
-        fullness: core.fullness(used_permille),
-        used_percent: used_permille / 10,
+        fullness,
+        used_percent: core.used_permille(&space) / 10,
         content: holdings.map(|holdings| content(holdings, volumes, &space)),
         written: written(core),
         index_bytes: index.bytes as u64,

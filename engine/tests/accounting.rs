@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use siltstone_device::{SeededRandom, sim::SimDevice};
 use siltstone_engine::{
-    CreateOptions, OpenOptions, Pool, PoolStat, SnapshotName, Tuning, Volume, VolumeContent,
-    VolumeOptions,
+    CreateOptions, Fullness, OpenOptions, Pool, PoolStat, SnapshotName, Tuning, Volume,
+    VolumeContent, VolumeOptions,
 };
 use support::pools::{
     BALLAST, DATA_START, KIB, MIB, POOL_BYTES, base, close, create, model_of, options,
@@ -38,6 +38,37 @@ fn assert_adds_up(stat: &PoolStat, when: &str) {
             assert!(of.unique_bytes <= of.exclusive_bytes, "{when}: {}", volume.name);
         }
     }
+}
+
+/// Shared blocks hide garbage from those who do not look at the whole map: they know of more use, and
+/// the level goes by that, for the log cannot look at the map each time.
+#[test]
+fn everybody_who_asks_is_told_the_same_level() {
+    let device = SimDevice::new(64 * MIB);
+    let create =
+        CreateOptions { index_memory_bytes: MIB, nvram_bytes: Some(MIB), ..Default::default() };
+    Pool::create_on(device.clone(), None, &create).unwrap();
+    let tuning = Tuning { warn_percent: 50, critical_percent: 95, ..Tuning::default() };
+    let options = OpenOptions { tuning, ..OpenOptions::default() };
+    let pool = Pool::open_on(device, None, &options).unwrap();
+    let size = VolumeOptions::new(64 * MIB);
+    let [one, two] = ["one", "two"].map(|name| pool.create_volume(name, &size).unwrap());
+    let half = 12;
+    for at in 0..2 * half {
+        one.write_at(at * MIB, &noise(at, MIB)).unwrap();
+    }
+    pool.checkpoint().unwrap();
+    for at in 0..half {
+        two.write_at(at * MIB, &noise(at, MIB)).unwrap();
+    }
+    one.discard(half * MIB, half * MIB).unwrap();
+    pool.checkpoint().unwrap();
+    let (quick, whole) = (pool.quick_stat(), pool.stat());
+    assert!(quick.space.garbage_bytes < MIB, "{:?}", quick.space);
+    assert!(whole.space.garbage_bytes > 10 * MIB, "{:?}", whole.space);
+    let used = (quick.used_percent, whole.used_percent);
+    assert!(used.0 >= 50 && used.1 < 45, "{used:?} % used");
+    assert_eq!((quick.fullness, whole.fullness), (Fullness::Warning, Fullness::Warning));
 }
 
 #[test]
