@@ -246,6 +246,7 @@ impl Collector {
     fn begin(&mut self, step: &Step<'_>) {
         if self.wants_survey(step) {
             self.state = State::Surveying(Surveying::begin(step.core));
+            step.core.throttle.note_begin(step.core.runtime.now());
             step.core.collection.busy.store(true, Ordering::Release);
         } else {
             self.begin_round(step);
@@ -258,6 +259,7 @@ impl Collector {
             self.begin_repair(step) || self.begin_forced(step) || self.begin_for_room(step);
         if !is_begun {
             self.output.close_dead(core);
+            core.throttle.note_none();
         }
         core.collection.busy.store(is_begun, Ordering::Release);
     }
@@ -312,6 +314,7 @@ impl Collector {
             return false;
         }
         tracing::debug!(segments = victims.len(), "a garbage collection begins");
+        step.core.throttle.note_begin(step.core.runtime.now());
         step.core.table.refuse_links(victims.keys().copied());
         let started = (step.count_started)();
         self.state = State::Settling { victims, started };
@@ -407,6 +410,7 @@ impl Collector {
             core.table.allow_links(round.victims.keys().copied());
         }
         self.surveyed_at = None;
+        core.throttle.note_end(core.runtime.now());
         add(&core.stats.counters.collector_rounds, 1);
         core.collection.rounds.fetch_add(1, Ordering::AcqRel);
         core.collection.busy.store(false, Ordering::Release);

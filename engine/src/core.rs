@@ -40,6 +40,7 @@ use crate::{
     summaries::SummaryCache,
     superblock::{Revision, Superblock},
     temperature::RecentWrites,
+    throttle::Throttle,
     volume_core::VolumeCore,
 };
 
@@ -87,6 +88,7 @@ pub(crate) struct Core {
 
     pub(crate) table: SegmentTable,
     pub(crate) space: Space,
+    pub(crate) throttle: Throttle,
     pub(crate) frontier: Frontier,
     pub(crate) map: Map,
     /// Held while a unit is published and while a memtable is frozen, so that what is frozen ends

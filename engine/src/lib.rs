@@ -80,6 +80,7 @@ pub mod stats;
 mod summaries;
 mod superblock;
 mod temperature;
+mod throttle;
 mod verify;
 mod volume;
 mod volume_core;

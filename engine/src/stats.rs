@@ -12,6 +12,8 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Stage {
+    /// Waiting for room in the pool.
+    SpaceWait,
     /// Waiting for staging memory.
     AdmitWait,
     /// Finding zeros and fingerprinting.
@@ -33,8 +35,9 @@ pub(crate) enum Stage {
     /// A checkpoint.
     Checkpoint,
 }
-const STAGES: usize = 10;
+const STAGES: usize = 11;
 const STAGE_NAMES: [&str; STAGES] = [
+    "space_wait",
     "admit_wait",
     "fingerprint",
     "index",

@@ -47,6 +47,7 @@ use crate::{
     summaries::SummaryCache,
     superblock::{FoundSuperblock, Superblock},
     temperature::RecentWrites,
+    throttle::Throttle,
     volume_core::VolumeCore,
 };
 
@@ -212,6 +213,7 @@ async fn open_on(
         in_flight: InFlight::new(),
         recent_writes: RecentWrites::new(segment_count.get(), layout.segment_bytes),
         space: Space::new(segment_count, layout.segment_bytes),
+        throttle: Throttle::default(),
         table,
         frontier,
         map,

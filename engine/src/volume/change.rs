@@ -203,12 +203,14 @@ impl Volume {
         if purpose == Purpose::Free {
             return self.find_space(bytes, purpose).await;
         }
+        self.core.pace_write(bytes as usize).await;
         if !space.has_queue()
             && let Ok(promise) = space.promise(self.core.room(), bytes, purpose, 0)
         {
             self.core.note_refusal(None);
             return Ok(promise);
         }
+        let _timer = self.core.stats.time(Stage::SpaceWait);
         let turn = space.queue().await;
         if turn.is_hopeless() {
             return space.promise(self.core.room(), bytes, purpose, 0);
