@@ -12,7 +12,7 @@
 //! - `sealer`: places batches as write units (`write_unit`, `frame`) in frontier segments, and
 //!   publishes them once the device has them.
 //! - `commit`: flushes, through the NVRAM log or the pipeline; `marks`: a note of what they made durable.
-//! - `checkpointer` (with `segment_table`, `segment_count`, `frontier`, `space`, `record`, `catalog`): makes the state
+//! - `checkpointer` (with `segment_table`, `segment_count`, `frontier`, `space`, `throttle`, `record`, `catalog`): makes the state
 //!   a place to recover from, and frees what nothing refers to.
 //! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
 //! - `recovery` (with `repair`, `marks`, `warm` and `index_image`): coming back.
