@@ -131,6 +131,7 @@ impl Adopter {
         self.current = next.map(|(child, parent)| {
             // Nobody writes to the parent any more: what it holds has been admitted.
             let state = State::Waiting { until: core.admission.admitted() };
+            add(&core.stats.counters.begun_adoptions, 1);
             Adoption { child, parent, state }
         });
         self.current.is_some()

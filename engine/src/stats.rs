@@ -119,6 +119,8 @@ counters! {
     read_retries,
     /// Checkpoints stored.
     checkpoints,
+    /// Layers that began to take over what they read of their parent.
+    begun_adoptions,
     /// Entries of the map that a layer took over from its parent.
     adopted_extents,
     /// Layers that need their parent no more.

@@ -65,6 +65,7 @@ impl Client {
                     return Err(Violation(format!("{what} failed: {error}")));
                 }
                 add(&self.world.tally.refused, 1);
+                add(&self.world.tally.refused_full, u64::from(is_full));
                 Ok(false)
             }
         }

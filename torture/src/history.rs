@@ -339,6 +339,7 @@ fn session(
             device.clear_faults();
             model.check_visible(&pool).await.map_err(Violation)?;
         }
+        tally.note_pool(&pool);
         if ends_well {
             let begun = model.begin_flush();
             match pool.close_async().await {
@@ -443,6 +444,9 @@ fn look(
                 return Err(Violation(format!("the check of the pool finds damage\n{found}")));
             }
             add(&tally.checks, 1);
+        }
+        if check && pool.quick_stat().index_image_bytes > 0 {
+            add(&tally.closed_images, 1);
         }
         pool.abandon();
         Ok(())

@@ -1,5 +1,7 @@
 //! Small pools in which much happens soon: segments fill, the log wraps, space runs out.
 
+mod fill;
+
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
@@ -11,9 +13,10 @@ use siltstone_engine::{
     CreateOptions, EngineError, OpenOptions, Pool, SnapshotName, Tuning, VolumeOptions,
 };
 
+use self::fill::Fill;
 use crate::{
     clients::{Client, Violation, World},
-    content::{self, BLOCK},
+    content::BLOCK,
     model::Model,
 };
 
@@ -86,6 +89,8 @@ impl Bases {
             base("full, smaller room", 256 * KIB, 256 * KIB, Fill::AllBut(256 * KIB)),
             base("full of garbage", 256 * KIB, 128 * KIB, Fill::HalfDead),
             base("snapshots and clones", 256 * KIB, 128 * KIB, Fill::Snapshots),
+            base("chains of layers", 256 * KIB, 128 * KIB, Fill::Layers),
+            base("chains of layers, large log", 256 * KIB, MIB, Fill::Layers),
             base("full of snapshots", 256 * KIB, 256 * KIB, Fill::HalfKept),
         ];
         Self { bases }
@@ -102,22 +107,6 @@ impl Default for Bases {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// What is in a pool before a history begins.
-#[derive(Clone, Copy)]
-enum Fill {
-    Nothing,
-    /// So many bytes.
-    Ballast(u64),
-    /// Everything that goes in, and then so many bytes given back.
-    AllBut(u64),
-    /// Everything that goes in, every other block of it deleted: no segment is free by that.
-    HalfDead,
-    /// The disk, in several states, and clones of it.
-    Snapshots,
-    /// Everything that goes in; half of that is in a snapshot only.
-    HalfKept,
 }
 
 /// A pool with a disk.
@@ -137,17 +126,7 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, fill: Fill) ->
         let pool = Pool::open_in(machine.clone(), device.clone(), None, &open).await?;
         let disk = VolumeOptions::new(DISK_BLOCKS * BLOCK as u64);
         pool.create_volume_async(DISK, &disk).await?;
-        let blocks = match fill {
-            Fill::Nothing => (0, 0),
-            Fill::Ballast(bytes) => (write_ballast(&pool, bytes / BLOCK as u64).await?, 0),
-            Fill::AllBut(room_bytes) => (fill_all_but(&pool, room_bytes).await?, 0),
-            Fill::HalfDead => (fill_with_garbage(&pool).await?, 0),
-            Fill::Snapshots => {
-                take_snapshots(&pool).await?;
-                (0, 0)
-            }
-            Fill::HalfKept => fill_with_kept(&pool).await?,
-        };
+        let blocks = fill.fill(&pool).await?;
         let model = Model::of(&pool, &[BALLAST]).await;
         pool.close_async().await?;
         Ok::<_, EngineError>((blocks, model))
@@ -158,104 +137,6 @@ fn base(name: &'static str, segment_bytes: u64, nvram_bytes: u64, fill: Fill) ->
     let model = model.expect("a pool without faults can be read");
     device.forget_history();
     Base { name, device, ballast_blocks, kept_blocks, model }
-}
-
-/// Writes so many blocks of ballast; returns them.
-async fn write_ballast(pool: &Pool, blocks: u64) -> Result<u64, EngineError> {
-    let volume = pool.create_volume_async(BALLAST, &VolumeOptions::new(POOL_BYTES)).await?;
-    for block in 0..blocks {
-        volume.write(block * BLOCK as u64, &ballast(block)).await?;
-    }
-    Ok(blocks)
-}
-
-/// Fills a pool with ballast and as much that is then deleted; returns the blocks that are left.
-async fn fill_with_garbage(pool: &Pool) -> Result<u64, EngineError> {
-    let options = VolumeOptions::new(POOL_BYTES);
-    let ballast_volume = pool.create_volume_async(BALLAST, &options).await?;
-    let garbage = pool.create_volume_async("garbage", &options).await?;
-    let mut blocks = 0;
-    loop {
-        let at = blocks * BLOCK as u64;
-        // Contents that no block of ballast has.
-        let other = ballast(blocks | 1 << 32);
-        let written = garbage.write(at, &other).await;
-        match written.and(ballast_volume.write(at, &ballast(blocks)).await) {
-            Ok(()) => blocks += 1,
-            Err(EngineError::NoSpace { .. }) => break,
-            Err(error) => return Err(error),
-        }
-    }
-    ballast_volume.trim(blocks * BLOCK as u64, POOL_BYTES - blocks * BLOCK as u64).await?;
-    pool.delete_volume_async("garbage").await?;
-    Ok(blocks)
-}
-
-/// Writes the disk over and over, with snapshots in between, clones some of them and goes back to
-/// one.
-async fn take_snapshots(pool: &Pool) -> Result<(), EngineError> {
-    let random = &mut SeededRandom::new(1);
-    let name = |own: u64| SnapshotName::new(DISK, &format!("s{own}"));
-    for round in 0..6 {
-        let disk = pool.volume(DISK)?;
-        for _ in 0..12 {
-            let first = random.below(DISK_BLOCKS - 16);
-            let contents = content::draw(random, 16);
-            let bytes = content::bytes_of(contents.as_flattened());
-            disk.write(first * BLOCK as u64, &bytes).await?;
-        }
-        pool.create_snapshots_async(&[name(round)?]).await?;
-        match round {
-            1 | 4 => {
-                let clone = pool.clone_snapshot_async(&name(round)?, &clone_name(round)).await?;
-                let bytes = content::bytes_of(content::draw(random, 40).as_flattened());
-                clone.write(random.below(200) * BLOCK as u64, &bytes).await?;
-                let of_clone = SnapshotName::new(&clone_name(round), "s0")?;
-                pool.create_snapshots_async(&[of_clone]).await?;
-                clone.trim(0, 60 * BLOCK as u64).await?;
-            }
-            2 => drop(pool.roll_back_async(&name(1)?).await?),
-            3 => pool.delete_snapshots_async(&[name(0)?]).await?,
-            _ => pool.checkpoint_async().await?,
-        }
-    }
-    Ok(())
-}
-
-/// Fills a pool with ballast, takes a snapshot, and gives half of it back, which makes no room;
-/// returns the blocks that are left, and those in the snapshot.
-async fn fill_with_kept(pool: &Pool) -> Result<(u64, u64), EngineError> {
-    // So many that some room is left to begin with.
-    let blocks = fill_all_but(pool, MIB).await?;
-    let ballast_volume = pool.volume(BALLAST)?;
-    pool.create_snapshots_async(&[KEPT.parse()?]).await?;
-    let keep = blocks / 2;
-    ballast_volume.trim(keep * BLOCK as u64, POOL_BYTES - keep * BLOCK as u64).await?;
-    pool.create_snapshots_async(&[SnapshotName::new(DISK, "s0")?]).await?;
-    Ok((keep, blocks))
-}
-
-/// Fills a pool with ballast and gives some of it back; returns the blocks that are left.
-async fn fill_all_but(pool: &Pool, room_bytes: u64) -> Result<u64, EngineError> {
-    let volume = pool.create_volume_async(BALLAST, &VolumeOptions::new(POOL_BYTES)).await?;
-    let mut blocks = 0;
-    // Single blocks in the end, so that no room is left over.
-    for step in [16, 1] {
-        loop {
-            let bytes: Vec<u8> = (blocks..blocks + step).flat_map(ballast).collect();
-            match volume.write(blocks * BLOCK as u64, &bytes).await {
-                Ok(()) => blocks += step,
-                Err(EngineError::NoSpace { .. }) => break,
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    let keep = blocks.saturating_sub(room_bytes / BLOCK as u64);
-    volume.trim(keep * BLOCK as u64, POOL_BYTES - keep * BLOCK as u64).await?;
-    // Condemned by the first, freed by the second.
-    pool.checkpoint_async().await?;
-    pool.checkpoint_async().await?;
-    Ok(keep)
 }
 
 fn small_tuning() -> Tuning {
@@ -377,5 +258,21 @@ mod tests {
             image_bytes > 0
         });
         assert!(images.count() >= 2);
+    }
+
+    /// Or hardly any history would see one of it.
+    #[test]
+    fn layers_that_can_be_adopted_are_among_them() {
+        let bases = Bases::new();
+        let adopting = bases.bases.iter().filter(|base| {
+            let options = OpenOptions { read_only: false, tuning: small_tuning() };
+            let pool = Pool::open_on(base.device.snapshot(), None, &options);
+            let pool = pool.expect("a base can be opened");
+            pool.collect_garbage().expect("nothing is wrong with it");
+            let adopted = pool.counters().adopted_layers;
+            println!("{}: {adopted}", base.name);
+            adopted >= 2
+        });
+        assert!(adopting.count() >= 2);
     }
 }

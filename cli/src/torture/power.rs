@@ -33,6 +33,9 @@ pub(super) fn run(arguments: &TortureArguments) -> Result<(), CliError> {
     watch.end();
     let outcome = outcome.map_err(|reason| CliError::Impossible { reason: reason.to_string() })?;
     let mut table = String::new();
+    for (lived, count) in rarities(&outcome.counts) {
+        let _ = writeln!(table, "{count:8} {lived}");
+    }
     for (kind, count) in &outcome.counts.faults {
         let _ = writeln!(table, "{count:8} {kind}");
     }
@@ -60,6 +63,26 @@ fn violation(failure: &Failure, threads: bool) -> Violation {
         repeat += " (on threads no two runs are alike: it may take many)";
     }
     Violation { reason: reason.clone(), place, repeat, seed: Some(*seed), cut: *cut, pool: None }
+}
+
+/// What happens only now and then: a run that has lived none of it has shown nothing of it.
+fn rarities(counts: &Counts) -> [(&'static str, u64); 11] {
+    [
+        ("clones", counts.clones),
+        ("volumes gone back to a snapshot", counts.roll_backs),
+        ("operations refused by full pools", counts.refused_full),
+        ("pools grown in use", counts.grown),
+        ("batches divided into two units", counts.divided_batches),
+        ("adoptions begun", counts.begun_adoptions),
+        ("adoptions completed", counts.adopted_layers),
+        ("garbage collections", counts.collections),
+        ("blocks moved by them", counts.moved_blocks),
+        (
+            "index images stored in use, or found in closed pools",
+            counts.index_images + counts.closed_images,
+        ),
+        ("openings that used an index image", counts.loaded_images),
+    ]
 }
 
 fn summary(counts: &Counts) -> String {

@@ -59,7 +59,13 @@ impl Client {
             0..=7 => self.delete_snapshots(&snapshots).await,
             8..=10 => self.read_snapshot(snapshot).await,
             11 | 12 if volumes.len() <= MOST_CLONES => self.clone_snapshot(snapshot).await,
-            11..=13 => self.roll_back(snapshot).await,
+            11..=13 => {
+                let done = self.roll_back(snapshot).await?;
+                match done.is_ok() && self.random.chance(1, 2) {
+                    true => self.forget_snapshots_beside(snapshot).await,
+                    false => Ok(done),
+                }
+            }
             14..=16 if is_clone => self.work_on_clone(volume).await,
             17 if is_clone => self.delete_clone(volume).await,
             18 | 19 => self.tidy().await,
@@ -126,11 +132,15 @@ impl Client {
                 gone.push(snapshot);
             }
         }
+        self.delete_these_snapshots(&gone).await
+    }
+
+    async fn delete_these_snapshots(&mut self, gone: &[usize]) -> Step<()> {
         let event = self.event();
         let (deletion, names) = {
             let mut model = self.world.model.lock();
             let names: Vec<_> = gone.iter().map(|&at| model.snapshots[at].name.clone()).collect();
-            (model.begin_delete_snapshots(&gone, event), names)
+            (model.begin_delete_snapshots(gone, event), names)
         };
         let outcome = self.world.pool.delete_snapshots_async(&names).await;
         let event = self.event();
@@ -143,6 +153,15 @@ impl Client {
             }
         }
         self.changed(outcome, "deleting snapshots")
+    }
+
+    /// Deletes all snapshots of the volume that one is of, so that the layer before can be adopted.
+    async fn forget_snapshots_beside(&mut self, snapshot: usize) -> Step<()> {
+        let gone = {
+            let model = self.world.model.lock();
+            model.snapshots_of(&model.snapshots[snapshot].name.volume)
+        };
+        self.delete_these_snapshots(&gone).await
     }
 
     fn handle(&self, snapshot: usize) -> Result<Volume, Violation> {
