@@ -9,9 +9,7 @@ use siltstone_device::{
     SeededEntropy, SeededRandom,
     sim::{Machine, SimDevice},
 };
-use siltstone_engine::{
-    CreateOptions, EngineError, OpenOptions, Pool, SnapshotName, Tuning, VolumeOptions,
-};
+use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions};
 
 use self::fill::Fill;
 use crate::{
