@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     fs::File,
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -12,12 +13,16 @@ use std::{
 use siltstone_device::DeviceError;
 use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool};
 
-use crate::errors::CliError;
+use crate::{args::pool::PoolArgument, control::place, errors::CliError};
 
 /// How long to wait for a pool that is in use. The kernel may keep the files of a process that was
 /// killed, and so their locks, until the io_uring of that process is taken down: a moment after
 /// its end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a server waits for its pool if nobody says that he has it. Where a server is started in
+/// the place of one that was killed, as service managers do, the machine may be so busy that this
+/// moment is a long one.
+const SERVER_LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// A pool, or another way to it.
@@ -42,18 +47,57 @@ pub(crate) fn open_or<T>(
     options: &OpenOptions,
     mut elsewhere: impl FnMut() -> Option<T>,
 ) -> Result<Opened<T>, CliError> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
+    open_unless(path, options, |waited| match elsewhere() {
+        Some(found) => ControlFlow::Break(Some(found)),
+        None if waited >= LOCK_PATIENCE => ControlFlow::Break(None),
+        None => ControlFlow::Continue(()),
+    })
+}
+
+/// Opens a pool for a server, which waits longer than others unless another server has the pool.
+pub(crate) fn open_to_serve(pool: &PoolArgument, options: &OpenOptions) -> Result<Pool, CliError> {
+    let mut is_told = false;
+    let opened = open_unless(&pool.path, options, |waited| {
+        let is_served = || matches!(place::connect(pool), Ok(Some(_)));
+        if waited < LOCK_PATIENCE {
+            return ControlFlow::Continue(());
+        }
+        if waited >= SERVER_LOCK_PATIENCE || is_served() {
+            return ControlFlow::Break(None::<Infallible>);
+        }
+        if !is_told {
+            is_told = true;
+            tracing::info!(
+                pool = %pool.path.display(),
+                "the pool is still locked, perhaps by a server that was killed: waiting for up to {} s",
+                SERVER_LOCK_PATIENCE.as_secs()
+            );
+        }
+        ControlFlow::Continue(())
+    });
+    match opened? {
+        Opened::Pool(pool) => Ok(pool),
+        Opened::Elsewhere(never) => match never {},
+    }
+}
+
+/// Opens a pool. While another process has it, asks each time how to go on after so long a wait:
+/// with another attempt, with another way to the pool, or with an error.
+fn open_unless<T>(
+    path: &Path,
+    options: &OpenOptions,
+    mut go_on: impl FnMut(Duration) -> ControlFlow<Option<T>>,
+) -> Result<Opened<T>, CliError> {
+    let begun = Instant::now();
     let source = loop {
         match Pool::open(path, options) {
             Ok(pool) => return Ok(Opened::Pool(pool)),
             Err(locked @ EngineError::Device(DeviceError::Locked { .. })) => {
-                if let Some(found) = elsewhere() {
-                    return Ok(Opened::Elsewhere(found));
+                match go_on(begun.elapsed()) {
+                    ControlFlow::Continue(()) => thread::sleep(LOCK_RETRY),
+                    ControlFlow::Break(Some(found)) => return Ok(Opened::Elsewhere(found)),
+                    ControlFlow::Break(None) => break locked,
                 }
-                if Instant::now() >= deadline {
-                    break locked;
-                }
-                thread::sleep(LOCK_RETRY);
             }
             Err(error) => break error,
         }

@@ -105,7 +105,10 @@ fn open_pool(arguments: &ServeArguments) -> Result<Pool, CliError> {
         page_cache_bytes: or(arguments.page_cache, tuning.page_cache_bytes),
         ..tuning
     };
-    let pool = open::open(path, &OpenOptions { read_only: arguments.read_only, tuning })?;
+    let pool = open::open_to_serve(
+        &arguments.pool,
+        &OpenOptions { read_only: arguments.read_only, tuning },
+    )?;
     match (pool.size_bytes(), arguments.size) {
         (size_bytes, Some(Size(given_bytes))) if given_bytes != size_bytes => {
             Err(CliError::PoolDiffers { path: path.clone(), size_bytes, given_bytes })

@@ -12,7 +12,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use siltstone_torture::kill::{self, Limit, Plan, Program};
+use siltstone_torture::kill::{self, Limit, Plan, Program, SnapshotChange};
 use support::{Folder, command, siltstone};
 
 #[test]
@@ -51,8 +51,13 @@ impl Program for Forgetful {
         let pool = if forgets { Path::new(&self.empty) } else { pool };
         let mut serve = command();
         serve.arg("serve").arg(pool).arg("--listen").arg(format!("unix:{}", socket.display()));
-        serve.args(["--control", "none"]);
         serve
+    }
+
+    fn change(&self, pool: &Path, change: &SnapshotChange<'_>) -> Command {
+        let mut command = command();
+        command.args(change.arguments(pool));
+        command
     }
 
     fn check(&self, pool: &Path) -> Command {
@@ -85,6 +90,10 @@ fn a_server_that_ends_by_itself_is_a_violation_that_quotes_it() {
             let mut serve = command();
             serve.arg("serve").arg(pool.with_extension("missing"));
             serve
+        }
+
+        fn change(&self, _: &Path, _: &SnapshotChange<'_>) -> Command {
+            unreachable!("there is nothing to change")
         }
 
         fn check(&self, _: &Path) -> Command {

@@ -402,3 +402,22 @@ fn addresses_that_cannot_be_had_are_reported() {
     let sentence = siltstone(serve).fails(6);
     assert!(sentence.contains("multiple of 512"), "{sentence}");
 }
+
+/// A service manager starts a server anew when one was killed, and the kernel may take its time to let
+/// go of the pool.
+#[test]
+fn a_server_waits_for_a_pool_that_nobody_serves() {
+    let folder = Folder::new();
+    let pool = folder.pool(POOL_SIZE);
+    let lock = fs::File::open(&pool).unwrap();
+    lock.lock().unwrap();
+    let server = std::thread::scope(|scope| {
+        let server = scope.spawn(|| Server::start(&pool, &[]));
+        // Longer than a command waits.
+        std::thread::sleep(std::time::Duration::from_millis(2500));
+        lock.unlock().unwrap();
+        server.join().unwrap()
+    });
+    assert!(server.log().contains("the pool is still locked"), "{}", server.log());
+    assert!(server.stop().success());
+}

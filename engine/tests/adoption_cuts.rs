@@ -143,7 +143,7 @@ fn cut_everywhere(seed: u64, clients_write: bool) -> usize {
     machine.attach(&device);
     let random = &mut SeededRandom::new(seed);
     let mut writes = Vec::new();
-    machine.run(async {
+    let counters = machine.run(async {
         let pool = Pool::open_in(machine.clone(), device.clone(), None, &options(false)).await;
         let pool = Arc::new(pool.unwrap());
         let disk = pool.volume("disk").unwrap();
@@ -161,11 +161,12 @@ fn cut_everywhere(seed: u64, clients_write: bool) -> usize {
             let pause = Duration::from_micros(1 + random.below(300));
             machine.sleep_until(machine.now() + pause).await;
         }
-        let counters = pool.counters();
-        assert!(counters.adopted_extents > 1000 && counters.checkpoints > 3, "{counters:?}");
         drop(disk);
         pool.checkpoint_async().await.unwrap();
-        Arc::into_inner(pool).unwrap().abandon();
+        let pool = Arc::into_inner(pool).unwrap();
+        let counters = pool.counters();
+        pool.abandon();
+        counters
     });
     let events = device.history_len();
     machine.kill();
@@ -196,6 +197,7 @@ fn cut_everywhere(seed: u64, clients_write: bool) -> usize {
         let report = pool.check(&mut |_| {}).unwrap();
         assert!(report.is_sound(), "cut at {cut}: {:?}", report.findings);
     }
+    assert!(counters.adopted_extents > 1000 && counters.checkpoints > 3, "{counters:?}");
     assert!(begun > 10 && ended > 0, "{begun} cuts before and {ended} after its end");
     events
 }

@@ -10,17 +10,20 @@
 //! - [`journal`]: what a disk may contain after a kill.
 //! - `child`: the program as a child process.
 //! - `load`: what clients do.
+//! - `keeper`: snapshots and clones, kept by commands to the server.
 //! - `life`: one pool's rounds of work, kill and comparison.
 //! - [`tally`]: what was survived, counted.
 
 mod child;
 pub mod journal;
+mod keeper;
 mod life;
 mod load;
 pub mod nbd_client;
 pub mod tally;
 
 use std::{
+    ffi::OsStr,
     io,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -47,8 +50,60 @@ pub trait Program: Sync {
     /// The command that serves a pool on a unix socket until it is killed. Its standard input
     /// ends when this process does: it should end then, too.
     fn serve(&self, pool: &Path, socket: &Path) -> Command;
+    /// The command that makes a change of snapshots or clones in a pool that is perhaps being served,
+    /// and succeeds if it is made.
+    fn change(&self, pool: &Path, change: &SnapshotChange<'_>) -> Command;
     /// The command that checks a pool, and succeeds if it is sound.
     fn check(&self, pool: &Path) -> Command;
+}
+
+/// A change that an operator makes by a command while clients work. Snapshots are named with their
+/// volumes, as in `disk@before`.
+#[derive(Clone, Copy, Debug)]
+pub enum SnapshotChange<'a> {
+    /// A snapshot is taken.
+    Take {
+        /// Its name.
+        snapshot: &'a str,
+    },
+    /// It is deleted.
+    Delete {
+        /// Its name.
+        snapshot: &'a str,
+    },
+    /// Its volume goes back to it.
+    RollBack {
+        /// Its name.
+        snapshot: &'a str,
+    },
+    /// A volume is made from it.
+    Clone {
+        /// The snapshot's name.
+        snapshot: &'a str,
+        /// The new volume's name.
+        name: &'a str,
+    },
+    /// Such a volume is deleted.
+    DeleteClone {
+        /// Its name.
+        name: &'a str,
+    },
+}
+
+impl<'a> SnapshotChange<'a> {
+    /// The arguments by which `siltstone` makes it.
+    #[must_use]
+    pub fn arguments(&self, pool: &'a Path) -> Vec<&'a OsStr> {
+        let (words, first, second): (&[&str], _, _) = match *self {
+            Self::Take { snapshot } => (&["snapshot", "create"], snapshot, None),
+            Self::Delete { snapshot } => (&["snapshot", "delete"], snapshot, None),
+            Self::RollBack { snapshot } => (&["snapshot", "rollback"], snapshot, None),
+            Self::Clone { snapshot, name } => (&["clone"], snapshot, Some(name)),
+            Self::DeleteClone { name } => (&["volume", "delete"], name, None),
+        };
+        let words = words.iter().map(OsStr::new).chain([pool.as_os_str(), OsStr::new(first)]);
+        words.chain(second.map(OsStr::new)).collect()
+    }
 }
 
 /// How long to go on.

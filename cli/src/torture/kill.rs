@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use siltstone_torture::kill::{self, Failure, Limit, Plan, Program, tally::Counts};
+use siltstone_torture::kill::{self, Failure, Limit, Plan, Program, SnapshotChange, tally::Counts};
 
 use super::{
     Watch,
@@ -80,8 +80,12 @@ impl Program for Siltstone {
     fn serve(&self, pool: &Path, socket: &Path) -> Command {
         let mut command = self.command("serve", pool);
         command.arg("--listen").arg(format!("unix:{}", socket.display())).arg("--stop-at-eof");
-        // A server that is killed would leave its socket behind.
-        command.args(["--control", "none"]);
+        command
+    }
+
+    fn change(&self, pool: &Path, change: &SnapshotChange<'_>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(change.arguments(pool));
         command
     }
 
@@ -93,7 +97,7 @@ impl Program for Siltstone {
 fn summary(counts: &Counts) -> String {
     format!(
         "{} under load, {} while starting, {} (the slowest {} ms), {} ({}, {}, {} refused), {} \
-         compared, {}, {}",
+         compared, {} taken, {} deleted, {}, {}, {}, {}",
         count(counts.kills, "kill"),
         counts.start_kills,
         count(counts.starts, "start"),
@@ -103,6 +107,10 @@ fn summary(counts: &Counts) -> String {
         count(counts.durable_changes, "durable change"),
         counts.refused,
         count(counts.blocks, "block"),
+        count(counts.snapshots, "snapshot"),
+        counts.deleted_snapshots,
+        count(counts.roll_backs, "rollback"),
+        count(counts.clones, "clone"),
         count(counts.checks, "check"),
         count(counts.pools, "pool"),
     )

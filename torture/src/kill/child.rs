@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io,
     os::unix::process::{CommandExt, ExitStatusExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -13,7 +13,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
-    Program,
+    Program, SnapshotChange,
     nbd_client::{ClientError, NbdClient},
 };
 use crate::clients::Violation;
@@ -38,34 +38,54 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn spawn(&self, mut command: Command) -> Result<Child, Violation> {
+    fn spawn(&self, mut command: Command, log: &Path) -> Result<Child, Violation> {
         // What a terminal sends to this process and its children alike (Ctrl-C) is for this
         // process alone to act on. However it ends, the pipe to the child ends with it.
         command.process_group(0).stdin(Stdio::piped());
         let mut start = || {
-            let log = File::create(&self.log)?;
+            let log = File::create(log)?;
             command.stdout(log.try_clone()?).stderr(log).spawn()
         };
         let failed = |error| Violation(format!("a child cannot be started: {error}"));
         start().map_err(failed)
     }
 
-    /// Adds what the child printed to what it did wrong.
+    /// Adds what the server printed to what it did wrong.
     pub(super) fn quote(&self, what: impl std::fmt::Display) -> Violation {
-        let log = std::fs::read(&self.log).unwrap_or_default();
-        let end = String::from_utf8_lossy(&log[log.len().saturating_sub(QUOTED_BYTES)..]);
-        Violation(format!("{what}; the end of its log:\n{}", end.trim_end()))
+        quote(&self.log, what)
     }
 
     /// Checks the whole pool, which nobody serves.
     pub(super) fn check(&self, program: &dyn Program) -> Result<(), Violation> {
-        let mut child = Running(self.spawn(program.check(&self.pool))?);
+        self.command(program.check(&self.pool), "the check of the pool")
+    }
+
+    /// Makes a change of snapshots, by a server if there is one.
+    pub(super) fn change(
+        &self,
+        program: &dyn Program,
+        change: &SnapshotChange<'_>,
+    ) -> Result<(), Violation> {
+        self.command(program.change(&self.pool, change), format!("{change:?}"))
+    }
+
+    /// Runs a command to its end, which must be a success.
+    fn command(&self, command: Command, what: impl std::fmt::Display) -> Result<(), Violation> {
+        let log = self.log.with_extension("command");
+        let mut child = Running(self.spawn(command, &log)?);
         match child.wait() {
             Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(self.quote(format!("the check of the pool ended with {status}"))),
-            Err(reason) => Err(self.quote(format!("the check of the pool {reason}"))),
+            Ok(status) => Err(quote(&log, format!("{what} ended with {status}"))),
+            Err(reason) => Err(quote(&log, format!("{what} {reason}"))),
         }
     }
+}
+
+/// Adds the end of a log to what its writer did wrong.
+fn quote(log: &Path, what: impl std::fmt::Display) -> Violation {
+    let log = std::fs::read(log).unwrap_or_default();
+    let end = String::from_utf8_lossy(&log[log.len().saturating_sub(QUOTED_BYTES)..]);
+    Violation(format!("{what}; the end of its log:\n{}", end.trim_end()))
 }
 
 /// A child that does not outlive this process's interest in it.
@@ -108,7 +128,7 @@ impl<'a> Server<'a> {
     /// Starts a server, and does not wait for it.
     pub(super) fn spawn(program: &dyn Program, place: &'a Place) -> Result<Self, Violation> {
         let begun = Instant::now();
-        let child = Running(place.spawn(program.serve(&place.pool, &place.socket))?);
+        let child = Running(place.spawn(program.serve(&place.pool, &place.socket), &place.log)?);
         Ok(Self { child, place, begun })
     }
 

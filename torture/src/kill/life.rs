@@ -16,9 +16,10 @@ use siltstone_nbd::protocol::transmission_flag as flag;
 use super::{
     Campaign,
     child::{Place, Server},
-    journal::Journal,
+    journal::{Journal, blocks_of},
+    keeper::{Keeper, Round},
     load::Client,
-    nbd_client::NbdClient,
+    nbd_client::{ClientError, NbdClient},
 };
 use crate::{
     clients::Violation,
@@ -40,9 +41,9 @@ const SIZES: [(u64, u64); 5] = [
 const LOG_BYTES: [u64; 3] = [512 * KIB, MIB, 8 * MIB];
 
 /// The one volume.
-const DISK: &str = "disk";
+pub(super) const DISK: &str = "disk";
 const DISK_BYTES: u64 = 16 * MIB;
-const DISK_BLOCKS: u64 = DISK_BYTES / BLOCK as u64;
+pub(super) const DISK_BLOCKS: u64 = DISK_BYTES / BLOCK as u64;
 /// Clients at a time. Each has blocks of its own, and some are everybody's.
 const CLIENTS: u64 = 4;
 /// Blocks of a client's own; the rest is shared.
@@ -55,8 +56,8 @@ const MOST_START_KILLS: u64 = 3;
 const CHECK_ONE_IN: u64 = 8;
 /// After so many rounds another pool, of another kind.
 const ROUNDS: u32 = 100;
-/// Compared at a time.
-const PIECE_BYTES: u64 = MIB;
+/// Read at a time.
+const PIECE_BYTES: usize = MIB as usize;
 /// What this load relies on.
 const NEEDED_FLAGS: u16 = flag::SEND_FLUSH
     | flag::SEND_FUA
@@ -98,6 +99,7 @@ pub(super) fn live(
     make(&place.pool, &options).map_err(failed)?;
     campaign.tally.note(|counts| counts.pools += 1);
     let journal = Mutex::new(Journal::new(DISK_BLOCKS));
+    let mut keeper = Keeper::new(SeededRandom::new(random.next_u64()));
     let mut usual_start = Duration::from_millis(50);
     for _ in 0..ROUNDS {
         if !campaign.claim_kill() {
@@ -108,13 +110,15 @@ pub(super) fn live(
                 kill_while_it_starts(campaign, place, usual_start, random)?;
             }
         }
-        let (server, start) = start_and_compare(campaign, place, &mut journal.lock())?;
+        let (server, start) = start_and_compare(campaign, place, &mut journal.lock(), &mut keeper)?;
         usual_start = start;
         let is_killed = AtomicBool::new(false);
         let clients = (0..CLIENTS).map(|number| {
             let nbd = server.connect(DISK).map_err(|error| place.quote(error))?;
             Ok(Client {
                 nbd,
+                place,
+                roll_backs: 0,
                 random: SeededRandom::new(random.next_u64()),
                 own: number * SHARE_BLOCKS..(number + 1) * SHARE_BLOCKS,
                 shared: CLIENTS * SHARE_BLOCKS..DISK_BLOCKS,
@@ -126,13 +130,21 @@ pub(super) fn live(
         });
         let clients = clients.collect::<Result<Vec<_>, Violation>>()?;
         let work_ms = WORK_MS.start + random.below(WORK_MS.end - WORK_MS.start);
-        work_and_kill(server, place, clients, Duration::from_millis(work_ms), &is_killed)?;
+        let round = Round {
+            program: campaign.program,
+            place,
+            journal: &journal,
+            is_killed: &is_killed,
+            tally: &campaign.tally,
+        };
+        let work = Duration::from_millis(work_ms);
+        work_and_kill(server, clients, &mut keeper, &round, work)?;
         campaign.tally.note(|counts| counts.kills += 1);
         if random.chance(1, CHECK_ONE_IN) {
             check(campaign, place)?;
         }
     }
-    let (server, _) = start_and_compare(campaign, place, &mut journal.lock())?;
+    let (server, _) = start_and_compare(campaign, place, &mut journal.lock(), &mut keeper)?;
     server.stop()?;
     check(campaign, place)
 }
@@ -158,11 +170,13 @@ fn kill_while_it_starts(
     Ok(())
 }
 
-/// Starts a server and reads the whole disk; what was found must stay from then on.
+/// Starts a server and reads the whole disk, its snapshots and clones; what was found must stay from
+/// then on.
 fn start_and_compare<'a>(
     campaign: &Campaign<'_>,
     place: &'a Place,
     journal: &mut Journal,
+    keeper: &mut Keeper,
 ) -> Result<(Server<'a>, Duration), Violation> {
     let mut server = Server::spawn(campaign.program, place)?;
     let (mut client, start) = server.first_client(DISK)?;
@@ -170,7 +184,8 @@ fn start_and_compare<'a>(
     let start_ms = start.as_millis() as u64;
     campaign.tally.note(|counts| counts.slowest_start_ms = counts.slowest_start_ms.max(start_ms));
     let contents = compare(&mut client, journal).map_err(|reason| place.quote(reason))?;
-    campaign.tally.note(|counts| counts.blocks += contents.len() as u64);
+    let of_keeper = keeper.compare(&server, journal).map_err(|reason| place.quote(reason))?;
+    campaign.tally.note(|counts| counts.blocks += contents.len() as u64 + of_keeper);
     journal.settle(contents);
     Ok((server, start))
 }
@@ -180,38 +195,43 @@ fn compare(client: &mut NbdClient, journal: &Journal) -> Result<Vec<Block>, Stri
         let (size_bytes, flags) = (client.size_bytes(), client.flags());
         return Err(format!("the disk has {size_bytes} bytes and flags {flags:#x}"));
     }
-    let mut contents = Vec::with_capacity(journal.len_blocks() as usize);
-    let mut bytes = vec![0; PIECE_BYTES as usize];
-    for offset_bytes in (0..DISK_BYTES).step_by(PIECE_BYTES as usize) {
-        let read = client.read(offset_bytes, &mut bytes);
-        read.map_err(|error| format!("reading at byte {offset_bytes}: {error}"))?;
-        let judged = journal.judge(offset_bytes / BLOCK as u64, &bytes);
-        contents.extend(judged.map_err(|wrong| wrong.to_string())?);
+    let bytes = read_all(client).map_err(|error| error.to_string())?;
+    let judge = |contents: Vec<Block>| journal.judge(0, &contents).map(|()| contents);
+    blocks_of(0, &bytes).and_then(judge).map_err(|wrong| wrong.to_string())
+}
+
+/// All of the disk, or of a snapshot or a clone of it.
+pub(super) fn read_all(client: &mut NbdClient) -> Result<Vec<u8>, ClientError> {
+    let mut bytes = vec![0; DISK_BYTES as usize];
+    for (offset_bytes, piece) in (0..).step_by(PIECE_BYTES).zip(bytes.chunks_mut(PIECE_BYTES)) {
+        client.read(offset_bytes, piece)?;
     }
-    Ok(contents)
+    Ok(bytes)
 }
 
 /// Lets clients work and kills their server under them.
 fn work_and_kill(
     server: Server<'_>,
-    place: &Place,
     clients: Vec<Client<'_>>,
+    keeper: &mut Keeper,
+    round: &Round<'_>,
     work: Duration,
-    is_killed: &AtomicBool,
 ) -> Result<(), Violation> {
     let (killed, worked) = thread::scope(|scope| {
         let clients = clients.into_iter().map(|client| scope.spawn(move || client.work()));
-        let clients: Vec<_> = clients.collect();
+        let mut workers: Vec<_> = clients.collect();
+        workers.push(scope.spawn(|| keeper.work(round)));
         thread::sleep(work);
-        is_killed.store(true, Ordering::SeqCst);
+        round.is_killed.store(true, Ordering::SeqCst);
         let killed = server.kill();
-        let join = |client: thread::ScopedJoinHandle<'_, _>| client.join();
-        let worked: Result<Vec<_>, _> = clients.into_iter().map(join).collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| worker.join();
+        let worked: Result<Vec<_>, _> = workers.into_iter().map(join).collect();
         (killed, worked.expect("clients do not panic"))
     });
     // A server that ended by itself is the reason why its clients lost it.
     killed?;
-    worked.into_iter().collect::<Result<(), _>>().map_err(|violation| place.quote(violation))
+    let worked = worked.into_iter().collect::<Result<(), _>>();
+    worked.map_err(|violation| round.place.quote(violation))
 }
 
 #[cfg(test)]

@@ -3,13 +3,17 @@
 use std::{
     ops::Range,
     sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use siltstone_device::SeededRandom;
 
 use super::{
+    child::Place,
     journal::Journal,
+    life::DISK,
     nbd_client::{ClientError, Durability, NbdClient},
     tally::Tally,
 };
@@ -20,7 +24,11 @@ use crate::{
 };
 
 /// The error number of a full pool.
-const NO_SPACE: u32 = 28;
+pub(super) const NO_SPACE: u32 = 28;
+/// That of a disk that has gone back to a snapshot since it was opened.
+const SHUT_DOWN: u32 = 108;
+/// How often a client tries to open a disk that goes back to a snapshot.
+const RETRY: Duration = Duration::from_millis(1);
 /// Blocks of most changes, at most.
 const SHORT_BLOCKS: u64 = 16;
 /// Of a few: more than a flush puts into the log.
@@ -30,6 +38,10 @@ const LONG_BLOCKS: u64 = 256;
 /// as it knows them, and blocks that others change at the same time.
 pub(super) struct Client<'a> {
     pub(super) nbd: NbdClient,
+    /// How to connect once more.
+    pub(super) place: &'a Place,
+    /// How often the disk had gone back to a snapshot when the client connected.
+    pub(super) roll_backs: u64,
     pub(super) random: SeededRandom,
     pub(super) own: Range<u64>,
     pub(super) shared: Range<u64>,
@@ -44,6 +56,8 @@ pub(super) struct Client<'a> {
 /// Why a client stops.
 enum Stop {
     Connection(ClientError),
+    /// The disk has gone back to a snapshot.
+    RolledBack,
     Violation(Violation),
 }
 
@@ -51,6 +65,7 @@ impl From<ClientError> for Stop {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::Connection(_) => Self::Connection(error),
+            ClientError::Refused { errno: SHUT_DOWN } => Self::RolledBack,
             other => Self::Violation(Violation(other.to_string())),
         }
     }
@@ -63,8 +78,42 @@ impl Client<'_> {
             match self.operation() {
                 Ok(()) => self.tally.note(|counts| counts.operations += 1),
                 Err(Stop::Connection(_)) if self.is_killed.load(Ordering::SeqCst) => return Ok(()),
+                Err(Stop::Connection(_) | Stop::RolledBack) if self.is_rolled_back() => {
+                    match self.reconnect() {
+                        Err(_) if self.is_killed.load(Ordering::SeqCst) => return Ok(()),
+                        reconnected => reconnected?,
+                    }
+                }
+                Err(Stop::RolledBack) => {
+                    return Err(Violation("the disk has shut down for no reason".into()));
+                }
                 Err(Stop::Connection(error)) => return Err(Violation(error.to_string())),
                 Err(Stop::Violation(violation)) => return Err(violation),
+            }
+        }
+    }
+
+    /// Whether the disk may have gone back to a snapshot since the client connected.
+    fn is_rolled_back(&self) -> bool {
+        self.journal.lock().roll_backs() > self.roll_backs
+    }
+
+    fn reconnect(&mut self) -> Result<(), Violation> {
+        loop {
+            // While it goes back, it may be opened just before it has, or not be there.
+            let (begun, over) = {
+                let journal = self.journal.lock();
+                (journal.roll_backs(), journal.roll_backs_over())
+            };
+            match NbdClient::connect(&self.place.socket, DISK) {
+                Ok(nbd) => {
+                    (self.nbd, self.roll_backs) = (nbd, over);
+                    return Ok(());
+                }
+                Err(_) if over < begun && !self.is_killed.load(Ordering::SeqCst) => {
+                    thread::sleep(RETRY);
+                }
+                Err(error) => return Err(Violation(format!("a new connection: {error}"))),
             }
         }
     }
@@ -110,6 +159,10 @@ impl Client<'_> {
                 self.journal.lock().refuse(&change);
                 self.tally.note(|counts| counts.refused += 1);
                 self.make_room()
+            }
+            Err(error @ ClientError::Refused { errno: SHUT_DOWN }) => {
+                self.journal.lock().refuse(&change);
+                Err(error.into())
             }
             Err(error) => Err(error.into()),
         }
@@ -188,10 +241,16 @@ impl Client<'_> {
     fn read(&mut self) -> Result<(), Stop> {
         let (first, len) = self.choose(self.own.clone());
         let mut bytes = vec![0; len as usize * BLOCK];
+        let visible: Vec<_> = {
+            let journal = self.journal.lock();
+            (first..first + len).map(|block| journal.visible(block)).collect()
+        };
         self.nbd.read(first * BLOCK as u64, &mut bytes)?;
         let journal = self.journal.lock();
-        for (block, found) in (first..).zip(bytes.chunks(BLOCK)) {
+        for ((block, found), before) in (first..).zip(bytes.chunks(BLOCK)).zip(visible) {
+            // Unless the disk goes back to a snapshot meanwhile.
             if let Some(visible) = journal.visible(block)
+                && before == Some(visible)
                 && bytes_of(&visible) != found
             {
                 let (found, visible) = (report::data(found), report::contents(&visible));

@@ -24,6 +24,14 @@ pub struct Counts {
     pub durable_changes: u64,
     /// Changes that were refused because the pool was full.
     pub refused: u64,
+    /// Snapshots taken while clients worked.
+    pub snapshots: u64,
+    /// Snapshots deleted.
+    pub deleted_snapshots: u64,
+    /// Times that the disk went back to one.
+    pub roll_backs: u64,
+    /// Clones made of them.
+    pub clones: u64,
     /// Blocks compared with the journal after a start.
     pub blocks: u64,
     /// Pools checked whole.

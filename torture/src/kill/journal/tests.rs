@@ -6,7 +6,7 @@ fn content(tag: u32) -> Block {
 }
 
 fn judge(journal: &Journal, block: u64, found: Block) -> Result<(), WrongBlock> {
-    journal.judge(block, &bytes_of(&found)).map(drop)
+    journal.judge(block, &[found])
 }
 
 fn write(journal: &mut Journal, block: u64, tag: u32, is_durable: bool) {
@@ -122,19 +122,71 @@ fn the_content_of_another_block_is_no_version() {
 
 #[test]
 fn a_content_that_nobody_wrote_is_told_from_any_version() {
-    let mut journal = Journal::new(1);
-    write(&mut journal, 0, 100, true);
     let mut bytes = bytes_of(&content(100));
     bytes[1000] ^= 4;
-    assert!(matches!(journal.judge(0, &bytes), Err(WrongBlock::Unknown { block: 0, .. })));
+    assert!(matches!(blocks_of(0, &bytes), Err(WrongBlock::Unknown { block: 0, .. })));
 }
 
 #[test]
 fn what_was_found_once_must_stay() {
     let mut journal = Journal::new(1);
     write(&mut journal, 0, 100, false);
-    let found = journal.judge(0, &bytes_of(&content(100))).unwrap();
-    journal.settle(found);
+    journal.settle(vec![content(100)]);
     assert_eq!(judge(&journal, 0, content(100)), Ok(()));
     assert!(judge(&journal, 0, ZERO).is_err());
+}
+
+#[test]
+fn a_disk_that_went_back_holds_the_snapshot_and_what_came_later() {
+    let mut journal = Journal::new(2);
+    write(&mut journal, 0, 100, true);
+    journal.begin_roll_back(&[content(200), content(300)]);
+    assert_eq!([0, 1].map(|block| journal.visible(block)), [None; 2]);
+    // Of a change at the same time either may have been the last.
+    write(&mut journal, 1, 400, true);
+    journal.acknowledge_roll_back();
+    assert_eq!([0, 1].map(|block| journal.visible(block)), [Some(content(200)), None]);
+    assert_eq!(journal.judge(0, &[content(200), content(300)]), Ok(()));
+    assert_eq!(journal.judge(0, &[content(200), content(400)]), Ok(()));
+    assert!(judge(&journal, 0, content(100)).is_err());
+    write(&mut journal, 0, 500, true);
+    assert!(judge(&journal, 0, content(200)).is_err());
+}
+
+#[test]
+fn a_disk_goes_back_as_a_whole_or_not_at_all() {
+    let mut journal = Journal::new(2);
+    write(&mut journal, 0, 100, true);
+    write(&mut journal, 1, 100, true);
+    journal.begin_roll_back(&[content(200), content(300)]);
+    assert_eq!(journal.judge(0, &[content(100); 2]), Ok(()));
+    assert_eq!(journal.judge(0, &[content(200), content(300)]), Ok(()));
+    assert!(journal.judge(0, &[content(100), content(300)]).is_err());
+}
+
+#[test]
+fn a_snapshot_shows_one_moment_of_its_call() {
+    let mut journal = Journal::new(3);
+    write(&mut journal, 0, 100, false);
+    let refused = journal.begin(0, &[content(500)]);
+    journal.refuse(&refused);
+    let mut taking = journal.begin_snapshot();
+    write(&mut journal, 0, 200, false);
+    write(&mut journal, 1, 300, false);
+    let killed = journal.clone();
+    journal.acknowledge_snapshot(&mut taking, true);
+    write(&mut journal, 2, 400, false);
+    let fits = |journal: &Journal, taking: &Taking, found: [Block; 2]| {
+        journal.judge_snapshot(taking, &[found[0], found[1], ZERO]).is_ok()
+    };
+    for found in [[content(100), ZERO], [content(200), ZERO], [content(200), content(300)]] {
+        assert!(fits(&journal, &taking, found), "{found:?}");
+    }
+    assert!(!fits(&journal, &taking, [content(100), content(300)]), "300 came after 200");
+    assert!(!fits(&journal, &taking, [ZERO, ZERO]), "100 was acknowledged before");
+    let late = [content(200), content(300), content(400)];
+    assert!(journal.judge_snapshot(&taking, &late).is_err(), "400 came later");
+    // One that nobody acknowledged may miss what was not flushed.
+    let open = Taking { over: NEVER, is_whole: false, ..taking };
+    assert!(fits(&killed, &open, [ZERO, ZERO]));
 }
