@@ -1,5 +1,7 @@
 //! One seed: a pool's life, and what is left of it after power cuts at its events.
 
+mod cuts;
+
 use std::{
     sync::{
         Arc,
@@ -10,11 +12,12 @@ use std::{
 
 use parking_lot::Mutex;
 use siltstone_device::{
-    Durability, Operation, Runtime, SeededRandom,
+    Runtime, SeededRandom,
     sim::{CrashPolicy, SimDevice, Verdict},
 };
 use siltstone_engine::{OpenOptions, Pool};
 
+use self::cuts::Landmarks;
 use crate::{
     clients::{Violation, World},
     content::BLOCK,
@@ -26,10 +29,6 @@ use crate::{
     tally::{Tally, add},
 };
 
-/// Histories with so few events are cut at each of them.
-const EVERY_EVENT: usize = 120;
-/// Others are cut at so many random events, and at as many that follow a turning point.
-const SAMPLED: usize = 24;
 /// Lives on a lying disk in one history.
 const LIES: u32 = 8;
 /// Most power cuts in a row.
@@ -97,8 +96,7 @@ struct Life {
     model: Model,
     /// The event from which on the pool was open.
     opened: usize,
-    /// Events around which much is decided: discards, and writes that are durable at once.
-    turning_points: Vec<usize>,
+    landmarks: Landmarks,
 }
 
 /// Lives the history of a seed and cuts it at many events, or at `only_cut`; not to its end if
@@ -146,7 +144,7 @@ pub fn run(
             return Err(Unfinished::NoSuchCut(NoSuchCut::Beyond { seed, cut, events }));
         }
         Some(only) => vec![only],
-        None => choose_cuts(&life, &mut random),
+        None => life.landmarks.choose_cuts(events, &mut random),
     };
     for event in cuts {
         go_on()?;
@@ -189,26 +187,6 @@ fn begin(stage: Stage<'_>, disk: Disk, random: &mut SeededRandom) -> Result<Life
     let known = Known { model: &base.model, event: 0 };
     let course = Course { disk, operations, ends_well };
     session(base.device.snapshot(), stage, known, random, course)
-}
-
-/// Every event of a short history; of a longer one some, half of them near turning points.
-fn choose_cuts(life: &Life, random: &mut SeededRandom) -> Vec<usize> {
-    let events = life.device.history_len();
-    if events <= EVERY_EVENT {
-        return (0..=events).collect();
-    }
-    let mut cuts = Vec::new();
-    for _ in 0..SAMPLED {
-        cuts.push(random.below(events as u64 + 1) as usize);
-        if !life.turning_points.is_empty() {
-            let chosen = random.below(life.turning_points.len() as u64) as usize;
-            let near = life.turning_points[chosen] + random.below(4) as usize;
-            cuts.push(near.min(events));
-        }
-    }
-    cuts.sort_unstable();
-    cuts.dedup();
-    cuts
 }
 
 /// What all that happens in a history has in common.
@@ -291,13 +269,10 @@ fn session(
 ) -> Result<Life, Violation> {
     let Stage { base, tally, .. } = stage;
     let Course { disk, operations, ends_well } = course;
-    let turning_points = Arc::new(Mutex::new(Vec::new()));
-    let noted = Arc::clone(&turning_points);
+    let landmarks = Arc::new(Mutex::new(Landmarks::default()));
+    let noted = Arc::clone(&landmarks);
     device.set_hook(Box::new(move |event| {
-        let is_discard = event.operation == Operation::Discard;
-        if is_discard || event.durability == Durability::Immediate {
-            noted.lock().push(event.index);
-        }
+        noted.lock().note(event);
         Verdict::Proceed
     }));
     let options = options(random);
@@ -356,8 +331,8 @@ fn session(
     })?;
     device.clear_hook();
     *tally.faults.lock() += device.struck();
-    let turning_points = std::mem::take(&mut *turning_points.lock());
-    Ok(Life { device, model, opened, turning_points })
+    let landmarks = std::mem::take(&mut *landmarks.lock());
+    Ok(Life { device, model, opened, landmarks })
 }
 
 /// Lets a pool come to rest after its last flush.
