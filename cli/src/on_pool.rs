@@ -22,18 +22,6 @@ pub(crate) enum Access {
     ReadWarm,
     /// To change it.
     Change,
-    /// The same, once the index knows what is stored.
-    ChangeWarm,
-}
-
-impl Access {
-    pub(crate) fn is_to_change(self) -> bool {
-        matches!(self, Self::Change | Self::ChangeWarm)
-    }
-
-    fn needs_index(self) -> bool {
-        matches!(self, Self::ReadWarm | Self::ChangeWarm)
-    }
 }
 
 /// A command on an open pool.
@@ -73,7 +61,7 @@ pub(crate) fn run(command: &PoolCommand) -> Result<(), CliError> {
     let mut terminal = Terminal::new(command);
     match reach(operation.pool(), access)? {
         Opened::Pool(pool) => {
-            if access.needs_index() {
+            if access == Access::ReadWarm {
                 pool.wait_index_warm()?;
             }
             let done = operation.execute(&pool, &mut terminal);
@@ -93,7 +81,7 @@ pub(crate) fn open_at_rest(pool: &PoolArgument, command: &'static str) -> Result
 
 /// Opens a pool, or else reaches the server that has it.
 fn reach(pool: &PoolArgument, access: Access) -> Result<Opened<Connection>, CliError> {
-    let read_only = !access.is_to_change();
+    let read_only = access != Access::Change;
     let options = OpenOptions { read_only, ..OpenOptions::default() };
     let mut not_answered = None;
     let server = || match place::connect(pool) {
@@ -106,7 +94,7 @@ fn reach(pool: &PoolArgument, access: Access) -> Result<Opened<Connection>, CliE
     let found = open::open_or(&pool.path, &options, server);
     match (found, not_answered) {
         (Err(CliError::Engine(EngineError::Device(DeviceError::Locked { path }))), _)
-            if access.is_to_change() && open::is_being_read(&path) =>
+            if access == Access::Change && open::is_being_read(&path) =>
         {
             Err(CliError::BeingRead { path })
         }

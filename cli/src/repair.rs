@@ -22,8 +22,7 @@ impl PoolOperation for RepairArguments {
     }
 
     fn access(&self) -> Access {
-        // Copies are found by the index.
-        Access::ChangeWarm
+        Access::Change
     }
 
     fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
@@ -32,6 +31,9 @@ impl PoolOperation for RepairArguments {
             scrub::tell(&before, self.listing, session)?;
             return end;
         }
+        // Copies are found by it.
+        let warm = pool.wait_index_warm_async();
+        waiting::unless_cancelled(warm, &session.cancellation(), Duration::ZERO)??;
         let mended_before = pool.counters().mended_blocks;
         // What is left to do when it is cancelled, a server goes on doing.
         waiting::unless_cancelled(pool.repair_async(), &session.cancellation(), Duration::ZERO)??;

@@ -5,7 +5,8 @@
 //! Idle      -> Surveying  room is short: the map is walked to see what lives where (`survey`)
 //! Surveying -> Settling   victims are chosen (`victims`); reducers refuse new links into them
 //! Settling  -> Sweeping   every batch that began before that is in patches: none can still link
-//! Sweeping  -> Idle       every patch that was there has been swept; what could not be moved stays
+//! Sweeping  -> Freeing    every patch that was there has been swept; what could not be moved stays
+//! Freeing   -> Idle       the checkpoint that frees what is empty is being made
 //! ```
 //! The map itself says what lives: a sweep reads all patches and rewrites those with entries that
 //! point into victims, in their own level, with new places (`mover`, `output`). An entry that was
@@ -59,8 +60,9 @@ const MAX_SHARE_OF_POOL: u64 = 16;
 const MAX_ROUND_BYTES: u64 = 2 << 30;
 /// The shortest pause between two steps that nobody waits for.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
-/// Most damaged segments that a round empties: the fingerprints of all their blocks are in memory.
-const MAX_DAMAGED_SEGMENTS: usize = 8;
+/// Most damaged segments that a round empties: each is read whole before, and the fingerprints of its
+/// blocks are in memory.
+const MAX_DAMAGED_SEGMENTS: usize = 4;
 /// A round that finds no space in so many checkpoints ends as it is.
 const MAX_TIMES_STUCK: u32 = 3;
 
@@ -73,8 +75,10 @@ pub(crate) struct Collection {
     /// however much room there is; 0 if they are not. What is written later does not count, or a
     /// pool in use would be collected for ever.
     forced_below: AtomicU64,
-    /// Damaged segments are to be emptied, as far as that can be.
-    repair: AtomicBool,
+    /// How often it was asked for that damaged segments be emptied, as far as that can be.
+    repairs_wanted: AtomicU64,
+    /// Up to which time that is done.
+    repairs_done: AtomicU64,
     /// Rounds that have ended.
     rounds: AtomicU64,
 }
@@ -97,16 +101,18 @@ impl Collection {
 
     /// Asks for rounds until every damaged segment has been tried.
     pub(crate) fn request_repair(&self) {
-        self.repair.store(true, Ordering::Release);
+        self.repairs_wanted.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn wants_repair(&self) -> bool {
-        self.repair.load(Ordering::Acquire)
+    /// The newest request that is not done.
+    fn wanted_repair(&self) -> Option<u64> {
+        let wanted = self.repairs_wanted.load(Ordering::Acquire);
+        (wanted > self.repairs_done.load(Ordering::Acquire)).then_some(wanted)
     }
 
     /// Whether something that was asked for is still to be done.
     pub(crate) fn is_forced(&self) -> bool {
-        self.forced_below().is_some() || self.wants_repair()
+        self.forced_below().is_some() || self.wanted_repair().is_some()
     }
 
     fn forced_below(&self) -> Option<u64> {
@@ -131,8 +137,8 @@ pub(crate) struct Collector {
     /// Segments, and their generations, in which a whole sweep left something because of damage,
     /// of blocks or of the map: trying again would find it there.
     immovable: BTreeMap<SegmentId, u64>,
-    /// Damaged segments that have been tried since a repair was asked for, or `None` if none was.
-    tried: Option<Victims>,
+    /// The repair under way, and which damaged segments it has tried.
+    tried: (u64, Victims),
 }
 
 enum State {
@@ -144,6 +150,7 @@ enum State {
         started: u64,
     },
     Sweeping(Round),
+    Freeing,
 }
 
 struct Round {
@@ -175,7 +182,7 @@ pub(crate) struct Step<'a> {
 impl Collector {
     pub(crate) fn new() -> Self {
         let (output, survey) = (Output::new(), Survey::default());
-        let (immovable, tried) = (BTreeMap::new(), None);
+        let (immovable, tried) = (BTreeMap::new(), (0, Victims::new()));
         Self { state: State::Idle, output, survey, surveyed_at: None, immovable, tried }
     }
 
@@ -188,7 +195,7 @@ impl Collector {
     /// swept.
     pub(crate) fn mover<'a>(&'a mut self, core: &'a Core) -> Option<impl Relocator + 'a> {
         let State::Sweeping(round) = &mut self.state else { return None };
-        Some(round.mover(core, &mut self.output))
+        Some(round.mover(core, &mut self.output).0)
     }
 
     /// Does a bounded piece of work, or none if there is enough room.
@@ -230,6 +237,10 @@ impl Collector {
             }
             State::Settling { .. } => {}
             State::Sweeping(_) => self.sweep(step).await?,
+            State::Freeing => {
+                self.end_round(step.core);
+                self.begin(&step);
+            }
         }
         Ok(())
     }
@@ -255,6 +266,7 @@ impl Collector {
 
     fn begin_round(&mut self, step: &Step<'_>) {
         let core = step.core;
+        self.output.close_damaged(core);
         let is_begun =
             self.begin_repair(step) || self.begin_forced(step) || self.begin_for_room(step);
         if !is_begun {
@@ -267,10 +279,11 @@ impl Collector {
     /// Damaged segments that have not been tried, however much lives in them.
     fn begin_repair(&mut self, step: &Step<'_>) -> bool {
         let core = step.core;
-        if !core.collection.wants_repair() {
-            return false;
+        let Some(wanted) = core.collection.wanted_repair() else { return false };
+        if self.tried.0 != wanted {
+            self.tried = (wanted, Victims::new());
         }
-        let tried = self.tried.get_or_insert_default();
+        let tried = &mut self.tried.1;
         let segment_bytes = core.superblock.layout.segment_bytes;
         let at_once = (self.output.room_bytes(core) / segment_bytes).max(1) as usize;
         let open = self.output.open_segments();
@@ -284,8 +297,8 @@ impl Collector {
         tried.extend(&victims);
         let is_begun = self.begin_with(victims, step);
         if !is_begun {
-            self.tried = None;
-            core.collection.repair.store(false, Ordering::Release);
+            self.tried.1.clear();
+            core.collection.repairs_done.store(wanted, Ordering::Release);
         }
         is_begun
     }
@@ -342,8 +355,14 @@ impl Collector {
         let next_generation = core.table.next_generation();
         let bounds = Bounds { segment_bytes, live_limit, move_bytes, next_generation };
         let chosen = victims::choose(segments, bounds);
-        let generation = |id: SegmentId| Some((id, core.table.segment(id)?.generation));
-        chosen.into_iter().filter_map(generation).collect()
+        let segment = |id: SegmentId| Some((id, core.table.segment(id)?));
+        let mut damaged = 0;
+        let mut is_taken = |(_, segment): &(_, Segment)| {
+            damaged += usize::from(segment.is_damaged);
+            !segment.is_damaged || damaged <= MAX_DAMAGED_SEGMENTS
+        };
+        let chosen = chosen.into_iter().filter_map(segment).filter(|chosen| is_taken(chosen));
+        chosen.map(|(id, segment)| (id, segment.generation)).collect()
     }
 
     /// Whether a round has ended since the last survey, or so much has changed that another one may
@@ -364,9 +383,7 @@ impl Collector {
         let State::Sweeping(round) = &mut self.state else { return Ok(()) };
         let moved_before = round.moved.len();
         let is_over = loop {
-            let Round { victims, expected, sweep, moved, damaged, is_full, .. } = &mut *round;
-            let output = &mut self.output;
-            let mut mover = Mover { core, victims, expected, moved, damaged, is_full, output };
+            let (mut mover, sweep) = round.mover(core, &mut self.output);
             let mut rewrite = Rewrite::new(source, layers, step_pages(core));
             rewrite.relocator = Some(&mut mover);
             match core.map.sweep_step(rewrite, sweep).await {
@@ -399,16 +416,15 @@ impl Collector {
             }
         };
         if is_over {
-            self.end_round(core);
+            core.table.allow_links(round.victims.keys().copied());
+            self.state = State::Freeing;
         }
         Ok(())
     }
 
+    /// What is empty has been condemned by the checkpoint before, and this one frees it.
     fn end_round(&mut self, core: &Core) {
-        let ended = std::mem::replace(&mut self.state, State::Idle);
-        if let State::Sweeping(round) = ended {
-            core.table.allow_links(round.victims.keys().copied());
-        }
+        self.state = State::Idle;
         self.surveyed_at = None;
         core.throttle.note_end(core.runtime.now());
         add(&core.stats.counters.collector_rounds, 1);
@@ -430,9 +446,14 @@ impl Collector {
 }
 
 impl Round {
-    fn mover<'a>(&'a mut self, core: &'a Core, output: &'a mut Output) -> Mover<'a> {
-        let Self { victims, expected, moved, damaged, is_full, .. } = self;
-        Mover { core, victims, expected, moved, damaged, is_full, output }
+    /// Who moves blocks, and how far the map has been swept.
+    fn mover<'a>(
+        &'a mut self,
+        core: &'a Core,
+        output: &'a mut Output,
+    ) -> (Mover<'a>, &'a mut Sweep) {
+        let Self { victims, expected, sweep, moved, damaged, is_full, .. } = self;
+        (Mover { core, victims, expected, moved, damaged, is_full, output }, sweep)
     }
 
     /// Victims, with their generations, to which something still refers that no other round will

@@ -8,7 +8,7 @@ use std::{
 };
 
 use siltstone_device::runtime::Joining;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     checkpointer,
@@ -26,6 +26,7 @@ use crate::{
 pub(crate) struct Pipeline {
     reducers: Vec<Joining>,
     sealer: Joining,
+    to_sealer: mpsc::UnboundedSender<Message>,
     checkpointer: Joining,
     marker: Joining,
     index_keeper: Option<Joining>,
@@ -48,6 +49,7 @@ impl Pipeline {
             let work = async move { reduce(&core, &sender).await };
             reducers.push(spawn(pool, &format!("reducer-{number}"), work)?);
         }
+        let to_sealer = sender.clone();
         let sealer = Sealer::new(Arc::clone(pool), receiver, sender, count);
         let sealer = spawn(pool, "sealer", sealer.run())?;
         let core = Arc::clone(pool);
@@ -66,7 +68,16 @@ impl Pipeline {
             pool.index_is_warm.set();
             None
         };
-        Ok(Self { reducers, sealer, checkpointer, marker, index_keeper })
+        Ok(Self { reducers, sealer, to_sealer, checkpointer, marker, index_keeper })
+    }
+
+    /// Has everything that is placed from now on go to other segments than what was placed before.
+    /// The answer comes once that is so, or an error if the pool has failed or is closed before.
+    pub(crate) fn give_up_segments(&self) -> oneshot::Receiver<()> {
+        let (done, answer) = oneshot::channel();
+        // If nobody receives it, the answer is an error.
+        let _ = self.to_sealer.send(Message::GiveUpSegments(done));
+        answer
     }
 
     /// Finishes what is admitted, makes a last checkpoint and ends the tasks.

@@ -142,7 +142,8 @@ impl Pool {
     /// Empties segments in which damage was found ([`scrub`](Self::scrub) and reading find it), as
     /// far as that can be: what is whole is moved, and what is not is looked for elsewhere by its
     /// fingerprint, so that contents that were written again to one volume come back to all that had
-    /// them. What is nowhere else stays lost; it can be tried again at any time.
+    /// them. What is nowhere else, as far as the index knows, stays lost; it can be tried again at any
+    /// time.
     ///
     /// # Errors
     /// If the device fails.
@@ -155,9 +156,24 @@ impl Pool {
     /// # Errors
     /// As `repair`.
     pub async fn repair_async(&self) -> Result<()> {
-        self.core.check_writable()?;
-        self.core.collection.request_repair();
-        self.finish_collection().await
+        let core = &self.core;
+        core.check_writable()?;
+        loop {
+            let mended_before = self.counters().mended_blocks;
+            // Only what is settled can be emptied, or linked to.
+            core.drain().await?;
+            let given_up = self.pipeline.lock().as_ref().map(Pipeline::give_up_segments);
+            if let Some(given_up) = given_up {
+                given_up.await.or_else(|_| core.check_writable())?;
+            }
+            core.checkpointing.run(false, || core.health.check()).await?;
+            core.collection.request_repair();
+            self.finish_collection().await?;
+            // What was moved may be the copy that something else lacks.
+            if self.counters().mended_blocks == mended_before {
+                return Ok(());
+            }
+        }
     }
 
     /// Waits until everything that was asked of the collector is done, and what it emptied is free.

@@ -1,9 +1,9 @@
 //! Scrubbing: reading everything back while the pool is in use, at a bounded rate.
 //!
 //! One pass reads every page of the map, the stored image of the index, then every segment with data front to back (`verify`), and
-//! then, if anything was found, walks over the map to see who loses by it (`lost`). It changes
-//! nothing, and whatever it meets, an error of the device included, goes into its report and
-//! nowhere else. Memory: one segment, and a few megabytes for the map.
+//! then, if anything was found, walks over the map to see who loses by it (`lost`). It changes no data,
+//! and whatever it meets, an error of the device included, goes into its report; in a pool that is open for
+//! writing, segments in which it finds damage take no new links. Memory: one segment, and a few megabytes for the map.
 //!
 //! A pool in use changes under the scrub's feet. What was found in a segment counts only if the
 //! segment is in the same use afterwards: the generation is compared, and freed segments leave
@@ -299,7 +299,11 @@ impl Pass<'_> {
     ) {
         let len = damaged.len() + unknown.len() + wrong.len();
         if len == 0 {
-            self.core.table.forget_damage(id, segment.generation);
+            let now = self.core.table.segment(id);
+            // Unless it was found meanwhile, or behind what was read.
+            if segment.is_damaged && now.is_some_and(|now| now.used_bytes == segment.used_bytes) {
+                self.core.table.forget_damage(id, segment.generation);
+            }
             return;
         }
         self.doubts_len += len;

@@ -22,7 +22,7 @@ use siltstone_device::{
     AlignedBuffer, ByteOffset, DeviceError, Durability, Place, Request, SegmentId, Sequence,
     runtime::either,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     core::{Core, Published},
@@ -54,6 +54,9 @@ pub(crate) enum Message {
     },
     /// A reducer has stopped; no more batches come from it.
     ReducerStopped,
+    /// Whatever is written next shall go to other segments than what was written before; answered
+    /// once that is so.
+    GiveUpSegments(oneshot::Sender<()>),
 }
 
 /// A batch whose units are on their way to the device or wait to be published.
@@ -196,6 +199,13 @@ impl Sealer {
             Message::Written { batch, outcome: Ok(()) } => self.note_written(batch),
             Message::Written { outcome: Err(error), .. } => self.core.fail(error.into()),
             Message::ReducerStopped => self.reducers -= 1,
+            Message::GiveUpSegments(done) => {
+                for given_up in self.open.iter_mut().filter_map(Option::take) {
+                    self.core.frontier.close(given_up.id);
+                }
+                // Whoever asked may have given up.
+                let _ = done.send(());
+            }
         }
     }
 
@@ -327,7 +337,11 @@ impl Sealer {
     fn fits(&self, temperature: Temperature, unit_bytes: u64) -> bool {
         let segment_bytes = self.core.superblock.layout.segment_bytes;
         let open = self.open[temperature as usize].as_ref();
-        open.is_some_and(|open| open.used_bytes + unit_bytes <= segment_bytes)
+        // Where damage was found, what is written now might be lost next, and nothing could link to it.
+        let is_trusted = |id| self.core.table.generation(id).is_some_and(|(_, trusted)| trusted);
+        open.is_some_and(|open| {
+            open.used_bytes + unit_bytes <= segment_bytes && is_trusted(open.id)
+        })
     }
 
     /// The next frontier segment; waits for checkpoints if there is none, and publishes meanwhile:

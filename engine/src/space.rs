@@ -200,12 +200,6 @@ impl Space {
         self.reserve_segments() / 2 * self.segment_bytes
     }
 
-    /// Room for writes below which these are slowed down while the collector works: twice what it
-    /// needs to recover.
-    pub(crate) fn shortage_bytes(&self) -> u64 {
-        2 * self.recovery_bytes()
-    }
-
     /// Bytes promised to changes that are not placed yet.
     pub(crate) fn promised_bytes(&self) -> u64 {
         *self.promised_bytes.lock()

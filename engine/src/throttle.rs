@@ -1,14 +1,14 @@
 //! Slowing writes down while room is short, so that none has to wait for a whole round of garbage
 //! collection.
 //!
-//! What a round empties comes free at its end, all at once. Writers who go on at full speed until
-//! nothing is left then wait for that end, all of them. So while a round is under way and less than
-//! [`Space::shortage_bytes`](crate::space::Space::shortage_bytes) is left, what is left is made to last:
-//! each block of a write costs the time until the round should end, divided by the blocks that there is
+//! Most of what a round empties comes free at its end, all at once. Writers who go on at full speed until
+//! nothing is left then wait for that end, all of them. So while a round is under way and less than what is
+//! kept back from writes is left to them, that is made to last: each block of a write costs the time until the round should end, divided by the blocks that there is
 //! room for. How long a round takes is known from those before. All writers share one sequence of pauses, so
 //! more of them do not write more.
 //!
-//! A pool that fills up and has nothing to collect is not slowed down: there is nothing to wait for.
+//! A pool that fills up and has nothing to collect is not slowed down: there is nothing to wait for. Nor
+//! is anyone during the first round after an opening.
 
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,8 @@ use crate::{core::Core, stats::Stage};
 
 /// The most that a block costs.
 const MAX_PAUSE: Duration = Duration::from_millis(5);
-/// The longest that a write waits for its turn, whatever came before it.
-const MAX_WAIT: Duration = Duration::from_millis(100);
+/// The longest that a write waits for its turn, however many come before it.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 /// A round that takes longer than those before is expected to end after this part of their time.
 const OVERTIME_PART: u32 = 8;
 
@@ -75,13 +75,13 @@ impl Throttle {
 }
 
 impl Core {
-    /// Lets a write of so many bytes wait as long as the room that is left demands.
+    /// Lets a write of so many bytes of data wait as long as the room that is left demands.
     pub(crate) async fn pace_write(&self, data_bytes: usize) {
         if !self.collection.is_busy() {
             return;
         }
         let free_bytes = self.space.free_bytes(self.room());
-        if free_bytes >= self.space.shortage_bytes() {
+        if free_bytes >= self.space.reserve_bytes() {
             return;
         }
         let blocks = data_bytes.div_ceil(BLOCK_BYTES) as u32;
@@ -137,10 +137,10 @@ mod tests {
     fn writers_share_one_sequence_and_none_waits_for_long() {
         let (throttle, now) = in_a_round();
         let turn = |at| throttle.turn(at, 6, 0).unwrap() - now;
-        for ends in [30, 60, 90, 100, 100] {
-            assert_eq!(turn(now), Duration::from_millis(ends));
-        }
-        let later = Duration::from_secs(1);
+        let ends: Vec<_> = (0..50).map(|_| turn(now)).collect();
+        assert_eq!(ends[..3], [6 * MAX_PAUSE, 12 * MAX_PAUSE, 18 * MAX_PAUSE]);
+        assert_eq!(ends[40..], [MAX_WAIT; 10]);
+        let later = Duration::from_secs(2);
         assert_eq!(turn(now + later), later + 6 * MAX_PAUSE, "time that has passed is no debt");
     }
 

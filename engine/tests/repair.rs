@@ -147,6 +147,32 @@ fn a_scrub_finds_what_nobody_reads() {
     assert!(scrub(&pool).is_sound());
 }
 
+/// What is lost of the disk is written again in place: nothing else leads to the copies.
+#[test]
+fn only_what_is_lost_need_be_written_again() {
+    let contents = contents();
+    let device = sample(&contents);
+    for lost in [LOST, BLOCKS - 1] {
+        damage(&device, &contents, lost);
+    }
+    let pool = open(&device);
+    scrub(&pool);
+    assert_eq!(pool.stat().damaged_segments, 2, "one of them is being filled");
+    let disk = pool.volume("disk").unwrap();
+    for block in 0..BLOCKS {
+        if read(&disk, block).is_none() {
+            disk.write_at((block * BLOCK) as u64, &contents[block * BLOCK..][..BLOCK]).unwrap();
+        }
+    }
+    assert_eq!(ALL.map(|name| lost_of(&pool, name, &contents) > 0), [false, true, true, true]);
+    pool.repair().unwrap();
+    assert_eq!(ALL.map(|name| lost_of(&pool, name, &contents)), [0; 4]);
+    assert_eq!(pool.stat().damaged_segments, 0);
+    pool.close().unwrap();
+    let report = check(&device);
+    assert!(report.is_sound(), "{report:#?}");
+}
+
 /// A device that would not read for a while must not leave its data for ever without new links.
 #[test]
 fn a_segment_that_can_be_read_again_is_trusted_again() {
@@ -156,7 +182,7 @@ fn a_segment_that_can_be_read_again_is_trusted_again() {
     let pool = open(&device);
     scrub(&pool);
     assert_eq!(pool.stat().damaged_segments, 1);
-    damage_again(&device, &contents);
+    undo_damage(&device, &contents);
     assert!(scrub(&pool).is_sound());
     assert_eq!(pool.stat().damaged_segments, 0);
     let stored = |pool: &Pool| pool.counters().stored_blocks;
@@ -167,7 +193,7 @@ fn a_segment_that_can_be_read_again_is_trusted_again() {
 }
 
 /// Flips the bit back.
-fn damage_again(device: &SimDevice, contents: &[u8]) {
+fn undo_damage(device: &SimDevice, contents: &[u8]) {
     let bytes = device.peek(0, 96 << 20);
     let wanted = &contents[LOST * BLOCK + 16..][..64];
     let at = bytes.windows(64).position(|window| window == wanted).unwrap();

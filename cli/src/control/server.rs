@@ -22,6 +22,7 @@ use crate::{
     args::pool::{PoolArgument, PoolCommand},
     connected::ConnectedVolumes,
     errors::CliError,
+    on_pool::Access,
     waiting::{self, Direction},
 };
 
@@ -213,7 +214,7 @@ fn converse(connection: &Arc<Connection>, pool: Arc<Pool>, shared: &Shared) -> R
         Ok(()) => "has ended".into(),
         Err(error) => format!("has failed: {error}"),
     };
-    if command.operation().access().is_to_change() {
+    if command.operation().access() == Access::Change {
         tracing::info!(uid, pid, milliseconds, "'{command}' {outcome}");
     } else {
         tracing::debug!(uid, pid, milliseconds, "'{command}' {outcome}");

@@ -83,11 +83,13 @@ impl Relocator for Mover<'_> {
 
     fn relocate<'b>(&'b mut self, extents: &'b mut [Extent]) -> Relocating<'b> {
         Box::pin(async move {
+            self.output.close_damaged(self.core);
             let unmoved = self.unmoved(extents);
             for age in Age::ALL {
                 let of_age = |run: &&FrameRun| self.age(run.first) == age;
                 let mut moving = unmoved.iter().filter(of_age).copied().collect();
-                while !*self.is_full {
+                // Mending takes no room.
+                while !*self.is_full || !self.expected.is_empty() {
                     let place = self.output.place_for(self.core, age);
                     let room = self.output.unit_blocks(self.core, place);
                     let Some(runs) = take_unit(&mut moving, room) else { break };
@@ -213,7 +215,7 @@ impl Mover<'_> {
                 }
             }
         }
-        if stored.from.is_empty() {
+        if stored.from.is_empty() || *self.is_full {
             return Ok(());
         }
         self.output.make_way(core).await?;
@@ -231,12 +233,11 @@ impl Mover<'_> {
         Ok(())
     }
 
-    /// Puts a copy in the place of a damaged block, if it can be read and is what the block was. The
-    /// copy may have been written just now: its unit is published, so it is on the device before the
-    /// checkpoint whose patches refer to it is stored.
+    /// Puts a copy in the place of a damaged block, if it can be read and is what the block was.
     async fn mend(&mut self, damaged: Place, copy: Option<Place>) {
         let core = self.core;
         let (id, expected) = (damaged.segment(), self.expected.get(&damaged));
+        let copy = copy.filter(|&copy| is_settled(core, copy));
         if let (Some(copy), Some(expected)) = (copy, expected) {
             let mut plain = core.buffers.take(BLOCK_BYTES);
             let unread = core.read_places(&[(copy, 1)], &mut plain).await;
@@ -263,6 +264,10 @@ impl Mover<'_> {
         units.sort_unstable();
         units.dedup();
         core.summaries.load(&units).await;
+        // Those of victims would be found first where their neighbours are.
+        for unit in units {
+            core.summaries.linkable(unit, &core.table);
+        }
         let mut candidates = Vec::new();
         core.summaries.lookup(shorts, &mut candidates);
         let place_of = |(candidate, short): (Option<Candidate>, &ShortFingerprint)| {

@@ -185,6 +185,16 @@ impl Output {
         }
     }
 
+    /// Gives up segments in which damage was found: nothing could refer to what is moved there.
+    pub(super) fn close_damaged(&mut self, core: &Core) {
+        let is_damaged = |open: &mut OpenSegment| {
+            core.table.segment(open.id).is_some_and(|segment| segment.is_damaged)
+        };
+        for open in &mut self.open {
+            open.take_if(is_damaged);
+        }
+    }
+
     /// Where blocks of some age go next: to others of their age, unless there is no segment for
     /// them and some room with those of the other age. Room that nobody may use is none, and the
     /// collector is given only so much to move as there is room.

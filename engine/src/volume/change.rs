@@ -179,6 +179,7 @@ impl Volume {
         end_bytes: u64,
     ) -> Result<Admittable> {
         let staged_bytes = data.bytes().len();
+        self.core.pace_write(staged_bytes).await;
         let promise = self.promise_space(worst_case_bytes(staged_bytes), Purpose::Write).await?;
         let timer = self.core.stats.time(Stage::AdmitWait);
         let taken = self.core.take_staging(staged_bytes).await;
@@ -203,7 +204,6 @@ impl Volume {
         if purpose == Purpose::Free {
             return self.find_space(bytes, purpose).await;
         }
-        self.core.pace_write(bytes as usize).await;
         if !space.has_queue()
             && let Ok(promise) = space.promise(self.core.room(), bytes, purpose, 0)
         {
