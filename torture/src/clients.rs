@@ -146,6 +146,9 @@ impl Client {
                     } else if self.random.chance(1, 3) {
                         let outcome = self.world.pool.collect_garbage_async().await;
                         self.allow(outcome, "a garbage collection")?;
+                    } else if self.random.chance(1, 4) {
+                        let outcome = self.world.pool.repair_async().await;
+                        self.allow(outcome, "a repair")?;
                     } else {
                         let outcome = self.world.pool.checkpoint_async().await;
                         self.allow(outcome, "a checkpoint")?;

@@ -70,6 +70,8 @@ tally! {
     collections,
     /// Blocks that they moved.
     moved_blocks,
+    /// Damaged blocks that were found stored elsewhere.
+    mended_blocks,
     /// Images of the index written while a pool was open.
     index_images,
     /// Closed pools that have an image of the index.
@@ -98,6 +100,7 @@ impl Tally {
             (&self.adopted_layers, counters.adopted_layers),
             (&self.collections, counters.collector_rounds),
             (&self.moved_blocks, counters.collector_moved_blocks),
+            (&self.mended_blocks, counters.mended_blocks),
             (&self.index_images, counters.index_images),
             (&self.loaded_images, u64::from(counters.index_loaded_entries > 0)),
         ] {

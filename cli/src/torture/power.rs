@@ -66,7 +66,7 @@ fn violation(failure: &Failure, threads: bool) -> Violation {
 }
 
 /// What happens only now and then: a run that has lived none of it has shown nothing of it.
-fn rarities(counts: &Counts) -> [(&'static str, u64); 11] {
+fn rarities(counts: &Counts) -> [(&'static str, u64); 12] {
     [
         ("clones", counts.clones),
         ("volumes gone back to a snapshot", counts.roll_backs),
@@ -77,6 +77,7 @@ fn rarities(counts: &Counts) -> [(&'static str, u64); 11] {
         ("adoptions completed", counts.adopted_layers),
         ("garbage collections", counts.collections),
         ("blocks moved by them", counts.moved_blocks),
+        ("damaged blocks mended", counts.mended_blocks),
         (
             "index images stored in use, or found in closed pools",
             counts.index_images + counts.closed_images,
