@@ -237,10 +237,8 @@ impl Collector {
             }
             State::Settling { .. } => {}
             State::Sweeping(_) => self.sweep(step).await?,
-            State::Freeing => {
-                self.end_round(step.core);
-                self.begin(&step);
-            }
+            // Whoever waits for room has to see that a round has ended before the next begins.
+            State::Freeing => self.end_round(step.core),
         }
         Ok(())
     }

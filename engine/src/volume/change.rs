@@ -229,6 +229,8 @@ impl Volume {
     async fn find_space(&self, bytes: u64, purpose: Purpose) -> Result<Promise<'_>> {
         let core = &self.core;
         let (mut fruitless, mut collected, mut margin_bytes) = (0, 0, 0);
+        // A round that fills as many segments as it frees has freed some all the same, for a moment.
+        let mut most_free = core.space.unpromised_bytes(core.room());
         let first_round = core.collection.rounds();
         loop {
             let promised = core.space.promise(core.room(), bytes, purpose, margin_bytes);
@@ -236,10 +238,11 @@ impl Volume {
             if !full || fruitless == FRUITLESS_ROUNDS {
                 return promised;
             }
-            let before = core.space.unpromised_bytes(core.room());
             let rounds = core.collection.rounds();
             core.reclaim(fruitless > 0).await?;
-            let freed = core.space.unpromised_bytes(core.room()) > before;
+            let free = core.space.unpromised_bytes(core.room());
+            let freed = free > most_free;
+            most_free = most_free.max(free);
             if core.collection.is_busy() {
                 // It frees something in the end, or ends.
             } else if freed {
