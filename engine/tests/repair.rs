@@ -195,6 +195,6 @@ fn a_segment_that_can_be_read_again_is_trusted_again() {
 fn undo_damage(device: &SimDevice, contents: &[u8]) {
     let bytes = device.peek(0, 96 << 20);
     let wanted = &contents[LOST * BLOCK + 16..][..64];
-    let at = bytes.windows(64).position(|window| window == wanted).unwrap();
+    let at = bytes.windows(64).rposition(|window| window == wanted).unwrap();
     device.flip_bit(at as u64 - 16 + 9, 3);
 }
