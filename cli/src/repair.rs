@@ -48,6 +48,12 @@ impl PoolOperation for RepairArguments {
                 human(after.findings.lost_bytes),
             ))?;
         }
+        if after.findings.lost_bytes > 0 && !self.listing.json {
+            session.note(
+                "what is still lost can come from a backup: import it into any volume of this pool, and \
+                 repair again\n",
+            )?;
+        }
         end.and_then(|()| findings::verdict(&self.pool.path, "repair", &after.findings))
     }
 }

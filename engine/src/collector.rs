@@ -19,10 +19,11 @@
 //! nothing is remembered and nothing needs to be: what it had moved stays moved or becomes garbage.
 //!
 //! # Damage
-//! On request segments in which damage was found are emptied, however much lives in them
-//! ([`Collection::request_repair`]). What cannot be read there, or is not what its summary says, is
-//! looked for elsewhere by its fingerprint: written again to one volume, it comes back to all that
-//! shared it.
+//! Segments in which damage was found are left alone: what is lost keeps such a segment in use, so that
+//! moving the rest out of it would only take room. On request ([`Collection::request_repair`]) what
+//! cannot be read there, or is not what its summary says, is looked for elsewhere by its fingerprint:
+//! written again to one volume, it comes back to all that shared it. A segment in which nothing is lost
+//! any more is then emptied, however much lives in it.
 //!
 //! # Pace
 //! Part of each checkpoint, since one task at a time may change patches: a step of a round moves a
@@ -137,14 +138,34 @@ pub(crate) struct Collector {
     /// Segments, and their generations, in which a whole sweep left something because of damage,
     /// of blocks or of the map: trying again would find it there.
     immovable: BTreeMap<SegmentId, u64>,
-    /// The repair under way, and which damaged segments it has tried.
-    tried: (u64, Victims),
+    repairing: Repairing,
+}
+
+/// The repair under way.
+#[derive(Default)]
+struct Repairing {
+    /// Which request it is for.
+    request: u64,
+    /// Damaged segments that have been looked at.
+    tried: Victims,
+    /// Of those, segments in which nothing is lost and that are still to be emptied.
+    mended: Victims,
+}
+
+/// What a round is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aim {
+    /// Emptying its victims.
+    Empty,
+    /// Mending what is lost in them.
+    Mend,
 }
 
 enum State {
     Idle,
     Surveying(Surveying),
     Settling {
+        aim: Aim,
         victims: Victims,
         /// Batches that had begun when links into victims were first refused.
         started: u64,
@@ -154,6 +175,7 @@ enum State {
 }
 
 struct Round {
+    aim: Aim,
     victims: Victims,
     expected: Expected,
     sweep: Sweep,
@@ -182,8 +204,8 @@ pub(crate) struct Step<'a> {
 impl Collector {
     pub(crate) fn new() -> Self {
         let (output, survey) = (Output::new(), Survey::default());
-        let (immovable, tried) = (BTreeMap::new(), (0, Victims::new()));
-        Self { state: State::Idle, output, survey, surveyed_at: None, immovable, tried }
+        let (immovable, repairing) = (BTreeMap::new(), Repairing::default());
+        Self { state: State::Idle, output, survey, surveyed_at: None, immovable, repairing }
     }
 
     /// The segments that moved blocks go to: not to be freed, even if nothing refers to them yet.
@@ -220,11 +242,13 @@ impl Collector {
                 self.state = State::Idle;
                 self.begin_round(&step);
             }
-            State::Settling { victims, started } if *started <= step.covered => {
+            State::Settling { aim, victims, started } if *started <= step.covered => {
+                let aim = *aim;
                 let victims = std::mem::take(victims);
                 let expected = mover::expected(step.core, &victims).await;
                 let sweep = step.core.map.sweep();
                 self.state = State::Sweeping(Round {
+                    aim,
                     victims,
                     expected,
                     sweep,
@@ -278,24 +302,32 @@ impl Collector {
     fn begin_repair(&mut self, step: &Step<'_>) -> bool {
         let core = step.core;
         let Some(wanted) = core.collection.wanted_repair() else { return false };
-        if self.tried.0 != wanted {
-            self.tried = (wanted, Victims::new());
+        if self.repairing.request != wanted {
+            self.repairing = Repairing { request: wanted, ..Repairing::default() };
         }
-        let tried = &mut self.tried.1;
-        let segment_bytes = core.superblock.layout.segment_bytes;
-        let at_once = (self.output.room_bytes(core) / segment_bytes).max(1) as usize;
+        let tried = &self.repairing.tried;
         let open = self.output.open_segments();
         let segments = core.table.data_segments().into_iter();
         let victims: Victims = segments
             .filter(|(id, segment)| segment.is_damaged && !open.contains(id))
             .map(|(id, segment)| (id, segment.generation))
             .filter(|(id, generation)| tried.get(id) != Some(generation))
-            .take(at_once.min(MAX_DAMAGED_SEGMENTS))
+            .take(MAX_DAMAGED_SEGMENTS)
             .collect();
-        tried.extend(&victims);
-        let is_begun = self.begin_with(victims, step);
+        self.repairing.tried.extend(&victims);
+        if self.begin_with(Aim::Mend, victims, step) {
+            return true;
+        }
+        let segment_bytes = core.superblock.layout.segment_bytes;
+        let at_once = (self.output.room_bytes(core) / segment_bytes) as usize;
+        let mut victims = std::mem::take(&mut self.repairing.mended);
+        // Without room they stay as they are: nothing is lost in them.
+        while victims.len() > at_once.min(MAX_DAMAGED_SEGMENTS) {
+            self.repairing.mended.extend(victims.pop_last());
+        }
+        let is_begun = self.begin_with(Aim::Empty, victims, step);
         if !is_begun {
-            self.tried.1.clear();
+            self.repairing = Repairing { request: wanted, ..Repairing::default() };
             core.collection.repairs_done.store(wanted, Ordering::Release);
         }
         is_begun
@@ -306,7 +338,7 @@ impl Collector {
         let core = step.core;
         let Some(below) = core.collection.forced_below() else { return false };
         let victims = self.choose(core, victims::LIVE_AT_MOST, below);
-        let is_begun = self.begin_with(victims, step);
+        let is_begun = self.begin_with(Aim::Empty, victims, step);
         if !is_begun {
             core.collection.end_forced(below);
         }
@@ -317,10 +349,10 @@ impl Collector {
         let core = step.core;
         let Some(limit) = room_of(core).live_limit(step.is_urgent) else { return false };
         let victims = self.choose(core, limit, u64::MAX);
-        self.begin_with(victims, step)
+        self.begin_with(Aim::Empty, victims, step)
     }
 
-    fn begin_with(&mut self, victims: Victims, step: &Step<'_>) -> bool {
+    fn begin_with(&mut self, aim: Aim, victims: Victims, step: &Step<'_>) -> bool {
         if victims.is_empty() {
             return false;
         }
@@ -328,7 +360,7 @@ impl Collector {
         step.core.throttle.note_begin(step.core.runtime.now());
         step.core.table.refuse_links(victims.keys().copied());
         let started = (step.count_started)();
-        self.state = State::Settling { victims, started };
+        self.state = State::Settling { aim, victims, started };
         true
     }
 
@@ -339,6 +371,7 @@ impl Collector {
         let open = self.output.open_segments();
         let is_movable = |id: &SegmentId, segment: &Segment| {
             segment.generation < below
+                && !segment.is_damaged
                 && !open.contains(id)
                 && self.immovable.get(id) != Some(&segment.generation)
         };
@@ -353,14 +386,8 @@ impl Collector {
         let next_generation = core.table.next_generation();
         let bounds = Bounds { segment_bytes, live_limit, move_bytes, next_generation };
         let chosen = victims::choose(segments, bounds);
-        let segment = |id: SegmentId| Some((id, core.table.segment(id)?));
-        let mut damaged = 0;
-        let mut is_taken = |(_, segment): &(_, Segment)| {
-            damaged += usize::from(segment.is_damaged);
-            !segment.is_damaged || damaged <= MAX_DAMAGED_SEGMENTS
-        };
-        let chosen = chosen.into_iter().filter_map(segment).filter(|chosen| is_taken(chosen));
-        chosen.map(|(id, segment)| (id, segment.generation)).collect()
+        let generation = |id: SegmentId| Some((id, core.table.segment(id)?.generation));
+        chosen.into_iter().filter_map(generation).collect()
     }
 
     /// Whether a round has ended since the last survey, or so much has changed that another one may
@@ -390,7 +417,10 @@ impl Collector {
                     round.times_stuck = 0;
                 }
                 Ok(None) => {
-                    if !round.is_full {
+                    if round.aim == Aim::Mend {
+                        let is_whole = |(id, _): &(&SegmentId, _)| !round.damaged.contains(id);
+                        self.repairing.mended.extend(round.victims.iter().filter(is_whole));
+                    } else if !round.is_full {
                         self.immovable.extend(round.stuck_victims(core));
                     }
                     break true;
@@ -450,8 +480,9 @@ impl Round {
         core: &'a Core,
         output: &'a mut Output,
     ) -> (Mover<'a>, &'a mut Sweep) {
-        let Self { victims, expected, sweep, moved, damaged, is_full, .. } = self;
-        (Mover { core, victims, expected, moved, damaged, is_full, output }, sweep)
+        let Self { aim, victims, expected, sweep, moved, damaged, is_full, .. } = self;
+        let mends = *aim == Aim::Mend;
+        (Mover { core, victims, expected, mends, moved, damaged, is_full, output }, sweep)
     }
 
     /// Victims, with their generations, to which something still refers that no other round will

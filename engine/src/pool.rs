@@ -139,11 +139,11 @@ impl Pool {
         self.finish_collection().await
     }
 
-    /// Empties segments in which damage was found ([`scrub`](Self::scrub) and reading find it), as
-    /// far as that can be: what is whole is moved, and what is not is looked for elsewhere by its
-    /// fingerprint, so that contents that were written again to one volume come back to all that had
-    /// them. What is nowhere else, as far as the index knows, stays lost; it can be tried again at any
-    /// time.
+    /// Mends segments in which damage was found ([`scrub`](Self::scrub) and reading find it), as far as
+    /// that can be: what is damaged is looked for elsewhere by its fingerprint, so that contents that
+    /// were written again to one volume come back to all that had them. Segments in which nothing is
+    /// lost any more are emptied. What is nowhere else, as far as the index knows, stays lost, and its
+    /// segment stays as it is; it can be tried again at any time.
     ///
     /// # Errors
     /// If the device fails.

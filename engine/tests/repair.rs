@@ -172,6 +172,29 @@ fn only_what_is_lost_need_be_written_again() {
     assert!(report.is_sound(), "{report:#?}");
 }
 
+/// Moving what is whole out of segments that something lost keeps in use would only take room.
+#[test]
+fn what_cannot_be_mended_takes_no_room() {
+    let contents = contents();
+    let device = sample(&contents);
+    for lost in (0..BLOCKS).step_by(100) {
+        damage(&device, &contents, lost);
+    }
+    let pool = open(&device);
+    let report = scrub(&pool);
+    let lost_bytes = report.findings.lost_bytes;
+    assert!(lost_bytes > 0 && pool.stat().damaged_segments > 4, "{report:#?}");
+    let free_bytes = pool.free_bytes();
+    let moved = |pool: &Pool| pool.counters().collector_moved_blocks;
+    let moved_before = moved(&pool);
+    pool.repair().unwrap();
+    pool.collect_garbage().unwrap();
+    assert_eq!(moved(&pool), moved_before);
+    // The segment that was being filled is closed by a repair, and another one begun.
+    assert!(pool.free_bytes() + (2 << 20) >= free_bytes, "{free_bytes}");
+    assert_eq!(scrub(&pool).findings.lost_bytes, lost_bytes);
+}
+
 /// A device that would not read for a while must not leave its data for ever without new links.
 #[test]
 fn a_segment_that_can_be_read_again_is_trusted_again() {

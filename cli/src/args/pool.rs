@@ -96,9 +96,9 @@ pub(crate) enum PoolCommand {
     Scrub(ScrubArguments),
     /// Read everything back, and mend what is damaged as far as other copies allow.
     ///
-    /// Scrubs; then empties the segments in which damage was found, and puts another stored copy of
-    /// the same contents in the place of each damaged block; then scrubs again, and lists what is
-    /// still lost. What was lost and has since been written again anywhere in the pool, from a backup
+    /// Scrubs; then puts another stored copy of the same contents in the place of each damaged block, and
+    /// empties the segments in which nothing is lost any more; then scrubs again, and lists what is still
+    /// lost. What was lost and has since been written again anywhere in the pool, from a backup
     /// say, comes back to every volume and snapshot that had it.
     Repair(RepairArguments),
     /// Collect garbage: empty all segments that are partly dead, and free them.

@@ -64,6 +64,8 @@ pub(super) struct Mover<'a> {
     pub(super) core: &'a Core,
     pub(super) victims: &'a Victims,
     pub(super) expected: &'a Expected,
+    /// Only what is damaged is dealt with.
+    pub(super) mends: bool,
     pub(super) moved: &'a mut Moved,
     /// Victims in which something cannot be read.
     pub(super) damaged: &'a mut BTreeSet<SegmentId>,
@@ -75,10 +77,13 @@ pub(super) struct Mover<'a> {
 
 impl Relocator for Mover<'_> {
     fn moves(&self, segment: SegmentId) -> bool {
-        self.victims.get(&segment).is_some_and(|&victim| {
-            let now = self.core.table.generation(segment);
-            now.is_some_and(|(generation, _)| generation == victim)
-        })
+        // Nothing more is moved out of a segment in which something is lost: it stays in use.
+        let is_given_up = !self.mends && self.damaged.contains(&segment);
+        !is_given_up
+            && self.victims.get(&segment).is_some_and(|&victim| {
+                let now = self.core.table.generation(segment);
+                now.is_some_and(|(generation, _)| generation == victim)
+            })
     }
 
     fn relocate<'b>(&'b mut self, extents: &'b mut [Extent]) -> Relocating<'b> {
@@ -88,8 +93,7 @@ impl Relocator for Mover<'_> {
             for age in Age::ALL {
                 let of_age = |run: &&FrameRun| self.age(run.first) == age;
                 let mut moving = unmoved.iter().filter(of_age).copied().collect();
-                // Mending takes no room.
-                while !*self.is_full || !self.expected.is_empty() {
+                while !*self.is_full {
                     let place = self.output.place_for(self.core, age);
                     let room = self.output.unit_blocks(self.core, place);
                     let Some(runs) = take_unit(&mut moving, room) else { break };
@@ -202,6 +206,7 @@ impl Mover<'_> {
         for at in 0..places.len() {
             match elsewhere[at] {
                 copy if !is_whole[at] => self.mend(places[at], copy).await,
+                _ if self.mends => {}
                 Some(place) if is_settled(core, place) => {
                     add(&core.stats.counters.collector_linked_blocks, 1);
                     self.moved.insert(core, places[at], place);
@@ -215,7 +220,7 @@ impl Mover<'_> {
                 }
             }
         }
-        if stored.from.is_empty() || *self.is_full {
+        if stored.from.is_empty() {
             return Ok(());
         }
         self.output.make_way(core).await?;
