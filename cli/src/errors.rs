@@ -131,6 +131,14 @@ pub(crate) enum CliError {
         /// The command.
         command: &'static str,
     },
+    /// The pool is at rest.
+    #[error("{path} is not being served, and {command} shows what a server does")]
+    NotServed {
+        /// The pool.
+        path: PathBuf,
+        /// The command.
+        command: &'static str,
+    },
     /// The command was carried out by the pool's server, and failed there.
     #[error("{sentence}")]
     AtServer {
@@ -359,6 +367,7 @@ impl CliError {
             Self::AtServer { status, .. } => *status,
             Self::Interrupted => ExitStatus::Interrupted,
             Self::Impossible { .. }
+            | Self::NotServed { .. }
             | Self::PoolSizeMissing
             | Self::StreamSizeMissing { .. }
             | Self::LogLevel { .. } => ExitStatus::Usage,

@@ -2,12 +2,14 @@
 
 use std::{str::FromStr, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 /// Suffixes and their seconds.
 const UNITS: [(char, u64); 5] =
     [('s', 1), ('m', 60), ('h', 3600), ('d', 24 * 3600), ('w', 7 * 24 * 3600)];
 
 /// A time given on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Interval(pub(crate) Duration);
 
 /// Why a time could not be understood.

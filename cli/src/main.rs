@@ -39,6 +39,7 @@ mod snapshot;
 mod stat;
 mod target;
 mod terminal;
+mod top;
 mod torture;
 mod volume;
 mod waiting;

@@ -32,6 +32,11 @@ pub(crate) trait PoolOperation {
     /// What it needs of the pool.
     fn access(&self) -> Access;
 
+    /// Whether it is about what a server does.
+    fn is_of_server(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Does it. Others may use the pool meanwhile.
     fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError>;
 }
@@ -46,6 +51,7 @@ impl PoolCommand {
             Self::Import(arguments) => arguments,
             Self::Export(arguments) => arguments,
             Self::Stat(arguments) => arguments,
+            Self::Top(arguments) => arguments,
             Self::Scrub(arguments) => arguments,
             Self::Repair(arguments) => arguments,
             Self::Gc(arguments) => arguments,
@@ -60,6 +66,9 @@ pub(crate) fn run(command: &PoolCommand) -> Result<(), CliError> {
     let access = operation.access();
     let mut terminal = Terminal::new(command);
     match reach(operation.pool(), access)? {
+        Opened::Pool(_) if let Some(command) = operation.is_of_server() => {
+            Err(CliError::NotServed { path: operation.pool().path.clone(), command })
+        }
         Opened::Pool(pool) => {
             if access == Access::ReadWarm {
                 pool.wait_index_warm()?;

@@ -22,6 +22,13 @@ pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String, CliError> {
     Ok(text + "\n")
 }
 
+/// A value as JSON in one line.
+pub(crate) fn to_json_line<T: Serialize>(value: &T) -> Result<String, CliError> {
+    let text = serde_json::to_string(value);
+    let text = text.map_err(|error| CliError::file("write to", "standard output", error))?;
+    Ok(text + "\n")
+}
+
 /// Lines up the columns of a table, two spaces apart.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

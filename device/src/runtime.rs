@@ -18,6 +18,13 @@ use std::{
 
 use futures_channel::oneshot;
 
+/// Nanoseconds that this process has spent on processors, all of its threads together.
+#[must_use]
+pub fn processor_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 /// Work that runs beside its spawner.
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 

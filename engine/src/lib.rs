@@ -18,6 +18,7 @@
 //! - `recovery` (with `repair`, `marks`, `warm` and `index_image`): coming back.
 //! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which;
 //!   `adoption`: chains of their layers become shorter.
+//! - `stats`, `explain`: what every stage takes, and which one bounds the rate of writes.
 //! - `stat`, `accounting`, `fullness`: what the pool holds, where every byte of it is, and telling when
 //!   it fills up.
 //! - `check` and `scrub` (with `verify`, `lost`, `findings`, `pace`): looking at everything, offline
@@ -43,6 +44,7 @@ mod core;
 mod epochs;
 pub mod error;
 pub mod estimate;
+pub mod explain;
 pub mod findings;
 mod frame;
 mod frame_cache;
@@ -92,6 +94,7 @@ pub use check::{CheckOptions, CheckProgress, CheckReport};
 pub use config::{CreateOptions, OpenOptions, Tuning, VolumeOptions};
 pub use error::{EngineError, Result};
 pub use estimate::{EstimateError, EstimateOptions, EstimateProgress, EstimateReport, estimate};
+pub use explain::{Activity, Bound, Explanation, StageUse};
 pub use findings::{Findings, LostCause, LostRange, Problem};
 pub use fullness::Fullness;
 pub use pool::{Growth, Pool, SnapshotInfo, VolumeInfo};

@@ -107,6 +107,9 @@ pub(crate) struct Sealer {
     /// By temperature.
     open: [Option<OpenSegment>; 2],
     next_unit: u64,
+    /// Units on their way to the device, and since when there have been any, or when that was last
+    /// counted.
+    on_their_way: (usize, Instant),
 }
 
 struct OpenSegment {
@@ -151,6 +154,7 @@ impl Sealer {
             forget: None,
             open,
             next_unit,
+            on_their_way: (0, Instant::now()),
         }
     }
 
@@ -245,6 +249,10 @@ impl Sealer {
             let address = place.address(&core);
             let buffer = complete_unit(&core, unit, place, address, &summary);
             self.submit(number, address, buffer);
+            if self.on_their_way.0 == 0 {
+                self.on_their_way.1 = Instant::now();
+            }
+            self.on_their_way.0 += 1;
             sealed.push((address, summary));
             self.next_unit += 1;
         }
@@ -409,6 +417,10 @@ impl Sealer {
         let first = self.next_batch - self.sealed.len() as u64;
         let sealed = &mut self.sealed[(batch - first) as usize];
         sealed.unwritten -= 1;
+        let (count, since) = &mut self.on_their_way;
+        *count -= 1;
+        self.core.stats.record(Stage::DeviceBusy, *since);
+        *since = Instant::now();
         self.core.stats.record(Stage::DeviceWrite, sealed.submitted_at);
     }
 

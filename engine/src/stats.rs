@@ -26,8 +26,10 @@ pub(crate) enum Stage {
     Compress,
     /// Placing a unit and writing its summary.
     Seal,
-    /// From submitting a unit to its completion.
+    /// From submitting a batch's units to their completion.
     DeviceWrite,
+    /// Times in which any unit was on its way to the device.
+    DeviceBusy,
     /// Entering a unit into map and index.
     Publish,
     /// A flush, from call to return.
@@ -35,7 +37,7 @@ pub(crate) enum Stage {
     /// A checkpoint.
     Checkpoint,
 }
-const STAGES: usize = 11;
+const STAGES: usize = 12;
 const STAGE_NAMES: [&str; STAGES] = [
     "space_wait",
     "admit_wait",
@@ -45,6 +47,7 @@ const STAGE_NAMES: [&str; STAGES] = [
     "compress",
     "seal",
     "device_write",
+    "device_busy",
     "publish",
     "commit",
     "checkpoint",

@@ -14,7 +14,10 @@ use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::snapshot::{CloneArguments, SnapshotCommand};
-use crate::size::{Size, human};
+use crate::{
+    interval::Interval,
+    size::{Size, human},
+};
 
 /// A pool, and how its server is reached if it is being served.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
@@ -89,6 +92,12 @@ pub(crate) enum PoolCommand {
     /// before compression. To tell whose the data are, the whole map is read, 24 bytes for each entry;
     /// see --quick.
     Stat(StatArguments),
+    /// Show what a pool that is being served does, and what bounds its rate of writes.
+    ///
+    /// A line each interval: what clients write and read, what bounds the writes (clients who do not
+    /// send more, room in the pool, processors, the tasks that compress, the one that places units, or
+    /// the device), and what their rate would be without that. Ctrl-C ends it.
+    Top(TopArguments),
     /// Read everything back at a bounded rate, and check it against checksums and fingerprints.
     ///
     /// Finds what the medium has damaged, and lists it as check does; check also compares the
@@ -134,6 +143,7 @@ impl fmt::Display for PoolCommand {
             Self::Import(import) => ("import", from_ref(&import.volume)),
             Self::Export(export) => ("export", from_ref(&export.volume)),
             Self::Stat(_) => ("stat", &[]),
+            Self::Top(_) => ("top", &[]),
             Self::Scrub(_) => ("scrub", &[]),
             Self::Repair(_) => ("repair", &[]),
             Self::Gc(_) => ("gc", &[]),
@@ -255,6 +265,25 @@ pub(crate) struct ExportArguments {
 
 /// The slowest that a scrub reads: less in a second is no rate, but a unit forgotten.
 const MIN_RATE: Size = Size(1 << 10);
+
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TopArguments {
+    #[command(flatten)]
+    pub(crate) pool: PoolArgument,
+    /// Time between lines.
+    #[arg(long, default_value = "1s")]
+    pub(crate) interval: Interval,
+    /// How many lines [default: until interrupted].
+    #[arg(long)]
+    pub(crate) count: Option<u64>,
+    /// Show every stage: how often it runs, how long a run takes, how many are under way.
+    #[arg(long)]
+    pub(crate) stages: bool,
+    /// Print JSON, an object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Bytes a second.
 pub(crate) fn parse_rate(given: &str) -> Result<Size, String> {
