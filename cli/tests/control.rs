@@ -452,3 +452,37 @@ fn the_runtime_directory_is_used_if_the_socket_cannot_be_beside_the_pool() {
     assert_eq!(left, 0, "the socket goes with the server");
     assert_eq!(fs::read(folder.path("pool.silt.control")).unwrap(), b"precious");
 }
+
+/// `top` says what a server does, and what bounds it; of a pool at rest there is nothing to say.
+#[test]
+fn top_tells_what_a_server_does_and_what_bounds_it() {
+    let folder = Folder::new();
+    let pool = folder.pool("128M");
+    siltstone(["volume", "create", &pool, "busy", "--size", "2M"]).succeeds();
+    let refused = siltstone(["top", &pool]).fails(2);
+    assert!(refused.ends_with("is not being served, and top shows what a server does"), "{refused}");
+
+    let server = Server::start(&pool, &[]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| keep_busy(&server, &stop));
+        let said = siltstone(["top", &pool, "--count", "2", "--json"]).succeeds();
+        let lines: Vec<Value> =
+            said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2, "{said}");
+        for line in &lines {
+            assert!(line["seconds"].as_f64().unwrap() > 0.5, "{line}");
+            assert!(line["written_bytes_per_second"].as_f64().unwrap() > 0.0, "{line}");
+            assert!(line["flushes_per_second"].as_f64().unwrap() > 0.0, "{line}");
+            // One client that waits for each write cannot keep the pipeline busy.
+            assert_eq!(line["bound"], "clients", "{line}");
+            assert_eq!(line["utilisation"].as_array().unwrap().len(), 4, "{line}");
+        }
+        let table = siltstone(["top", &pool, "--count", "1", "--stages"]).succeeds();
+        assert!(table.trim_start().starts_with("WRITTEN"), "{table}");
+        assert!(table.contains(" clients ") && table.contains("\n    compress "), "{table}");
+        stop.store(true, Ordering::Relaxed);
+        assert!(client.join().unwrap() > 0);
+    });
+    assert!(server.stop().success());
+}
