@@ -181,7 +181,11 @@ mod tests {
     use super::*;
 
     /// Two seconds in which stages took so many milliseconds, and processors so many of 2 x 2000.
-    fn explained(written_bytes: u64, processor_ms: u64, took_ms: &[(&'static str, u64)]) -> Explanation {
+    fn explained(
+        written_bytes: u64,
+        processor_ms: u64,
+        took_ms: &[(&'static str, u64)],
+    ) -> Explanation {
         let at = Instant::now();
         let activity = |at, part: u64| Activity {
             at,
@@ -192,7 +196,11 @@ mod tests {
             flushes: part * 10,
             stages: took_ms
                 .iter()
-                .map(|&(stage, ms)| StageTime { stage, runs: part * 4, total_ns: part * ms * 1_000_000 })
+                .map(|&(stage, ms)| StageTime {
+                    stage,
+                    runs: part * 4,
+                    total_ns: part * ms * 1_000_000,
+                })
                 .collect(),
             reducers: 2,
             processors: 2,
@@ -202,7 +210,8 @@ mod tests {
 
     #[test]
     fn the_busiest_part_is_the_bound_and_the_next_one_says_what_it_costs() {
-        let stages = [("admit_wait", 5000), ("compress", 3000), ("seal", 300), ("device_busy", 1000)];
+        let stages =
+            [("admit_wait", 5000), ("compress", 3000), ("seal", 300), ("device_busy", 1000)];
         let found = explained(4000, 3800, &stages);
         assert_eq!(found.bound, Some(Bound::Processors));
         assert_eq!(found.written_bytes_per_second, 2000.0);
