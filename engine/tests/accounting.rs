@@ -53,15 +53,18 @@ fn everybody_who_asks_is_told_the_same_level() {
     let pool = Pool::open_on(device, None, &options).unwrap();
     let size = VolumeOptions::new(64 * MIB);
     let [one, two] = ["one", "two"].map(|name| pool.create_volume(name, &size).unwrap());
-    let half = 12;
-    for at in 0..2 * half {
+    for at in 0..24 {
         one.write_at(at * MIB, &noise(at, MIB)).unwrap();
     }
     pool.checkpoint().unwrap();
-    for at in 0..half {
-        two.write_at(at * MIB, &noise(at, MIB)).unwrap();
+    // Of each segment half is used twice and half is garbage, so that there are as many uses as blocks
+    // also once a merge has come to what was discarded.
+    const PIECE: u64 = 32 * KIB;
+    for at in (0..24 * MIB / PIECE).step_by(2).map(|piece| piece * PIECE) {
+        let (seed, start) = (at / MIB, (at % MIB) as usize);
+        two.write_at(at, &noise(seed, MIB)[start..start + PIECE as usize]).unwrap();
+        one.discard(at + PIECE, PIECE).unwrap();
     }
-    one.discard(half * MIB, half * MIB).unwrap();
     pool.checkpoint().unwrap();
     let (quick, whole) = (pool.quick_stat(), pool.stat());
     assert!(quick.space.garbage_bytes < MIB, "{:?}", quick.space);
