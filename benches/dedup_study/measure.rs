@@ -10,7 +10,6 @@ use std::{
 };
 
 use pollster::block_on;
-use rustix::time::{ClockId, clock_gettime};
 use siltstone_device::{
     AlignedBuffer, ByteOffset, Device, DeviceError, Durability, SeededRandom,
     file::{self, Access, FileOptions},
@@ -277,8 +276,7 @@ impl Reads<'_> {
 
 /// Of this process.
 fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    siltstone_device::runtime::processor_ns() as f64 / 1e9
 }
 
 fn cores() -> usize {

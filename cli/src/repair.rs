@@ -10,7 +10,6 @@ use crate::{
     findings,
     on_pool::{Access, PoolOperation},
     plural::count,
-    scrub,
     session::Session,
     size::human,
     waiting,
@@ -18,7 +17,7 @@ use crate::{
 
 impl PoolOperation for RepairArguments {
     fn pool(&self) -> &PoolArgument {
-        &self.pool
+        &self.scrub.pool
     }
 
     fn access(&self) -> Access {
@@ -26,9 +25,9 @@ impl PoolOperation for RepairArguments {
     }
 
     fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
-        let (before, end) = scrub::pass(pool, self.rate, self.listing, session)?;
+        let (before, end) = self.scrub.pass(pool, session)?;
         if end.is_err() || before.findings.is_sound() {
-            scrub::tell(&before, self.listing, session)?;
+            self.scrub.tell(&before, session)?;
             return end;
         }
         // Copies are found by it.
@@ -38,9 +37,9 @@ impl PoolOperation for RepairArguments {
         // What is left to do when it is cancelled, a server goes on doing.
         waiting::unless_cancelled(pool.repair_async(), &session.cancellation(), Duration::ZERO)??;
         let mended = pool.counters().mended_blocks - mended_before;
-        let (after, end) = scrub::pass(pool, self.rate, self.listing, session)?;
-        scrub::tell(&after, self.listing, session)?;
-        if !self.listing.json {
+        let (after, end) = self.scrub.pass(pool, session)?;
+        self.scrub.tell(&after, session)?;
+        if !self.scrub.listing.json {
             session.print(&format!(
                 "repaired: {} found stored elsewhere; {} were lost before, {} are\n",
                 count(mended, "damaged block"),
@@ -48,12 +47,12 @@ impl PoolOperation for RepairArguments {
                 human(after.findings.lost_bytes),
             ))?;
         }
-        if after.findings.lost_bytes > 0 && !self.listing.json {
+        if after.findings.lost_bytes > 0 && !self.scrub.listing.json {
             session.note(
                 "what is still lost can come from a backup: import it into any volume of this pool, and \
                  repair again\n",
             )?;
         }
-        end.and_then(|()| findings::verdict(&self.pool.path, "repair", &after.findings))
+        end.and_then(|()| findings::verdict(&self.scrub.pool.path, "repair", &after.findings))
     }
 }

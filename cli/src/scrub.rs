@@ -17,13 +17,13 @@ use siltstone_engine::{Pool, ScrubOptions, ScrubProgress, ScrubReport};
 use tokio::sync::oneshot;
 
 use crate::{
-    args::pool::{Listing, PoolArgument, ScrubArguments},
+    args::pool::{PoolArgument, ScrubArguments},
     errors::CliError,
     findings,
     on_pool::{Access, PoolOperation},
     plural::count,
     session::{Session, print_json},
-    size::{Size, human, per_second},
+    size::{human, per_second},
     waiting,
 };
 
@@ -40,52 +40,53 @@ impl PoolOperation for ScrubArguments {
     }
 
     fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
-        let (report, end) = pass(pool, self.rate, self.listing, session)?;
-        tell(&report, self.listing, session)?;
+        let (report, end) = self.pass(pool, session)?;
+        self.tell(&report, session)?;
         end.and_then(|()| findings::verdict(&self.pool.path, "scrub", &report.findings))
     }
 }
 
-/// Makes a pass that can be interrupted; the report, and what has ended it early.
-pub(crate) fn pass(
-    pool: &Pool,
-    rate: Option<Size>,
-    listing: Listing,
-    session: &mut dyn Session,
-) -> Result<(ScrubReport, Result<(), CliError>), CliError> {
-    let options = ScrubOptions {
-        rate_bytes_per_second: rate.map(|rate| rate.0),
-        list_limit: listing.limit(),
-    };
-    session.begin(Some(0))?;
-    let cancellation = session.cancellation();
-    let mut end = Ok(());
-    let mut advance = |progress: ScrubProgress| {
-        end = session.advance(progress.bytes, Some(progress.bytes_total));
-        if end.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    };
-    // At its next step it ends by itself and says what it has found; that may be hours away.
-    let pass = pool.scrub_async(&options, &mut advance);
-    let report = waiting::unless_cancelled(pass, &cancellation, STEP_PATIENCE);
-    session.finish();
-    Ok((report?, end))
-}
+impl ScrubArguments {
+    /// Makes a pass that can be interrupted; the report, and what has ended it early.
+    pub(crate) fn pass(
+        &self,
+        pool: &Pool,
+        session: &mut dyn Session,
+    ) -> Result<(ScrubReport, Result<(), CliError>), CliError> {
+        let options = ScrubOptions {
+            rate_bytes_per_second: self.rate.map(|rate| rate.0),
+            list_limit: self.listing.limit(),
+        };
+        session.begin(Some(0))?;
+        let cancellation = session.cancellation();
+        let mut end = Ok(());
+        let mut advance = |progress: ScrubProgress| {
+            end = session.advance(progress.bytes, Some(progress.bytes_total));
+            if end.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        // At its next step it ends by itself and says what it has found; that may be hours away.
+        let pass = pool.scrub_async(&options, &mut advance);
+        let report = waiting::unless_cancelled(pass, &cancellation, STEP_PATIENCE);
+        session.finish();
+        Ok((report?, end))
+    }
 
-/// Says what a pass has found.
-pub(crate) fn tell(
-    report: &ScrubReport,
-    listing: Listing,
-    session: &mut dyn Session,
-) -> Result<(), CliError> {
-    if listing.json {
-        return print_json(session, report);
+    /// Says what a pass has found.
+    pub(crate) fn tell(
+        &self,
+        report: &ScrubReport,
+        session: &mut dyn Session,
+    ) -> Result<(), CliError> {
+        if self.listing.json {
+            return print_json(session, report);
+        }
+        let found = findings::lines(&report.findings) + &findings::notes(&report.repairs);
+        session.print(&(found + &summary(report)))?;
+        if !report.complete {
+            session.note(incomplete(report))?;
+        }
+        Ok(())
     }
-    let found = findings::lines(&report.findings) + &findings::notes(&report.repairs);
-    session.print(&(found + &summary(report)))?;
-    if !report.complete {
-        session.note(incomplete(report))?;
-    }
-    Ok(())
 }
 
 /// What a pass that was ended early has not done.

@@ -82,9 +82,7 @@ pub(crate) async fn segment(
     let unreadable: Vec<_> = found.problems.iter().filter_map(unreadable).collect();
     let mut at = 0;
     while at + BLOCK_BYTES <= bytes.len() {
-        let summary = Summary::decode(&bytes[at..], core.superblock.pool, start.plus(at as u64));
-        let summary = summary.and_then(|summary| belongs(summary, id, segment.generation));
-        match summary {
+        match summary_at(core, &bytes, at, id, segment.generation) {
             Ok(summary) => {
                 found.units += 1;
                 found.unit_bytes += u64::from(summary.unit_bytes);
@@ -122,9 +120,7 @@ pub(crate) async fn fingerprints(
     let mut found = HashMap::new();
     let mut at = 0;
     while at + BLOCK_BYTES <= bytes.len() {
-        let summary = Summary::decode(&bytes[at..], core.superblock.pool, start.plus(at as u64));
-        let Ok(summary) = summary.and_then(|summary| belongs(summary, id, segment.generation))
-        else {
+        let Ok(summary) = summary_at(core, &bytes, at, id, segment.generation) else {
             at += BLOCK_BYTES;
             continue;
         };
@@ -146,8 +142,18 @@ fn used(core: &Core, segment: &Segment) -> u64 {
     used - used % BLOCK_BYTES as u64
 }
 
-/// A whole summary of another use of the segment is what a lost write leaves.
-fn belongs(summary: Summary, id: SegmentId, generation: u64) -> Result<Summary, MetadataError> {
+/// The summary at an offset of a segment's bytes. A whole one of another use of the segment is what a
+/// lost write leaves.
+fn summary_at(
+    core: &Core,
+    bytes: &[u8],
+    at: usize,
+    id: SegmentId,
+    generation: u64,
+) -> Result<Summary, MetadataError> {
+    let start = core.superblock.layout.geometry().segment_start(id);
+    let address = start.plus(at as u64);
+    let summary = Summary::decode(&bytes[at..], core.superblock.pool, address)?;
     let wrong = |field, value| MetadataError::Inconsistent {
         structure: "write unit summary",
         field,

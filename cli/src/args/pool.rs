@@ -311,13 +311,9 @@ pub(crate) struct ScrubArguments {
 #[derive(Debug, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RepairArguments {
+    /// How it scrubs, before and after.
     #[command(flatten)]
-    pub(crate) pool: PoolArgument,
-    /// Bytes to read a second while scrubbing, such as 200M [default: as fast as it goes].
-    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
-    pub(crate) rate: Option<Size>,
-    #[command(flatten)]
-    pub(crate) listing: Listing,
+    pub(crate) scrub: ScrubArguments,
 }
 
 /// How findings are listed.

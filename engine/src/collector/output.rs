@@ -27,7 +27,7 @@ use crate::{
     frame::{self, Codec, FRAME_HEADER_BYTES, FrameBody},
     framing::{self, Framed},
     planned::PlannedFrame,
-    segment_table::SegmentState,
+    segment_table::{Segment, SegmentState},
     staged_data::{self, Altered},
     stats::add,
     summaries::SummaryCache,
@@ -177,21 +177,17 @@ impl Output {
 
     /// Gives up segments in which nothing lives any more.
     pub(super) fn close_dead(&mut self, core: &Core) {
-        let is_dead = |open: &mut OpenSegment| {
-            core.table.segment(open.id).is_some_and(|segment| segment.references == 0)
-        };
-        for open in &mut self.open {
-            open.take_if(is_dead);
-        }
+        self.close_if(core, |segment| segment.references == 0);
     }
 
     /// Gives up segments in which damage was found: nothing could refer to what is moved there.
     pub(super) fn close_damaged(&mut self, core: &Core) {
-        let is_damaged = |open: &mut OpenSegment| {
-            core.table.segment(open.id).is_some_and(|segment| segment.is_damaged)
-        };
+        self.close_if(core, |segment| segment.is_damaged);
+    }
+
+    fn close_if(&mut self, core: &Core, is_over: fn(&Segment) -> bool) {
         for open in &mut self.open {
-            open.take_if(is_damaged);
+            open.take_if(|open| core.table.segment(open.id).as_ref().is_some_and(is_over));
         }
     }
 
