@@ -76,7 +76,8 @@ pub struct IndexStats {
 /// Fingerprint -> write unit, in RAM, within a budget. See the module's documentation.
 ///
 /// Memory is reserved at once and zeroed by the system, which backs a page when it is first
-/// touched: a young pool's index takes little, whatever its budget.
+/// touched: an index that nothing was entered into takes little, whatever its budget. Pages are large if the
+/// system allows: lookups go to any of them.
 ///
 /// Thread safety: all operations take `&self`. Lookups take no lock; insertions lock one shard at
 /// a time. Without concurrent insertions, a fingerprint that was inserted and is sampled is found.
@@ -102,6 +103,7 @@ impl Index {
             .min(shards.saturating_mul(u32::MAX as usize));
         let table = AtomicU64::new_vec_zeroed((buckets + 1) * BUCKET_ENTRIES - 1)
             .map_err(|_| IndexError::OutOfMemory { budget_bytes })?;
+        siltstone_device::prefer_huge_pages(&table);
         let first_entry = (table.as_ptr().addr() / ENTRY_BYTES).wrapping_neg() % BUCKET_ENTRIES;
 
         let first_bucket =

@@ -7,12 +7,17 @@
 use std::{
     alloc::{self, Layout},
     fmt,
+    mem::MaybeUninit,
     ops::{Deref, DerefMut},
     ptr::NonNull,
     sync::{Arc, Weak},
 };
 
-use crate::{sync::Mutex, units::BLOCK_BYTES};
+use crate::{
+    huge_pages::{HUGE_PAGE_BYTES, prefer_huge_pages},
+    sync::Mutex,
+    units::BLOCK_BYTES,
+};
 
 /// Buffers of at most `4 KiB << (CLASSES - 1)` = 4 MiB are recycled; larger ones never are.
 const CLASSES: usize = 11;
@@ -51,8 +56,13 @@ impl AlignedBuffer {
     fn allocate(len: usize, capacity: usize, pool: Weak<PoolInner>) -> Self {
         let layout = layout(capacity);
         // SAFETY: the layout has a non-zero size (capacity is at least one block).
-        let memory = unsafe { alloc::alloc_zeroed(layout) };
+        let memory = unsafe { alloc::alloc(layout) };
         let Some(memory) = NonNull::new(memory) else { alloc::handle_alloc_error(layout) };
+        // SAFETY: memory of that many bytes, which nobody else has; not initialised is well for this.
+        let untouched: &mut [MaybeUninit<u8>] =
+            unsafe { std::slice::from_raw_parts_mut(memory.as_ptr().cast(), capacity) };
+        prefer_huge_pages(untouched);
+        untouched.fill(MaybeUninit::new(0));
         Self { memory, len, capacity, pool }
     }
 
@@ -73,7 +83,10 @@ impl AlignedBuffer {
 }
 
 fn layout(capacity: usize) -> Layout {
-    Layout::from_size_align(capacity, BLOCK_BYTES).expect("capacities are far below isize::MAX")
+    // The device pins what it reads or writes, and with large pages there is little to pin.
+    let is_huge = capacity.is_multiple_of(HUGE_PAGE_BYTES);
+    let align = if is_huge { HUGE_PAGE_BYTES } else { BLOCK_BYTES };
+    Layout::from_size_align(capacity, align).expect("capacities are far below isize::MAX")
 }
 
 impl Deref for AlignedBuffer {

@@ -5,6 +5,7 @@
 //!
 //! - [`units`]: newtypes for what is counted (sequence numbers, segments, places).
 //! - [`buffer`]: block-aligned memory and the pool that recycles it.
+//! - [`huge_pages`]: large pages for large memory.
 //! - [`request`]: batched asynchronous operations, and futures over them.
 //! - [`salvage`]: reads that give what a damaged medium gives.
 //! - [`header`]: the header that every metadata structure on disk begins with.
@@ -32,6 +33,7 @@ pub mod environment;
 pub mod error;
 pub mod file;
 pub mod header;
+pub mod huge_pages;
 mod lock;
 pub mod mapped;
 pub mod request;
@@ -50,6 +52,7 @@ mod validate;
 pub use buffer::{AlignedBuffer, BufferPool};
 pub use environment::{Entropy, SeededEntropy, SeededRandom, SystemEntropy};
 pub use error::{DeviceError, Operation};
+pub use huge_pages::prefer_huge_pages;
 pub use request::{Durability, Request};
 pub use runtime::{Runtime, Threads};
 pub use salvage::{Salvaged, Unreadable};
