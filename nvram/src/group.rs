@@ -14,8 +14,14 @@
 //!     v  |                                  |
 //!   Leading --------------------------------+      dropped: the lead is free again
 //! ```
+//!
+//! # Who is woken
+//! Waking a thread costs as much as a small write, and a whole group of them longer than the device takes.
+//! So those who wait are kept apart: who came before the round under way began rides it, and whoever
+//! came later gathers for the next. At the end of a round first one of the latter is woken, who
+//! leads the next, and only then those who are done.
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use event_listener::Event;
 use siltstone_device::{Sequence, sync::Mutex};
@@ -28,14 +34,19 @@ use siltstone_device::{Sequence, sync::Mutex};
 /// what is durable no longer moves, and every target beyond it fails with the first error.
 pub struct GroupCommit<E> {
     state: Mutex<State<E>>,
-    /// Notified when the lead is free, what is durable moves, or a failure is recorded.
-    changed: Event,
 }
 
 struct State<E> {
     durable: Sequence,
     has_leader: bool,
     failed: Option<E>,
+    /// Rounds that have begun.
+    rounds: u64,
+    /// Tells those who came before the last round began. All of them are told when it ends.
+    riding: Arc<Event>,
+    /// Tells those who came later. One of them is told when the lead is free, and has to lead or to tell
+    /// another one.
+    gathering: Arc<Event>,
 }
 
 impl<E> State<E> {
@@ -44,14 +55,30 @@ impl<E> State<E> {
             self.durable = self.durable.max(sequence);
         }
     }
+
+    fn begin_round(&mut self) {
+        self.has_leader = true;
+        self.rounds += 1;
+        // Who gathered until now is told when this round ends. Of the last round nobody is left who was
+        // not told.
+        std::mem::swap(&mut self.riding, &mut self.gathering);
+    }
+
+    fn tell_everybody(&self) {
+        for event in [&self.gathering, &self.riding] {
+            event.notify(usize::MAX);
+        }
+    }
 }
 
 impl<E: Clone> GroupCommit<E> {
     /// Everything up to `durable` is durable to begin with.
     #[must_use]
     pub fn new(durable: Sequence) -> Self {
-        let state = State { durable, has_leader: false, failed: None };
-        Self { state: Mutex::new(state), changed: Event::new() }
+        let (riding, gathering) = (Arc::new(Event::new()), Arc::new(Event::new()));
+        let state =
+            State { durable, has_leader: false, failed: None, rounds: 0, riding, gathering };
+        Self { state: Mutex::new(state) }
     }
 
     /// Returns when everything up to `target` is durable. If nobody does that work yet, this
@@ -68,22 +95,35 @@ impl<E: Clone> GroupCommit<E> {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<Sequence, E>>,
     {
+        let mut came_in_round = None;
         loop {
-            let (before, changed) = {
+            let (before, told) = {
                 let mut state = self.state.lock();
                 let before = state.durable;
-                if before >= target {
-                    return Ok(());
+                let outcome = match &state.failed {
+                    _ if before >= target => Some(Ok(())),
+                    Some(error) => Some(Err(error.clone())),
+                    None => None,
+                };
+                if let Some(outcome) = outcome {
+                    // Perhaps this one was told to lead.
+                    if !state.has_leader {
+                        state.gathering.notify(1);
+                    }
+                    return outcome;
                 }
-                if let Some(error) = &state.failed {
-                    return Err(error.clone());
-                }
-                let changed = state.has_leader.then(|| self.changed.listen());
-                state.has_leader = true;
-                (before, changed)
+                let told = if state.has_leader {
+                    let rides = state.rounds > *came_in_round.get_or_insert(state.rounds);
+                    let event = if rides { &state.riding } else { &state.gathering };
+                    Some(event.listen())
+                } else {
+                    state.begin_round();
+                    None
+                };
+                (before, told)
             };
-            match changed {
-                Some(changed) => changed.await,
+            match told {
+                Some(told) => told.await,
                 None => self.lead(before, &mut work).await,
             }
         }
@@ -116,14 +156,16 @@ impl<E: Clone> GroupCommit<E> {
 
     /// Everything up to `sequence` became durable by other means. Ignored after a failure.
     pub fn advance(&self, sequence: Sequence) {
-        self.state.lock().advance(sequence);
-        self.changed.notify(usize::MAX);
+        let mut state = self.state.lock();
+        state.advance(sequence);
+        state.tell_everybody();
     }
 
     /// Durability failed by other means. The first failure stays.
     pub fn fail(&self, error: E) {
-        self.state.lock().failed.get_or_insert(error);
-        self.changed.notify(usize::MAX);
+        let mut state = self.state.lock();
+        state.failed.get_or_insert(error);
+        state.tell_everybody();
     }
 
     /// The first failure, if there was one.
@@ -138,8 +180,12 @@ struct Lead<'a, E> {
 
 impl<E> Drop for Lead<'_, E> {
     fn drop(&mut self) {
-        self.group.state.lock().has_leader = false;
-        self.group.changed.notify(usize::MAX);
+        let mut state = self.group.state.lock();
+        state.has_leader = false;
+        state.gathering.notify(1);
+        let riding = Arc::clone(&state.riding);
+        drop(state);
+        riding.notify(usize::MAX);
     }
 }
 
