@@ -206,8 +206,9 @@ pub(crate) struct EstimateArguments {
     /// The pool's threshold [default: that of a new pool].
     #[arg(long, value_name = "BLOCKS")]
     pub(crate) threshold: Option<u32>,
-    #[command(flatten)]
-    pub(crate) compression: pool::Compression,
+    /// The zstd level, from -7 (fastest) to 19 (smallest), of frames of 32 KiB [default: 1].
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) level: Option<i8>,
     /// Compress everything that is unique, rather than one frame in 16.
     #[arg(long)]
     pub(crate) all: bool,

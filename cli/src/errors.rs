@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use siltstone_cursor::MapError;
 use siltstone_device::{DeviceError, header::HeaderError};
 use siltstone_engine::{
-    EngineError, EstimateError,
+    EngineError, EstimateError, Levels,
     error::{FrameError, MetadataError},
 };
 use siltstone_nbd::ServerError;
@@ -167,7 +167,7 @@ pub(crate) enum CliError {
     Server(#[from] ServerError),
     /// The volume exists and is not what was asked for.
     #[error(
-        "volume '{volume}' exists already with {} and level {level}; ask for the same or for \
+        "volume '{volume}' exists already with {} and level {levels}; ask for the same or for \
          neither, name another volume, or change this one first",
         exact(*.size_bytes)
     )]
@@ -176,8 +176,8 @@ pub(crate) enum CliError {
         volume: String,
         /// Its size.
         size_bytes: u64,
-        /// Its level.
-        level: i8,
+        /// Its levels.
+        levels: Levels,
     },
     /// An import would change a volume under those who use it.
     #[error(
@@ -431,7 +431,7 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         | E::VolumeExists { .. }
         | E::InvalidName { .. }
         | E::InvalidSize { .. }
-        | E::InvalidLevel { .. }
+        | E::InvalidLevels { .. }
         | E::CatalogFull { .. }
         | E::IdsExhausted
         | E::VolumeDeleted { .. }

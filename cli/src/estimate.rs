@@ -15,7 +15,7 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<(), CliError> {
     let options = EstimateOptions {
         memory_bytes: arguments.memory.memory_bytes(),
         threshold: arguments.threshold.unwrap_or(default.threshold),
-        level: arguments.compression.level.unwrap_or(default.level),
+        level: arguments.level.unwrap_or(default.level),
         compress_one_in: if arguments.all { 1 } else { default.compress_one_in },
         ..default
     };

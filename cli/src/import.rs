@@ -104,11 +104,10 @@ fn volume_for(
                 return Err(EngineError::SnapshotReadOnly { snapshot: name.clone() }.into());
             }
             let volumes = pool.volumes();
-            let level = volumes.iter().find(|info| info.name == *name).map(|info| info.level);
+            let levels = volumes.iter().find(|info| info.name == *name).map(|info| info.levels);
             let same_size = given_bytes.is_none_or(|bytes| bytes == volume.size_bytes());
-            let same_level =
-                arguments.compression.level.is_none() || arguments.compression.level == level;
-            if !same_size || !same_level {
+            let given = arguments.compression.level;
+            if !same_size || given.is_some() && given != levels {
                 return Err(volume::differs(pool, name));
             }
             (volume, false)

@@ -200,7 +200,8 @@ fn volumes(stat: &PoolStat) -> Vec<Vec<String>> {
         rows[0].extend(of_content);
     }
     for volume in stat.volumes.iter().chain(&stat.snapshots) {
-        let mut row = vec![volume.name.clone(), human(volume.size_bytes), volume.level.to_string()];
+        let mut row =
+            vec![volume.name.clone(), human(volume.size_bytes), volume.levels.to_string()];
         if let Some(content) = &volume.content {
             let VolumeContent {
                 logical_bytes, exclusive_bytes, shared_bytes, unique_bytes, ..

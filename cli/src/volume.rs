@@ -53,7 +53,7 @@ impl PoolOperation for VolumeCommand {
     }
 }
 
-/// Creates a volume, at the default level unless one is given.
+/// Creates a volume, at the default levels unless others are given.
 pub(crate) fn create(
     pool: &Pool,
     name: &str,
@@ -61,8 +61,8 @@ pub(crate) fn create(
     compression: Compression,
 ) -> Result<siltstone_engine::Volume, CliError> {
     let options = VolumeOptions::new(size_bytes);
-    let level = compression.level.unwrap_or(options.level);
-    Ok(pool.create_volume(name, &options.with_level(level))?)
+    let levels = compression.level.unwrap_or(options.levels);
+    Ok(pool.create_volume(name, &options.with_levels(levels))?)
 }
 
 /// Whether nothing of a volume is cut off at a new size.
@@ -82,8 +82,8 @@ fn list(volumes: &[VolumeInfo], json: bool, session: &mut dyn Session) -> Result
     }
     let mut rows = vec![vec!["NAME".into(), "SIZE".into(), "LEVEL".into()]];
     for volume in volumes {
-        let level = volume.level.to_string();
-        rows.push(vec![volume.name.clone(), human(volume.size_bytes), level]);
+        let levels = volume.levels.to_string();
+        rows.push(vec![volume.name.clone(), human(volume.size_bytes), levels]);
     }
     session.print(&table(&rows))
 }
@@ -92,8 +92,8 @@ fn list(volumes: &[VolumeInfo], json: bool, session: &mut dyn Session) -> Result
 pub(crate) fn differs(pool: &Pool, name: &str) -> CliError {
     let volumes = pool.volumes();
     match volumes.into_iter().find(|volume| volume.name == name) {
-        Some(VolumeInfo { name: volume, size_bytes, level }) => {
-            CliError::VolumeDiffers { volume, size_bytes, level }
+        Some(VolumeInfo { name: volume, size_bytes, levels }) => {
+            CliError::VolumeDiffers { volume, size_bytes, levels }
         }
         None => EngineError::NoSuchVolume { volume: name.into() }.into(),
     }

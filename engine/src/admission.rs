@@ -55,6 +55,8 @@ pub(crate) struct Batch {
     /// Counts from 0 since the pool was opened, without gaps.
     pub(crate) number: u64,
     pub(crate) changes: Vec<Arc<Change>>,
+    /// Bytes of data that came later and wait for their turn.
+    pub(crate) behind_bytes: usize,
 }
 
 /// What a flush finds unpublished.
@@ -245,7 +247,7 @@ impl Admission {
         if queue.pending.len() > queue.taken {
             self.work.notify_additional(1);
         }
-        Batch { number, changes }
+        Batch { number, changes, behind_bytes: queue.waiting_bytes }
     }
 
     /// The oldest batch has been published: its changes leave the queue.

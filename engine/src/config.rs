@@ -2,7 +2,10 @@
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use crate::error::EngineError;
+use crate::{
+    effort::{Effort, Levels},
+    error::EngineError,
+};
 
 /// Blocks in a full frame: 32 KiB.
 pub const FRAME_BLOCKS: usize = 8;
@@ -102,6 +105,8 @@ pub struct Tuning {
     /// Fill the index in the background after opening, from its stored image and from summaries; and
     /// store images of it.
     pub warm_index: bool,
+    /// How hard to compress whatever waits; `None` by how much that is.
+    pub effort: Option<Effort>,
     /// An image of the index is stored when so many segments, and an eighth of all, have come that
     /// the one before does not cover; or a quarter as many when the pool is closed.
     pub image_segments: u32,
@@ -123,6 +128,7 @@ impl Default for Tuning {
             warn_percent: 80,
             critical_percent: 95,
             warm_index: true,
+            effort: None,
             image_segments: 64,
         }
     }
@@ -133,33 +139,29 @@ impl Default for Tuning {
 pub struct VolumeOptions {
     /// Size in bytes, a multiple of 512.
     pub size_bytes: u64,
-    /// zstd level for its frames, -7..=19; 1 by default.
-    pub level: i8,
+    /// How hard its data is compressed.
+    pub levels: Levels,
 }
 
 impl VolumeOptions {
     /// A volume of `size_bytes` with everything else at its default.
     #[must_use]
     pub fn new(size_bytes: u64) -> Self {
-        Self { size_bytes, level: 1 }
+        Self { size_bytes, levels: Levels::default() }
     }
 
-    /// The same with another compression level.
+    /// The same with other compression levels.
     #[must_use]
-    pub fn with_level(self, level: i8) -> Self {
-        Self { level, ..self }
+    pub fn with_levels(self, levels: Levels) -> Self {
+        Self { levels, ..self }
     }
 
-    /// Checks size and level.
+    /// Checks the size.
     ///
     /// # Errors
-    /// [`EngineError::InvalidSize`] or [`EngineError::InvalidLevel`].
+    /// [`EngineError::InvalidSize`].
     pub(crate) fn validate(&self, name: &str) -> Result<(), EngineError> {
-        validate_volume_size(name, self.size_bytes)?;
-        if !(-7..=19).contains(&self.level) {
-            return Err(EngineError::InvalidLevel { level: self.level });
-        }
-        Ok(())
+        validate_volume_size(name, self.size_bytes)
     }
 }
 

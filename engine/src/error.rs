@@ -149,11 +149,16 @@ pub enum EngineError {
         /// The size.
         size_bytes: u64,
     },
-    /// The compression level cannot be used.
-    #[error("compression level {level} is not possible: it must be from -7 to 19")]
-    InvalidLevel {
-        /// The level.
-        level: i8,
+    /// The compression levels cannot be used.
+    #[error(
+        "compression levels {busy}..{idle} are not possible: both must be from -7 to 19, and the \
+         second not below the first"
+    )]
+    InvalidLevels {
+        /// When much is waiting.
+        busy: i8,
+        /// When there is time.
+        idle: i8,
     },
     /// No snapshot has that name.
     #[error("there is no snapshot '{snapshot}' in this pool; 'siltstone snapshot list' shows them")]

@@ -102,10 +102,7 @@ impl Pool {
             device_bytes: counters.unit_bytes,
             flushes: counters.flushes,
             stages: core.stats.stages(),
-            reducers: match core.tuning.reducers {
-                0 => processors,
-                count => count,
-            },
+            reducers: core.reducer_count(),
             processors,
         }
     }

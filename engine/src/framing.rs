@@ -10,18 +10,18 @@ use std::ops::Range;
 
 use siltstone_device::{BlockAddress, LayerId};
 
-use crate::config::FRAME_BLOCKS;
+use crate::{config::FRAME_BLOCKS, effort::Framing};
 
 /// How far the blocks of a frame lie apart at most, in blocks: a stream of which every other block
 /// is a duplicate is a stream.
 const MAX_SPAN_BLOCKS: u64 = 2 * FRAME_BLOCKS as u64;
 
-/// A block to be stored: whose it is, and the level at which it is to be compressed.
+/// A block to be stored: whose it is, and what frames it is to be in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Framed {
     pub(crate) layer: LayerId,
     pub(crate) address: BlockAddress,
-    pub(crate) level: i8,
+    pub(crate) framing: Framing,
 }
 
 impl Framed {
@@ -29,18 +29,20 @@ impl Framed {
     fn leads(&self, block: &Self) -> bool {
         let end = self.address.plus(MAX_SPAN_BLOCKS);
         self.layer == block.layer
-            && self.level == block.level
+            && self.framing == block.framing
             && (self.address..end).contains(&block.address)
     }
 }
 
-/// Cuts blocks, in their order, into frames: neighbours of one compression level.
+/// Cuts blocks, in their order, into frames: neighbours of one framing.
 pub(crate) fn cut(blocks: impl Iterator<Item = Framed>) -> Vec<Range<usize>> {
     let mut frames: Vec<Range<usize>> = Vec::with_capacity(blocks.size_hint().0);
     let mut first: Option<Framed> = None;
     for (at, block) in blocks.enumerate() {
         match (frames.last_mut(), first) {
-            (Some(frame), Some(first)) if frame.len() < FRAME_BLOCKS && first.leads(&block) => {
+            (Some(frame), Some(first))
+                if frame.len() < first.framing.blocks && first.leads(&block) =>
+            {
                 frame.end = at + 1;
             }
             _ => {
@@ -57,7 +59,8 @@ mod tests {
     use super::*;
 
     fn block(layer: u32, address: u64) -> Framed {
-        Framed { layer: LayerId(layer), address: BlockAddress(address), level: 1 }
+        let framing = Framing { level: 1, blocks: FRAME_BLOCKS };
+        Framed { layer: LayerId(layer), address: BlockAddress(address), framing }
     }
 
     /// How many blocks each frame gets.
@@ -83,8 +86,16 @@ mod tests {
     }
 
     #[test]
+    fn frames_are_no_longer_than_their_framing_says() {
+        let framing = Framing { level: 1, blocks: 2 };
+        let blocks = (10..15).map(|address| Framed { framing, ..block(1, address) });
+        assert_eq!(lengths(blocks), [2, 2, 1]);
+    }
+
+    #[test]
     fn blocks_of_two_volumes_or_levels_share_no_frame() {
-        let other_level = Framed { level: 3, ..block(1, 6) };
+        let framing = Framing { level: 3, blocks: FRAME_BLOCKS };
+        let other_level = Framed { framing, ..block(1, 6) };
         let blocks = [block(1, 4), block(1, 5), block(2, 5), block(1, 5), other_level];
         assert_eq!(lengths(blocks.into_iter()), [2, 1, 1, 1]);
     }

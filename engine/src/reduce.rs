@@ -22,6 +22,7 @@ use crate::{
     compress::Compressor,
     config::FRAME_BLOCKS,
     core::Core,
+    effort::Effort,
     frame::{Codec, FRAME_HEADER_BYTES, FrameBody},
     framing::{self, Framed},
     overlay::{Change, ChangeBody},
@@ -61,6 +62,8 @@ struct Block {
 /// Reduces batches; one a task.
 pub(crate) struct Reducer {
     compressor: Compressor,
+    /// For the batch at hand.
+    effort: Effort,
     gather: Vec<u8>,
     blocks: Vec<Block>,
     contiguous: Vec<bool>,
@@ -75,6 +78,7 @@ impl Reducer {
     pub(crate) fn new() -> Self {
         Self {
             compressor: Compressor::new(),
+            effort: Effort::Little,
             gather: vec![0; FRAME_BLOCKS * BLOCK_BYTES],
             blocks: Vec::new(),
             contiguous: Vec::new(),
@@ -95,7 +99,8 @@ impl Reducer {
         core: &Core,
         batch: Batch,
     ) -> Result<ReducedBatch, Stopped> {
-        let Batch { number, changes } = batch;
+        let Batch { number, changes, behind_bytes } = batch;
+        self.effort = effort(core, behind_bytes);
         let mut entries = Vec::new();
         let timer = core.stats.time(Stage::Fingerprint);
         self.classify(core, &changes, &mut entries)?;
@@ -340,13 +345,15 @@ impl Reducer {
         if hot_blocks.min(cold_blocks) < least {
             let temperature =
                 if hot_blocks > cold_blocks { Temperature::Hot } else { Temperature::Cold };
-            let frames = group_into_frames(&stored, &self.blocks, changes);
+            let frames = self.group_into_frames(temperature, &stored, changes);
             place_own(&mut entries, &frames);
             return vec![Part::new(temperature, entries, frames)];
         }
         add(&core.stats.counters.divided_batches, 1);
         let (hot, cold): (Vec<_>, Vec<_>) = stored.into_iter().partition(is_hot);
-        let frames = [&hot, &cold].map(|stored| group_into_frames(stored, &self.blocks, changes));
+        let frames = [(Temperature::Hot, &hot), (Temperature::Cold, &cold)];
+        let frames = frames
+            .map(|(temperature, stored)| self.group_into_frames(temperature, stored, changes));
         for frames in &frames {
             place_own(&mut entries, frames);
         }
@@ -367,6 +374,34 @@ impl Reducer {
             Part::new(Temperature::Hot, hot_entries, hot_frames),
             Part::new(Temperature::Cold, entries, cold_frames),
         ]
+    }
+
+    /// Groups blocks in order into frames: neighbours, of one framing.
+    fn group_into_frames(
+        &self,
+        temperature: Temperature,
+        stored: &[StoredBlock],
+        changes: &[Arc<Change>],
+    ) -> Vec<FramePlan> {
+        // What will soon be garbage is hardly read, and its room comes back.
+        let effort = match temperature {
+            Temperature::Hot => Effort::Little,
+            Temperature::Cold => self.effort,
+        };
+        let framed = |stored: &StoredBlock| {
+            let Block { change, index } = self.blocks[stored.block as usize];
+            let change = &changes[change as usize];
+            let (address, framing) =
+                (change.address.plus(index.into()), change.volume.levels.framing(effort));
+            Framed { layer: change.layer(), address, framing }
+        };
+        let plan = |range: Range<usize>| {
+            let level = framed(&stored[range.start]).framing.level;
+            let (blocks, entries) =
+                stored[range].iter().map(|stored| (stored.block, stored.entry)).unzip();
+            FramePlan { blocks, entries, level }
+        };
+        framing::cut(stored.iter().map(framed)).into_iter().map(plan).collect()
     }
 
     /// Compresses the frames of a unit into a buffer that has room for the summary.
@@ -417,6 +452,15 @@ impl Reducer {
     }
 }
 
+/// What a batch may cost behind which so much waits: as little as possible if it is more than the other
+/// reducers can take at once.
+fn effort(core: &Core, behind_bytes: usize) -> Effort {
+    core.tuning.effort.unwrap_or_else(|| {
+        let others_bytes = (core.reducer_count() - 1) * core.tuning.batch_bytes;
+        if behind_bytes > others_bytes { Effort::Little } else { Effort::Great }
+    })
+}
+
 /// A block that is to be stored, and the entry that will point to it.
 #[derive(Clone, Copy)]
 struct StoredBlock {
@@ -447,27 +491,6 @@ struct FramePlan {
     blocks: Vec<u32>,
     entries: Vec<u32>,
     level: i8,
-}
-
-/// Groups blocks in order into frames: neighbours, of one compression level.
-fn group_into_frames(
-    stored: &[StoredBlock],
-    blocks: &[Block],
-    changes: &[Arc<Change>],
-) -> Vec<FramePlan> {
-    let framed = |stored: &StoredBlock| {
-        let Block { change, index } = blocks[stored.block as usize];
-        let change = &changes[change as usize];
-        let (address, level) = (change.address.plus(index.into()), change.volume.level);
-        Framed { layer: change.layer(), address, level }
-    };
-    let plan = |range: Range<usize>| {
-        let level = framed(&stored[range.start]).level;
-        let (blocks, entries) =
-            stored[range].iter().map(|stored| (stored.block, stored.entry)).unzip();
-        FramePlan { blocks, entries, level }
-    };
-    framing::cut(stored.iter().map(framed)).into_iter().map(plan).collect()
 }
 
 /// Says of each registered block that is stored in this unit where it stands.

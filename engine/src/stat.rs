@@ -8,6 +8,7 @@ use siltstone_device::BLOCK_BYTES;
 use crate::{
     accounting::{Holding, Holdings, SpaceParts},
     core::Core,
+    effort::Levels,
     fullness::Fullness,
     index_image::reader,
     pool::Pool,
@@ -163,8 +164,8 @@ pub struct VolumeStat {
     pub name: String,
     /// Its size.
     pub size_bytes: u64,
-    /// Its compression level.
-    pub level: i8,
+    /// Its compression levels.
+    pub levels: Levels,
     /// What it holds; `None` in a [`quick_stat`](Pool::quick_stat).
     #[serde(flatten)]
     pub content: Option<VolumeContent>,
@@ -237,7 +238,7 @@ fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -
         list.push(VolumeStat {
             name: volume.name.clone(),
             size_bytes: volume.size_bytes(),
-            level: volume.level,
+            levels: volume.levels,
             content: holdings.map(|holdings| volume_content(&holdings.readers[at])),
         });
     }

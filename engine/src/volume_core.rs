@@ -11,6 +11,7 @@ use siltstone_device::{BLOCK_BYTES, LayerId, Sequence};
 
 use crate::{
     catalog::{SnapshotRecord, VolumeRecord},
+    effort::Levels,
     error::{EngineError, Result},
     overlay::Overlay,
     read_ahead::Streams,
@@ -24,7 +25,7 @@ pub(crate) struct VolumeCore {
     /// The layer and its ancestors, newest first.
     chain: RwLock<Arc<[View]>>,
     is_snapshot: bool,
-    pub(crate) level: i8,
+    pub(crate) levels: Levels,
     size_bytes: AtomicU64,
     /// Whether handles are of use, as an [`End`].
     end: AtomicU8,
@@ -57,7 +58,7 @@ impl VolumeCore {
         Self {
             name: name.into(),
             layer: record.layer,
-            level: record.level,
+            levels: record.levels,
             size_bytes: AtomicU64::new(record.size_bytes),
             end: AtomicU8::new(0),
             inherited_up_to: AtomicU64::new(inherited_up_to.0),
@@ -77,8 +78,8 @@ impl VolumeCore {
         chain: Vec<View>,
         inherited_up_to: Sequence,
     ) -> Self {
-        let SnapshotRecord { view, size_bytes, level, .. } = *record;
-        let volume = VolumeRecord { id: 0, layer: view.layer, size_bytes, level };
+        let SnapshotRecord { view, size_bytes, levels, .. } = *record;
+        let volume = VolumeRecord { id: 0, layer: view.layer, size_bytes, levels };
         Self::new(name, &volume, chain, inherited_up_to)
     }
 

@@ -13,6 +13,8 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize, Serializer};
 
+use siltstone_engine::Levels;
+
 use super::snapshot::{CloneArguments, SnapshotCommand};
 use crate::{
     interval::Interval,
@@ -223,9 +225,11 @@ pub(crate) enum VolumeCommand {
 #[derive(Clone, Copy, Debug, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Compression {
-    /// The volume's zstd level, from -7 (fastest) to 19 (smallest) [default: 1].
-    #[arg(long, allow_negative_numbers = true)]
-    pub(crate) level: Option<i8>,
+    /// The volume's zstd levels, from -7 (fastest) to 19 (smallest): when much waits to be written, and
+    /// when there is time, then also in small frames, which random reads gain by; one level is used always
+    /// [default: 1..3].
+    #[arg(long, value_name = "LEVELS", allow_hyphen_values = true)]
+    pub(crate) level: Option<Levels>,
 }
 
 #[derive(Debug, Args, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     config::{self, VolumeOptions},
+    effort::Levels,
     epochs::MAX_EPOCH,
     error::MetadataError,
 };
@@ -56,8 +57,11 @@ struct DiskVolume {
     size_bytes: U64,
     /// The key that encrypts it; 0 = none, the only value so far.
     key: U32,
+    /// When much is waiting.
     level: i8,
-    reserved: [u8; 9],
+    /// By how much the level is higher when there is time.
+    idle_levels_more: u8,
+    reserved: [u8; 8],
     name_bytes: U16,
 }
 const _: () = assert!(size_of::<DiskVolume>() == 32);
@@ -73,7 +77,8 @@ struct DiskSnapshot {
     size_bytes: U64,
     created_unix_s: U64,
     level: i8,
-    reserved_too: [u8; 5],
+    idle_levels_more: u8,
+    reserved_too: [u8; 4],
     name_bytes: U16,
 }
 const _: () = assert!(size_of::<DiskSnapshot>() == 40);
@@ -116,8 +121,9 @@ impl Catalog {
                 layer: U32::new(volume.layer.0),
                 size_bytes: U64::new(volume.size_bytes),
                 key: U32::ZERO,
-                level: volume.level,
-                reserved: [0; 9],
+                level: volume.levels.busy(),
+                idle_levels_more: idle_levels_more(volume.levels),
+                reserved: [0; 8],
                 name_bytes: U16::new(name.len() as u16),
             };
             out.extend_from_slice(disk.as_bytes());
@@ -131,8 +137,9 @@ impl Catalog {
                 reserved: U32::ZERO,
                 size_bytes: U64::new(snapshot.size_bytes),
                 created_unix_s: U64::new(snapshot.created_unix_s),
-                level: snapshot.level,
-                reserved_too: [0; 5],
+                level: snapshot.levels.busy(),
+                idle_levels_more: idle_levels_more(snapshot.levels),
+                reserved_too: [0; 4],
                 name_bytes: U16::new(name.len() as u16),
             };
             out.extend_from_slice(disk.as_bytes());
@@ -251,15 +258,23 @@ fn split_name(bytes: &[u8], name_bytes: U16) -> Result<(&str, &[u8]), MetadataEr
     Ok((name, rest))
 }
 
+fn idle_levels_more(levels: Levels) -> u8 {
+    levels.idle().abs_diff(levels.busy())
+}
+
+fn decode_levels(busy: i8, idle_levels_more: u8) -> Option<Levels> {
+    Levels::new(busy, busy.checked_add_unsigned(idle_levels_more)?).ok()
+}
+
 fn decode_volume(volume: &DiskVolume, name: &str) -> Result<VolumeRecord, MetadataError> {
     let record = VolumeRecord {
         id: volume.id.get(),
         layer: LayerId(volume.layer.get()),
         size_bytes: volume.size_bytes.get(),
-        level: volume.level,
+        levels: decode_levels(volume.level, volume.idle_levels_more)
+            .ok_or_else(|| wrong("volume", volume.id.get().into()))?,
     };
-    let options = VolumeOptions { size_bytes: record.size_bytes, level: record.level };
-    if options.validate(name).is_err() || volume.key.get() != 0 {
+    if VolumeOptions::new(record.size_bytes).validate(name).is_err() || volume.key.get() != 0 {
         return Err(wrong("volume", record.id.into()));
     }
     Ok(record)
@@ -273,11 +288,11 @@ fn decode_snapshot(
     let record = SnapshotRecord {
         view: View { layer, as_of },
         size_bytes: snapshot.size_bytes.get(),
-        level: snapshot.level,
+        levels: decode_levels(snapshot.level, snapshot.idle_levels_more)
+            .ok_or_else(|| wrong("snapshot of volume", snapshot.volume.get().into()))?,
         created_unix_s: snapshot.created_unix_s.get(),
     };
-    let options = VolumeOptions { size_bytes: record.size_bytes, level: record.level };
-    if options.validate(name).is_err() || as_of >= MAX_EPOCH {
+    if VolumeOptions::new(record.size_bytes).validate(name).is_err() || as_of >= MAX_EPOCH {
         return Err(wrong("snapshot of volume", snapshot.volume.get().into()));
     }
     Ok((snapshot.volume.get(), record))

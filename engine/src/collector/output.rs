@@ -24,6 +24,7 @@ use crate::{
     compress::{Compressor, Decompressor},
     config::FRAME_BLOCKS,
     core::Core,
+    effort::Framing,
     frame::{self, Codec, FRAME_HEADER_BYTES, FrameBody},
     framing::{self, Framed},
     planned::PlannedFrame,
@@ -111,7 +112,9 @@ pub(super) struct MovedBlocks {
 impl MovedBlocks {
     /// The blocks of each frame that they become.
     fn frames(&self, level: i8) -> Vec<Range<usize>> {
-        let block = |&(layer, address): &_| Framed { layer, address, level };
+        // Room is short when there is something to collect: large frames take the least.
+        let framing = Framing { level, blocks: FRAME_BLOCKS };
+        let block = |&(layer, address): &_| Framed { layer, address, framing };
         framing::cut(self.addresses.iter().map(block))
     }
 }

@@ -5,10 +5,11 @@ use siltstone_cursor::View;
 use siltstone_device::AlignedBuffer;
 
 use super::*;
-use crate::catalog::VolumeRecord;
+use crate::{catalog::VolumeRecord, effort::Levels};
 
 fn volume() -> Arc<VolumeCore> {
-    let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 1 << 30, level: 1 };
+    let levels = Levels::default();
+    let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 1 << 30, levels };
     Arc::new(VolumeCore::new("v", &record, vec![View::live(LayerId(1))], Sequence(0)))
 }
 

@@ -14,6 +14,7 @@ use crate::{
     catalog::VolumeRecord,
     config::MAX_VOLUME_BYTES,
     core::Core,
+    effort::Levels,
     error::{MetadataError, Result},
     overlay::ChangeBody,
     record::MAX_COUNT,
@@ -96,7 +97,8 @@ fn former(core: &Core, layer: LayerId) -> Result<Arc<VolumeCore>> {
         let (structure, field) = ("NVRAM log record", "layer");
         return Err(MetadataError::Inconsistent { structure, field, value: layer.0.into() }.into());
     }
-    let record = VolumeRecord { id: 0, layer, size_bytes: MAX_VOLUME_BYTES, level: 1 };
+    let (size_bytes, levels) = (MAX_VOLUME_BYTES, Levels::default());
+    let record = VolumeRecord { id: 0, layer, size_bytes, levels };
     let chain = vec![View::live(layer)];
     Ok(Arc::new(VolumeCore::new(&layer.to_string(), &record, chain, Sequence(0))))
 }

@@ -8,6 +8,7 @@ use siltstone_device::Sequence;
 use super::Pool;
 use crate::{
     config::{self, VolumeOptions},
+    effort::Levels,
     error::Result,
     volume::Volume,
     volume_core::{End, VolumeCore},
@@ -20,8 +21,8 @@ pub struct VolumeInfo {
     pub name: String,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// Its compression level.
-    pub level: i8,
+    /// Its compression levels.
+    pub levels: Levels,
 }
 
 impl Pool {
@@ -42,7 +43,7 @@ impl Pool {
         let info = |volume: &Arc<VolumeCore>| VolumeInfo {
             name: volume.name.clone(),
             size_bytes: volume.size_bytes(),
-            level: volume.level,
+            levels: volume.levels,
         };
         volumes.values().filter(|volume| !volume.is_snapshot()).map(info).collect()
     }
@@ -50,7 +51,7 @@ impl Pool {
     /// Creates an empty volume. It is durable when this returns.
     ///
     /// # Errors
-    /// If the name is taken or impossible, the size or level is, or the pool accepts no changes.
+    /// If the name is taken or impossible, the size is, or the pool accepts no changes.
     pub fn create_volume(&self, name: &str, options: &VolumeOptions) -> Result<Volume> {
         pollster::block_on(self.create_volume_async(name, options))
     }

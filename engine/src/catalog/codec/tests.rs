@@ -8,8 +8,9 @@ fn name(name: &str) -> SnapshotName {
 /// Volumes, snapshots, a clone, a volume that was rolled back, and what is left of deleted ones.
 fn catalog() -> Catalog {
     let mut catalog = Catalog::new();
+    let options = VolumeOptions::new(1 << 20).with_levels(Levels::new(-3, 9).unwrap());
     for name in ["root", "döner", "a b"] {
-        catalog.create(name, &VolumeOptions::new(1 << 20).with_level(3)).unwrap();
+        catalog.create(name, &options).unwrap();
     }
     catalog.add_snapshots(&[name("root@1"), name("a b@ü")], Epoch(7), 1 << 33).unwrap();
     catalog.clone_snapshot(&name("root@1"), "clone").unwrap();
