@@ -34,6 +34,13 @@ pub enum Effort {
     Great,
 }
 
+impl Effort {
+    /// For a batch behind which so many bytes wait, when the other reducers can take so many at once.
+    pub(crate) fn by_load(behind_bytes: usize, others_bytes: usize) -> Self {
+        if behind_bytes > others_bytes { Self::Little } else { Self::Great }
+    }
+}
+
 /// What becomes of a volume's data for an effort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Framing {
@@ -158,6 +165,18 @@ mod tests {
         {
             let error = text.parse::<Levels>().unwrap_err();
             assert!(error.to_string().starts_with(&format!("'{text}' is neither a level")));
+        }
+    }
+
+    #[test]
+    fn what_the_other_reducers_take_at_once_is_no_backlog() {
+        for (behind_bytes, others_bytes, effort) in [
+            (0, 0, Effort::Great),
+            (1, 0, Effort::Little),
+            (1 << 20, 1 << 20, Effort::Great),
+            (2 << 20, 1 << 20, Effort::Little),
+        ] {
+            assert_eq!(Effort::by_load(behind_bytes, others_bytes), effort);
         }
     }
 

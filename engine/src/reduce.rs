@@ -100,7 +100,9 @@ impl Reducer {
         batch: Batch,
     ) -> Result<ReducedBatch, Stopped> {
         let Batch { number, changes, behind_bytes } = batch;
-        self.effort = effort(core, behind_bytes);
+        let others_bytes = (core.reducer_count() - 1) * core.tuning.batch_bytes;
+        let by_load = Effort::by_load(behind_bytes, others_bytes);
+        self.effort = core.tuning.effort.unwrap_or(by_load);
         let mut entries = Vec::new();
         let timer = core.stats.time(Stage::Fingerprint);
         self.classify(core, &changes, &mut entries)?;
@@ -450,15 +452,6 @@ impl Reducer {
         let (end_bytes, frames) = (end, planned);
         Ok(ReducedUnit { temperature, buffer, end_bytes, entries, frames, fingerprints })
     }
-}
-
-/// What a batch may cost behind which so much waits: as little as possible if it is more than the other
-/// reducers can take at once.
-fn effort(core: &Core, behind_bytes: usize) -> Effort {
-    core.tuning.effort.unwrap_or_else(|| {
-        let others_bytes = (core.reducer_count() - 1) * core.tuning.batch_bytes;
-        if behind_bytes > others_bytes { Effort::Little } else { Effort::Great }
-    })
 }
 
 /// A block that is to be stored, and the entry that will point to it.

@@ -19,14 +19,21 @@ use std::{
 
 use siltstone_device::{SeededRandom, sim::SimDevice};
 use siltstone_engine::{
-    CreateOptions, EngineError, OpenOptions, Pool, SnapshotName, Tuning, Volume, VolumeOptions,
+    CreateOptions, Effort, EngineError, OpenOptions, Pool, SnapshotName, Tuning, Volume,
+    VolumeOptions,
 };
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 
 fn options() -> OpenOptions {
-    let tuning = Tuning { staging_bytes: 4 << 20, memtable_entries: 300, ..Tuning::default() };
+    let tuning = Tuning {
+        staging_bytes: 4 << 20,
+        memtable_entries: 300,
+        // What is written takes the same room each time.
+        effort: Some(Effort::Little),
+        ..Tuning::default()
+    };
     OpenOptions { tuning, ..OpenOptions::default() }
 }
 
