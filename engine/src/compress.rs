@@ -7,8 +7,9 @@ use zstd::zstd_safe::{CCtx, CParameter, DCtx};
 /// A compressed frame must be smaller than its plain form by at least one part in this many.
 const MIN_SAVING: usize = 16;
 
-/// Bytes looked at in each block by [`looks_incompressible`].
-const SAMPLE_BYTES: usize = 512;
+/// Bytes looked at in a frame by [`looks_incompressible`], and at most in each block of it.
+const SAMPLE_BYTES: usize = 1024;
+const MAX_BLOCK_SAMPLE_BYTES: usize = 512;
 
 /// Compresses frames. One for each reducer: creating a context costs more than a frame.
 pub(crate) struct Compressor {
@@ -80,9 +81,11 @@ impl Decompressor {
 fn looks_incompressible(plain: &[u8]) -> bool {
     let mut counts = [0u32; 256];
     let mut sampled = 0u32;
+    let blocks = plain.len().div_ceil(BLOCK_BYTES).max(1);
+    let sample_bytes = (SAMPLE_BYTES / blocks).min(MAX_BLOCK_SAMPLE_BYTES);
     for block in plain.chunks(BLOCK_BYTES) {
-        let start = block.len().saturating_sub(SAMPLE_BYTES) / 2;
-        let sample = &block[start..(start + SAMPLE_BYTES).min(block.len())];
+        let start = block.len().saturating_sub(sample_bytes) / 2;
+        let sample = &block[start..(start + sample_bytes).min(block.len())];
         for &byte in sample {
             counts[usize::from(byte)] += 1;
         }

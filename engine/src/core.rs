@@ -124,14 +124,6 @@ pub(crate) struct Published {
 }
 
 impl Core {
-    /// Reducers that there are.
-    pub(crate) fn reducer_count(&self) -> usize {
-        match self.tuning.reducers {
-            0 => self.runtime.parallelism(),
-            count => count,
-        }
-    }
-
     /// Flushes the device. The only way to do so: the completion itself makes a failure final,
     /// before anyone can flush again and take the next success for this one's (the system reports
     /// a failed write-back once), and one flush is under way at a time for the same reason.

@@ -102,7 +102,7 @@ impl Pool {
             device_bytes: counters.unit_bytes,
             flushes: counters.flushes,
             stages: core.stats.stages(),
-            reducers: core.reducer_count(),
+            reducers: core.tuning.reducers,
             processors,
         }
     }

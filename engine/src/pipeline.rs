@@ -38,7 +38,7 @@ impl Pipeline {
     /// # Errors
     /// If the system refuses a thread.
     pub(crate) fn start(pool: &Arc<Core>, collector: Collector) -> io::Result<Self> {
-        let count = pool.reducer_count();
+        let count = pool.tuning.reducers;
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut reducers = Vec::with_capacity(count);
         for number in 0..count {

@@ -171,7 +171,7 @@ async fn open_on(
     repairs.extend(checkpoints.damaged_copies().iter().cloned().map(Repair::Checkpoint));
     repairs.extend(marks.damaged_pages().iter().cloned().map(Repair::Mark));
     repairs.extend(table_repairs);
-    let tuning = fitted(&options.tuning, &layout);
+    let tuning = fitted(&options.tuning, &layout, &*runtime);
     let buffers = BufferPool::new(IDLE_BUFFER_BYTES);
     let mut recovered =
         recovery::scan_frontier(&device, &buffers, pool, &layout, &body, &table).await?;
@@ -284,9 +284,13 @@ fn volumes(catalog: &Catalog, inherited_up_to: Sequence) -> BTreeMap<String, Arc
 
 /// The tuning as far as the pool's shape allows it: the tail of a segment that a unit does not
 /// fit into is wasted, so units stay well below a segment.
-fn fitted(tuning: &Tuning, layout: &Layout) -> Tuning {
+fn fitted(tuning: &Tuning, layout: &Layout, runtime: &dyn Runtime) -> Tuning {
     let most = (layout.segment_bytes / 8) as usize;
     let batch_bytes = tuning.batch_bytes.min(most).clamp(32 << 10, MAX_BATCH_BYTES);
     let batch_bytes = batch_bytes - batch_bytes % siltstone_device::BLOCK_BYTES;
-    Tuning { batch_bytes, ..tuning.clone() }
+    let reducers = match tuning.reducers {
+        0 => runtime.parallelism(),
+        count => count,
+    };
+    Tuning { batch_bytes, reducers, ..tuning.clone() }
 }
