@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use siltstone_cursor::MapError;
 use siltstone_device::{DeviceError, header::HeaderError};
 use siltstone_engine::{
-    EngineError, EstimateError, Levels,
+    EngineError, EstimateError, FrameSize, Levels,
     error::{FrameError, MetadataError},
 };
 use siltstone_nbd::ServerError;
@@ -167,8 +167,8 @@ pub(crate) enum CliError {
     Server(#[from] ServerError),
     /// The volume exists and is not what was asked for.
     #[error(
-        "volume '{volume}' exists already with {} and level {levels}; ask for the same or for \
-         neither, name another volume, or change this one first",
+        "volume '{volume}' exists already with {}, levels {levels} and frames of {frame}; ask for the same or for \
+         none of them, name another volume, or change this one first",
         exact(*.size_bytes)
     )]
     VolumeDiffers {
@@ -178,6 +178,8 @@ pub(crate) enum CliError {
         size_bytes: u64,
         /// Its levels.
         levels: Levels,
+        /// The size of its frames.
+        frame: FrameSize,
     },
     /// An import would change a volume under those who use it.
     #[error(

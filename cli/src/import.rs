@@ -104,10 +104,12 @@ fn volume_for(
                 return Err(EngineError::SnapshotReadOnly { snapshot: name.clone() }.into());
             }
             let volumes = pool.volumes();
-            let levels = volumes.iter().find(|info| info.name == *name).map(|info| info.levels);
+            let is_so = volumes
+                .iter()
+                .find(|info| info.name == *name)
+                .is_none_or(|info| arguments.compression.or(info.compression) == info.compression);
             let same_size = given_bytes.is_none_or(|bytes| bytes == volume.size_bytes());
-            let given = arguments.compression.level;
-            if !same_size || given.is_some() && given != levels {
+            if !same_size || !is_so {
                 return Err(volume::differs(pool, name));
             }
             (volume, false)

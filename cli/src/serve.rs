@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    args::{NewVolume, ServeArguments, pool::Compression},
+    args::{NewVolume, ServeArguments, pool::CompressionArguments},
     client_commands,
     connected::ConnectedVolumes,
     control::server::ControlServer,
@@ -122,7 +122,7 @@ fn create_if_missing(pool: &Pool, new: &NewVolume) -> Result<(), CliError> {
         Ok(volume) if volume.size_bytes() == new.size.0 => Ok(()),
         Ok(_) => Err(volume::differs(pool, &new.name)),
         Err(EngineError::NoSuchVolume { .. }) => {
-            volume::create(pool, &new.name, new.size.0, Compression { level: None })?;
+            volume::create(pool, &new.name, new.size.0, CompressionArguments::default())?;
             tracing::info!(volume = new.name, size = human(new.size.0), "created a volume");
             Ok(())
         }

@@ -193,15 +193,18 @@ fn state(stat: &PoolStat) -> Vec<Vec<String>> {
 }
 
 fn volumes(stat: &PoolStat) -> Vec<Vec<String>> {
-    let head = ["VOLUME", "SIZE", "LEVEL"].map(String::from);
+    let head = ["VOLUME", "SIZE", "LEVELS"].map(String::from);
     let of_content = ["LOGICAL", "EXCLUSIVE", "SHARED", "UNIQUE"].map(String::from);
     let mut rows = vec![head.to_vec()];
     if stat.content.is_some() {
         rows[0].extend(of_content);
     }
     for volume in stat.volumes.iter().chain(&stat.snapshots) {
-        let mut row =
-            vec![volume.name.clone(), human(volume.size_bytes), volume.levels.to_string()];
+        let mut row = vec![
+            volume.name.clone(),
+            human(volume.size_bytes),
+            volume.compression.levels.to_string(),
+        ];
         if let Some(content) = &volume.content {
             let VolumeContent {
                 logical_bytes, exclusive_bytes, shared_bytes, unique_bytes, ..

@@ -1,9 +1,9 @@
 //! `siltstone volume`: creating, listing, resizing and deleting volumes.
 
-use siltstone_engine::{EngineError, Pool, VolumeInfo, VolumeOptions};
+use siltstone_engine::{Compression, EngineError, Pool, VolumeInfo, VolumeOptions};
 
 use crate::{
-    args::pool::{Compression, PoolArgument, VolumeCommand},
+    args::pool::{CompressionArguments, PoolArgument, VolumeCommand},
     errors::CliError,
     on_pool::{Access, PoolOperation},
     output::table,
@@ -53,16 +53,16 @@ impl PoolOperation for VolumeCommand {
     }
 }
 
-/// Creates a volume, at the default levels unless others are given.
+/// Creates a volume, compressed as is usual unless something else is given.
 pub(crate) fn create(
     pool: &Pool,
     name: &str,
     size_bytes: u64,
-    compression: Compression,
+    compression: CompressionArguments,
 ) -> Result<siltstone_engine::Volume, CliError> {
     let options = VolumeOptions::new(size_bytes);
-    let levels = compression.level.unwrap_or(options.levels);
-    Ok(pool.create_volume(name, &options.with_levels(levels))?)
+    let compression = compression.or(options.compression);
+    Ok(pool.create_volume(name, &options.with_compression(compression))?)
 }
 
 /// Whether nothing of a volume is cut off at a new size.
@@ -80,10 +80,11 @@ fn list(volumes: &[VolumeInfo], json: bool, session: &mut dyn Session) -> Result
     if json {
         return print_json(session, &volumes);
     }
-    let mut rows = vec![vec!["NAME".into(), "SIZE".into(), "LEVEL".into()]];
+    let mut rows = vec![vec!["NAME".into(), "SIZE".into(), "LEVELS".into(), "FRAME".into()]];
     for volume in volumes {
-        let levels = volume.levels.to_string();
-        rows.push(vec![volume.name.clone(), human(volume.size_bytes), levels]);
+        let Compression { levels, frame } = volume.compression;
+        let (levels, frame) = (levels.to_string(), frame.to_string());
+        rows.push(vec![volume.name.clone(), human(volume.size_bytes), levels, frame]);
     }
     session.print(&table(&rows))
 }
@@ -92,8 +93,9 @@ fn list(volumes: &[VolumeInfo], json: bool, session: &mut dyn Session) -> Result
 pub(crate) fn differs(pool: &Pool, name: &str) -> CliError {
     let volumes = pool.volumes();
     match volumes.into_iter().find(|volume| volume.name == name) {
-        Some(VolumeInfo { name: volume, size_bytes, levels }) => {
-            CliError::VolumeDiffers { volume, size_bytes, levels }
+        Some(VolumeInfo { name: volume, size_bytes, compression }) => {
+            let Compression { levels, frame } = compression;
+            CliError::VolumeDiffers { volume, size_bytes, levels, frame }
         }
         None => EngineError::NoSuchVolume { volume: name.into() }.into(),
     }

@@ -11,8 +11,8 @@ use siltstone_cursor::{Epoch, MAX_LABELS, View, Visibility};
 use siltstone_device::LayerId;
 
 use crate::{
+    compression::Compression,
     config::{self, VolumeOptions},
-    effort::Levels,
     error::{EngineError, Result},
     snapshot_name::SnapshotName,
 };
@@ -37,7 +37,7 @@ pub(crate) struct VolumeRecord {
     pub(crate) id: u32,
     pub(crate) layer: LayerId,
     pub(crate) size_bytes: u64,
-    pub(crate) levels: Levels,
+    pub(crate) compression: Compression,
 }
 
 /// A snapshot's entry.
@@ -45,7 +45,7 @@ pub(crate) struct VolumeRecord {
 pub(crate) struct SnapshotRecord {
     pub(crate) view: View,
     pub(crate) size_bytes: u64,
-    pub(crate) levels: Levels,
+    pub(crate) compression: Compression,
     pub(crate) created_unix_s: u64,
 }
 
@@ -75,7 +75,7 @@ impl Catalog {
     pub(crate) fn create(&mut self, name: &str, options: &VolumeOptions) -> Result<VolumeRecord> {
         config::validate_name(name)?;
         options.validate(name)?;
-        self.add_volume(name, options.size_bytes, options.levels, None)
+        self.add_volume(name, options.size_bytes, options.compression, None)
     }
 
     /// Adds a volume with what a snapshot holds.
@@ -85,15 +85,15 @@ impl Catalog {
         name: &str,
     ) -> Result<VolumeRecord> {
         config::validate_name(name)?;
-        let SnapshotRecord { view, size_bytes, levels, .. } = *self.snapshot(snapshot)?;
-        self.add_volume(name, size_bytes, levels, Some(view))
+        let SnapshotRecord { view, size_bytes, compression, .. } = *self.snapshot(snapshot)?;
+        self.add_volume(name, size_bytes, compression, Some(view))
     }
 
     fn add_volume(
         &mut self,
         name: &str,
         size_bytes: u64,
-        levels: Levels,
+        compression: Compression,
         parent: Option<View>,
     ) -> Result<VolumeRecord> {
         if self.volumes.contains_key(name) {
@@ -106,7 +106,7 @@ impl Catalog {
             return Err(EngineError::IdsExhausted);
         }
         let layer = self.add_layer(name, parent)?;
-        let volume = VolumeRecord { id: self.next_volume, layer, size_bytes, levels };
+        let volume = VolumeRecord { id: self.next_volume, layer, size_bytes, compression };
         self.next_volume += 1;
         self.volumes.insert(name.into(), volume.clone());
         Ok(volume)
@@ -155,9 +155,9 @@ impl Catalog {
             return Err(self.full());
         }
         for name in names {
-            let VolumeRecord { id, layer, size_bytes, levels } = *self.volume(&name.volume)?;
+            let VolumeRecord { id, layer, size_bytes, compression } = *self.volume(&name.volume)?;
             let view = View { layer, as_of };
-            let snapshot = SnapshotRecord { view, size_bytes, levels, created_unix_s };
+            let snapshot = SnapshotRecord { view, size_bytes, compression, created_unix_s };
             let key = (id, name.snapshot.clone());
             if self.snapshots.insert(key, snapshot).is_some() {
                 return Err(EngineError::SnapshotExists { snapshot: name.to_string() });

@@ -2,10 +2,7 @@
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use crate::{
-    effort::{Effort, Levels},
-    error::EngineError,
-};
+use crate::{compression::Compression, effort::Effort, error::EngineError};
 
 /// Blocks in a full frame: 32 KiB.
 pub const FRAME_BLOCKS: usize = 8;
@@ -139,21 +136,21 @@ impl Default for Tuning {
 pub struct VolumeOptions {
     /// Size in bytes, a multiple of 512.
     pub size_bytes: u64,
-    /// How hard its data is compressed.
-    pub levels: Levels,
+    /// How its data is compressed.
+    pub compression: Compression,
 }
 
 impl VolumeOptions {
     /// A volume of `size_bytes` with everything else at its default.
     #[must_use]
     pub fn new(size_bytes: u64) -> Self {
-        Self { size_bytes, levels: Levels::default() }
+        Self { size_bytes, compression: Compression::default() }
     }
 
-    /// The same with other compression levels.
+    /// The same, compressed otherwise.
     #[must_use]
-    pub fn with_levels(self, levels: Levels) -> Self {
-        Self { levels, ..self }
+    pub fn with_compression(self, compression: Compression) -> Self {
+        Self { compression, ..self }
     }
 
     /// Checks the size.

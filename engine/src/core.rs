@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use siltstone_cursor::{Extent, Map};
 use siltstone_dedup::{InFlight, Index};
 use siltstone_device::{
-    BlockAddress, BufferPool, Device, DeviceError, Operation, Request, Runtime, Sequence,
+    BlockAddress, BufferPool, Device, DeviceError, LayerId, Operation, Request, Runtime, Sequence,
 };
 use siltstone_nvram::{CheckpointError, CheckpointStore, GroupCommit, Log};
 
@@ -23,7 +23,9 @@ use crate::{
     catalog::Catalog,
     checkpointer::Checkpointing,
     collector::Collection,
+    compression::{Compression, Framing},
     config::Tuning,
+    effort::Effort,
     epochs::Epochs,
     error::{EngineError, Result},
     frame_cache::FrameCache,
@@ -124,6 +126,16 @@ pub(crate) struct Published {
 }
 
 impl Core {
+    /// What becomes of a layer's blocks when they are moved: they are likely to stay, and nobody waits for
+    /// them.
+    pub(crate) fn framing_of_moves(&self, layer: LayerId) -> Framing {
+        let volumes = self.volumes.read();
+        let owner = volumes.values().find(|volume| volume.layer == layer);
+        // A layer that only clones look through has none.
+        let compression = owner.map_or(Compression::default(), |volume| volume.compression);
+        compression.framing(Effort::Great)
+    }
+
     /// Flushes the device. The only way to do so: the completion itself makes a failure final,
     /// before anyone can flush again and take the next success for this one's (the system reports
     /// a failed write-back once), and one flush is under way at a time for the same reason.

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use siltstone_device::{BlockAddress, LayerId};
 
-use crate::{config::FRAME_BLOCKS, effort::Framing};
+use crate::{compression::Framing, config::FRAME_BLOCKS};
 
 /// How far the blocks of a frame lie apart at most, in blocks: a stream of which every other block
 /// is a duplicate is a stream.

@@ -39,6 +39,7 @@ mod checkpointer;
 mod collector;
 mod commit;
 mod compress;
+pub mod compression;
 pub mod config;
 mod core;
 pub mod effort;
@@ -92,8 +93,9 @@ mod write_unit;
 
 pub use accounting::SpaceParts;
 pub use check::{CheckOptions, CheckProgress, CheckReport};
+pub use compression::{Compression, FrameSize, Levels};
 pub use config::{CreateOptions, OpenOptions, Tuning, VolumeOptions};
-pub use effort::{Effort, Levels};
+pub use effort::Effort;
 pub use error::{EngineError, Result};
 pub use estimate::{EstimateError, EstimateOptions, EstimateProgress, EstimateReport, estimate};
 pub use explain::{Activity, Bound, Explanation, StageUse};

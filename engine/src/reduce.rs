@@ -385,7 +385,7 @@ impl Reducer {
         stored: &[StoredBlock],
         changes: &[Arc<Change>],
     ) -> Vec<FramePlan> {
-        // What will soon be garbage is hardly read, and its room comes back.
+        // Its room comes back soon.
         let effort = match temperature {
             Temperature::Hot => Effort::Little,
             Temperature::Cold => self.effort,
@@ -394,7 +394,7 @@ impl Reducer {
             let Block { change, index } = self.blocks[stored.block as usize];
             let change = &changes[change as usize];
             let (address, framing) =
-                (change.address.plus(index.into()), change.volume.levels.framing(effort));
+                (change.address.plus(index.into()), change.volume.compression.framing(effort));
             Framed { layer: change.layer(), address, framing }
         };
         let plan = |range: Range<usize>| {

@@ -7,8 +7,8 @@ use siltstone_device::BLOCK_BYTES;
 
 use crate::{
     accounting::{Holding, Holdings, SpaceParts},
+    compression::Compression,
     core::Core,
-    effort::Levels,
     fullness::Fullness,
     index_image::reader,
     pool::Pool,
@@ -164,8 +164,8 @@ pub struct VolumeStat {
     pub name: String,
     /// Its size.
     pub size_bytes: u64,
-    /// Its compression levels.
-    pub levels: Levels,
+    /// How its data is compressed.
+    pub compression: Compression,
     /// What it holds; `None` in a [`quick_stat`](Pool::quick_stat).
     #[serde(flatten)]
     pub content: Option<VolumeContent>,
@@ -238,7 +238,7 @@ fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -
         list.push(VolumeStat {
             name: volume.name.clone(),
             size_bytes: volume.size_bytes(),
-            levels: volume.levels,
+            compression: volume.compression,
             content: holdings.map(|holdings| volume_content(&holdings.readers[at])),
         });
     }

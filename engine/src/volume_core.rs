@@ -11,7 +11,7 @@ use siltstone_device::{BLOCK_BYTES, LayerId, Sequence};
 
 use crate::{
     catalog::{SnapshotRecord, VolumeRecord},
-    effort::Levels,
+    compression::Compression,
     error::{EngineError, Result},
     overlay::Overlay,
     read_ahead::Streams,
@@ -25,7 +25,7 @@ pub(crate) struct VolumeCore {
     /// The layer and its ancestors, newest first.
     chain: RwLock<Arc<[View]>>,
     is_snapshot: bool,
-    pub(crate) levels: Levels,
+    pub(crate) compression: Compression,
     size_bytes: AtomicU64,
     /// Whether handles are of use, as an [`End`].
     end: AtomicU8,
@@ -58,7 +58,7 @@ impl VolumeCore {
         Self {
             name: name.into(),
             layer: record.layer,
-            levels: record.levels,
+            compression: record.compression,
             size_bytes: AtomicU64::new(record.size_bytes),
             end: AtomicU8::new(0),
             inherited_up_to: AtomicU64::new(inherited_up_to.0),
@@ -78,8 +78,8 @@ impl VolumeCore {
         chain: Vec<View>,
         inherited_up_to: Sequence,
     ) -> Self {
-        let SnapshotRecord { view, size_bytes, levels, .. } = *record;
-        let volume = VolumeRecord { id: 0, layer: view.layer, size_bytes, levels };
+        let SnapshotRecord { view, size_bytes, compression, .. } = *record;
+        let volume = VolumeRecord { id: 0, layer: view.layer, size_bytes, compression };
         Self::new(name, &volume, chain, inherited_up_to)
     }
 

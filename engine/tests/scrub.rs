@@ -21,8 +21,7 @@ use siltstone_device::{
     sim::{Cause, Fault, SimDevice, Times},
 };
 use siltstone_engine::{
-    CreateOptions, Findings, Levels, LostCause, Pool, Problem, ScrubOptions, ScrubReport,
-    VolumeOptions,
+    CreateOptions, Findings, LostCause, Pool, Problem, ScrubOptions, ScrubReport, VolumeOptions,
 };
 use support::{
     content::{BLOCK, Block, bytes_of},
@@ -275,9 +274,7 @@ fn a_block_that_reads_as_something_else_is_named() {
     let device = SimDevice::new(64 * MIB);
     Pool::create_on(device.clone(), None, &CreateOptions::default()).unwrap();
     let pool = Pool::open_on(device.clone(), None, &options(false)).unwrap();
-    // One level: all are in one frame.
-    let size = VolumeOptions::new(MIB).with_levels(Levels::new(1, 1).unwrap());
-    let disk = pool.create_volume("disk", &size).unwrap();
+    let disk = pool.create_volume("disk", &VolumeOptions::new(MIB)).unwrap();
     // Odd tags only: such a frame is stored as it is.
     let blocks: Vec<_> = (0..8).map(|block| unique(1, 2 * block + 1)).collect();
     disk.write_at(0, &bytes_of(blocks.as_flattened())).unwrap();

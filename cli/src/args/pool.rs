@@ -13,7 +13,7 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize, Serializer};
 
-use siltstone_engine::Levels;
+use siltstone_engine::{Compression, FrameSize, Levels};
 
 use super::snapshot::{CloneArguments, SnapshotCommand};
 use crate::{
@@ -187,7 +187,7 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         size: Size,
         #[command(flatten)]
-        compression: Compression,
+        compression: CompressionArguments,
     },
     /// List a pool's volumes.
     List {
@@ -222,14 +222,27 @@ pub(crate) enum VolumeCommand {
     },
 }
 
-#[derive(Clone, Copy, Debug, Args, Serialize, Deserialize)]
+#[derive(Default, Clone, Copy, Debug, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Compression {
-    /// The volume's zstd levels, from -7 (fastest) to 19 (smallest): when much waits to be written, and
-    /// when there is time, then also in small frames, which random reads gain by; one level is used always
-    /// [default: 1..3].
+pub(crate) struct CompressionArguments {
+    /// A new volume's zstd levels, from -7 (fastest) to 19 (smallest): when much waits to be written, and
+    /// when there is time; or one for both [default: 1..3].
     #[arg(long, value_name = "LEVELS", allow_hyphen_values = true)]
     pub(crate) level: Option<Levels>,
+    /// How much of a new volume is compressed together: 4K, 8K, 16K or 32K. A random read decodes all of
+    /// that, and larger frames take less space [default: 32K].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) frame: Option<FrameSize>,
+}
+
+impl CompressionArguments {
+    /// What is given, and the rest from `default`.
+    pub(crate) fn or(self, default: Compression) -> Compression {
+        Compression {
+            levels: self.level.unwrap_or(default.levels),
+            frame: self.frame.unwrap_or(default.frame),
+        }
+    }
 }
 
 #[derive(Debug, Args, Serialize, Deserialize)]
@@ -246,7 +259,7 @@ pub(crate) struct ImportArguments {
     #[arg(long)]
     pub(crate) size: Option<Size>,
     #[command(flatten)]
-    pub(crate) compression: Compression,
+    pub(crate) compression: CompressionArguments,
 }
 
 #[derive(Debug, Args, Serialize, Deserialize)]

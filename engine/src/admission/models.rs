@@ -13,7 +13,7 @@ use siltstone_device::{
 };
 
 use super::*;
-use crate::{catalog::VolumeRecord, effort::Levels, staged_data::StagedData};
+use crate::{catalog::VolumeRecord, compression::Compression, staged_data::StagedData};
 
 /// A queue whose batches are full at `batch_blocks`, and a volume.
 struct Queued {
@@ -23,8 +23,8 @@ struct Queued {
 
 impl Queued {
     fn new(batch_blocks: usize) -> Shared<Self> {
-        let levels = Levels::default();
-        let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 1 << 20, levels };
+        let compression = Compression::default();
+        let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 1 << 20, compression };
         let volume = VolumeCore::new("v", &record, vec![View::live(LayerId(1))], Sequence(0));
         let runtime = Arc::new(Timeless(Instant::now()));
         let (batch_bytes, linger) = (batch_blocks * BLOCK_BYTES, Duration::from_secs(1));

@@ -18,8 +18,8 @@ use super::{
     VolumeRecord,
 };
 use crate::{
+    compression::{Compression, FrameSize, Levels},
     config::{self, VolumeOptions},
-    effort::Levels,
     epochs::MAX_EPOCH,
     error::MetadataError,
 };
@@ -61,7 +61,9 @@ struct DiskVolume {
     level: i8,
     /// By how much the level is higher when there is time.
     idle_levels_more: u8,
-    reserved: [u8; 8],
+    /// How often its frames are half as long.
+    frame_halvings: u8,
+    reserved: [u8; 7],
     name_bytes: U16,
 }
 const _: () = assert!(size_of::<DiskVolume>() == 32);
@@ -78,7 +80,8 @@ struct DiskSnapshot {
     created_unix_s: U64,
     level: i8,
     idle_levels_more: u8,
-    reserved_too: [u8; 4],
+    frame_halvings: u8,
+    reserved_too: [u8; 3],
     name_bytes: U16,
 }
 const _: () = assert!(size_of::<DiskSnapshot>() == 40);
@@ -121,9 +124,10 @@ impl Catalog {
                 layer: U32::new(volume.layer.0),
                 size_bytes: U64::new(volume.size_bytes),
                 key: U32::ZERO,
-                level: volume.levels.busy(),
-                idle_levels_more: idle_levels_more(volume.levels),
-                reserved: [0; 8],
+                level: volume.compression.levels.busy(),
+                idle_levels_more: idle_levels_more(volume.compression.levels),
+                frame_halvings: volume.compression.frame.halvings(),
+                reserved: [0; 7],
                 name_bytes: U16::new(name.len() as u16),
             };
             out.extend_from_slice(disk.as_bytes());
@@ -137,9 +141,10 @@ impl Catalog {
                 reserved: U32::ZERO,
                 size_bytes: U64::new(snapshot.size_bytes),
                 created_unix_s: U64::new(snapshot.created_unix_s),
-                level: snapshot.levels.busy(),
-                idle_levels_more: idle_levels_more(snapshot.levels),
-                reserved_too: [0; 4],
+                level: snapshot.compression.levels.busy(),
+                idle_levels_more: idle_levels_more(snapshot.compression.levels),
+                frame_halvings: snapshot.compression.frame.halvings(),
+                reserved_too: [0; 3],
                 name_bytes: U16::new(name.len() as u16),
             };
             out.extend_from_slice(disk.as_bytes());
@@ -262,8 +267,9 @@ fn idle_levels_more(levels: Levels) -> u8 {
     levels.idle().abs_diff(levels.busy())
 }
 
-fn decode_levels(busy: i8, idle_levels_more: u8) -> Option<Levels> {
-    Levels::new(busy, busy.checked_add_unsigned(idle_levels_more)?).ok()
+fn decode_compression(busy: i8, idle_levels_more: u8, frame_halvings: u8) -> Option<Compression> {
+    let levels = Levels::new(busy, busy.checked_add_unsigned(idle_levels_more)?).ok()?;
+    Some(Compression { levels, frame: FrameSize::halved(frame_halvings)? })
 }
 
 fn decode_volume(volume: &DiskVolume, name: &str) -> Result<VolumeRecord, MetadataError> {
@@ -271,8 +277,12 @@ fn decode_volume(volume: &DiskVolume, name: &str) -> Result<VolumeRecord, Metada
         id: volume.id.get(),
         layer: LayerId(volume.layer.get()),
         size_bytes: volume.size_bytes.get(),
-        levels: decode_levels(volume.level, volume.idle_levels_more)
-            .ok_or_else(|| wrong("volume", volume.id.get().into()))?,
+        compression: decode_compression(
+            volume.level,
+            volume.idle_levels_more,
+            volume.frame_halvings,
+        )
+        .ok_or_else(|| wrong("volume", volume.id.get().into()))?,
     };
     if VolumeOptions::new(record.size_bytes).validate(name).is_err() || volume.key.get() != 0 {
         return Err(wrong("volume", record.id.into()));
@@ -288,8 +298,12 @@ fn decode_snapshot(
     let record = SnapshotRecord {
         view: View { layer, as_of },
         size_bytes: snapshot.size_bytes.get(),
-        levels: decode_levels(snapshot.level, snapshot.idle_levels_more)
-            .ok_or_else(|| wrong("snapshot of volume", snapshot.volume.get().into()))?,
+        compression: decode_compression(
+            snapshot.level,
+            snapshot.idle_levels_more,
+            snapshot.frame_halvings,
+        )
+        .ok_or_else(|| wrong("snapshot of volume", snapshot.volume.get().into()))?,
         created_unix_s: snapshot.created_unix_s.get(),
     };
     if VolumeOptions::new(record.size_bytes).validate(name).is_err() || as_of >= MAX_EPOCH {

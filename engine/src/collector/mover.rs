@@ -10,9 +10,6 @@ use siltstone_device::{BLOCK_BYTES, BlockAddress, LayerId, Place, SegmentId};
 use super::output::{Age, MovedBlocks, Output};
 use crate::{core::Core, segment_table::SegmentState, staged_data, stats::add, verify};
 
-/// The least zstd level of what is stored anew: it is likely to stay, and nobody waits for it.
-const LEVEL: i8 = 3;
-
 /// Segments that are to be emptied, each in one use of it.
 pub(super) type Victims = BTreeMap<SegmentId, u64>;
 
@@ -224,7 +221,7 @@ impl Mover<'_> {
             return Ok(());
         }
         self.output.make_way(core).await?;
-        let new = match self.output.store(core, age, &stored, LEVEL) {
+        let new = match self.output.store(core, age, &stored) {
             Err(MapError::NoSpace) => {
                 *self.is_full = true;
                 return Ok(());

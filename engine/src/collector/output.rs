@@ -22,9 +22,9 @@ use siltstone_device::{
 
 use crate::{
     compress::{Compressor, Decompressor},
+    compression::Framing,
     config::FRAME_BLOCKS,
     core::Core,
-    effort::Framing,
     frame::{self, Codec, FRAME_HEADER_BYTES, FrameBody},
     framing::{self, Framed},
     planned::PlannedFrame,
@@ -110,12 +110,21 @@ pub(super) struct MovedBlocks {
 }
 
 impl MovedBlocks {
-    /// The blocks of each frame that they become.
-    fn frames(&self, level: i8) -> Vec<Range<usize>> {
-        // Room is short when there is something to collect: large frames take the least.
-        let framing = Framing { level, blocks: FRAME_BLOCKS };
-        let block = |&(layer, address): &_| Framed { layer, address, framing };
-        framing::cut(self.addresses.iter().map(block))
+    /// The blocks of each frame that they become, and its level.
+    fn frames(&self, core: &Core) -> Vec<(Range<usize>, i8)> {
+        let mut last: Option<(LayerId, Framing)> = None;
+        // Blocks come by layers.
+        let mut framing = |layer| match last {
+            Some((known, framing)) if known == layer => framing,
+            _ => last.insert((layer, core.framing_of_moves(layer))).1,
+        };
+        let framed: Vec<Framed> = self
+            .addresses
+            .iter()
+            .map(|&(layer, address)| Framed { layer, address, framing: framing(layer) })
+            .collect();
+        let frames = framing::cut(framed.iter().copied()).into_iter();
+        frames.map(|range| (range.clone(), framed[range.start].framing.level)).collect()
     }
 }
 
@@ -230,21 +239,20 @@ impl Output {
         core: &Core,
         age: Age,
         blocks: &MovedBlocks,
-        level: i8,
     ) -> Result<Vec<Place>, MapError> {
         let MovedBlocks { plain, fingerprints, from, .. } = blocks;
         let block_count = fingerprints.len();
         assert_eq!(plain.len(), block_count * BLOCK_BYTES, "a fingerprint for each block");
         assert!((1..=UNIT_BLOCKS).contains(&block_count), "a unit has blocks");
         let grain = PLACE_GRAIN_BYTES as usize;
-        let ranges = blocks.frames(level);
+        let ranges = blocks.frames(core);
         let frame_count = ranges.len();
         let summary_len = summary_bytes(0, frame_count, block_count);
         let mut buffer = core.buffers.take(worst_bytes(block_count));
         let mut end = frames_start(summary_len);
         buffer[summary_len..end].fill(0);
         let mut frames = Vec::with_capacity(frame_count);
-        for range in ranges {
+        for (range, level) in ranges {
             let plain = &plain[range.start * BLOCK_BYTES..range.end * BLOCK_BYTES];
             let out = &mut buffer[end + FRAME_HEADER_BYTES..];
             let body = FrameBody::store(&mut self.compressor, plain, level, out);

@@ -5,11 +5,11 @@ use siltstone_cursor::View;
 use siltstone_device::AlignedBuffer;
 
 use super::*;
-use crate::{catalog::VolumeRecord, effort::Levels};
+use crate::{catalog::VolumeRecord, compression::Compression};
 
 fn volume() -> Arc<VolumeCore> {
-    let levels = Levels::default();
-    let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 1 << 30, levels };
+    let compression = Compression::default();
+    let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 1 << 30, compression };
     Arc::new(VolumeCore::new("v", &record, vec![View::live(LayerId(1))], Sequence(0)))
 }
 

@@ -12,9 +12,9 @@ use super::MAX_BATCH_BYTES;
 use crate::{
     admission::Admittable,
     catalog::VolumeRecord,
+    compression::Compression,
     config::MAX_VOLUME_BYTES,
     core::Core,
-    effort::Levels,
     error::{MetadataError, Result},
     overlay::ChangeBody,
     record::MAX_COUNT,
@@ -97,8 +97,8 @@ fn former(core: &Core, layer: LayerId) -> Result<Arc<VolumeCore>> {
         let (structure, field) = ("NVRAM log record", "layer");
         return Err(MetadataError::Inconsistent { structure, field, value: layer.0.into() }.into());
     }
-    let (size_bytes, levels) = (MAX_VOLUME_BYTES, Levels::default());
-    let record = VolumeRecord { id: 0, layer, size_bytes, levels };
+    let (size_bytes, compression) = (MAX_VOLUME_BYTES, Compression::default());
+    let record = VolumeRecord { id: 0, layer, size_bytes, compression };
     let chain = vec![View::live(layer)];
     Ok(Arc::new(VolumeCore::new(&layer.to_string(), &record, chain, Sequence(0))))
 }

@@ -7,8 +7,8 @@ use siltstone_device::Sequence;
 
 use super::Pool;
 use crate::{
+    compression::Compression,
     config::{self, VolumeOptions},
-    effort::Levels,
     error::Result,
     volume::Volume,
     volume_core::{End, VolumeCore},
@@ -21,8 +21,8 @@ pub struct VolumeInfo {
     pub name: String,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// Its compression levels.
-    pub levels: Levels,
+    /// How its data is compressed.
+    pub compression: Compression,
 }
 
 impl Pool {
@@ -43,7 +43,7 @@ impl Pool {
         let info = |volume: &Arc<VolumeCore>| VolumeInfo {
             name: volume.name.clone(),
             size_bytes: volume.size_bytes(),
-            levels: volume.levels,
+            compression: volume.compression,
         };
         volumes.values().filter(|volume| !volume.is_snapshot()).map(info).collect()
     }

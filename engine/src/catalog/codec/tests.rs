@@ -8,7 +8,10 @@ fn name(name: &str) -> SnapshotName {
 /// Volumes, snapshots, a clone, a volume that was rolled back, and what is left of deleted ones.
 fn catalog() -> Catalog {
     let mut catalog = Catalog::new();
-    let options = VolumeOptions::new(1 << 20).with_levels(Levels::new(-3, 9).unwrap());
+    let options = VolumeOptions::new(1 << 20).with_compression(Compression {
+        levels: Levels::new(-3, 9).unwrap(),
+        frame: FrameSize::halved(2).unwrap(),
+    });
     for name in ["root", "döner", "a b"] {
         catalog.create(name, &options).unwrap();
     }
