@@ -26,8 +26,9 @@ fn compression(levels: &str, frame: &str) -> Compression {
 fn write(pool: &Pool, compression: Compression, data: &[u8]) {
     let size = VolumeOptions::new(data.len() as u64).with_compression(compression);
     let disk = pool.create_volume("disk", &size).unwrap();
-    for (at, piece) in data.chunks(16 * BLOCK as usize).enumerate() {
-        disk.write_at(at as u64 * 16 * BLOCK, piece).unwrap();
+    // A batch each.
+    for (at, piece) in data.chunks(8 * BLOCK as usize).enumerate() {
+        disk.write_at(at as u64 * 8 * BLOCK, piece).unwrap();
         pool.checkpoint().unwrap();
     }
 }
@@ -111,7 +112,7 @@ fn compression_stays_with_a_volume_and_its_snapshots() {
     {
         let pool = Pool::open_on(device.clone(), None, &options(None)).unwrap();
         write(&pool, compression, &noise());
-        pool.create_snapshots(&[name.clone()]).unwrap();
+        pool.create_snapshots(std::slice::from_ref(&name)).unwrap();
         pool.close().unwrap();
     }
     let pool = Pool::open_on(device, None, &options(None)).unwrap();
