@@ -1,0 +1,123 @@
+//! The NBD server against the library and against qemu-nbd.
+//!
+//! `cargo bench -p siltstone-benches --bench nbd -- [OPTIONS]`
+//!
+//! The servers run in processes of their own, on unix sockets; the client is the same for both.
+//! Every figure stands beside its limit, measured in turns with it; what is reported is the median
+//! of the turns' ratios.
+//!
+//! - `client`: the client; `servers`: the servers; `bed`: the pool and the raw file.
+//! - `sequential`, `random`, `many`: one group of rows each.
+#![forbid(unsafe_code)]
+
+mod bed;
+mod client;
+#[path = "../throughput/cpu_time.rs"]
+mod cpu_time;
+#[path = "../throughput/drive.rs"]
+mod drive;
+mod many;
+mod random;
+#[path = "../throughput/report.rs"]
+#[allow(dead_code)] // Each program has its own kinds of rows.
+mod report;
+mod sequential;
+mod servers;
+
+use std::{error::Error, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Parser;
+
+use crate::{bed::Bed, report::Report};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+/// Measures the NBD server against the library and against qemu-nbd.
+#[derive(Parser)]
+struct Arguments {
+    /// Image or other file whose first GiB is the data; by default one is built of /usr.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Where the pool goes, on the device to be measured; by default under the target directory.
+    #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
+    directory: PathBuf,
+    /// How long each measurement runs that is not bounded by the data.
+    #[arg(long, default_value_t = 2.0, value_parser = positive)]
+    seconds: f64,
+    /// How often each figure and its limit are measured, in turns.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Runs only groups whose name contains this: hot, cold, sequential-read, sequential-write,
+    /// idle, active.
+    #[arg(long)]
+    only: Option<String>,
+    /// Connections that do nothing.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    idle: u32,
+    /// Connections that all do something.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    active: u32,
+    /// Writes the rows to a file as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Given by cargo bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text} is not a number"))?;
+    if seconds > 0.0 && seconds < 3600.0 { Ok(seconds) } else { Err("from 0 to 3600".into()) }
+}
+
+fn main() -> ExitCode {
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> Outcome {
+    let arguments = Arguments::parse();
+    if !arguments.bench {
+        println!("This measures for minutes: run it by cargo bench, or with --bench.");
+        return Ok(());
+    }
+    let (idle, active) = (arguments.idle as usize, arguments.active as usize);
+    // Writes come last: they replace the pool that the others read.
+    let groups: [(&'static str, &dyn Fn(&Bed, &mut Report) -> Outcome); 6] = [
+        ("hot", &random::hot),
+        ("cold", &random::cold),
+        ("sequential-read", &sequential::read),
+        ("idle", &|bed, report| many::idle(bed, report, idle)),
+        ("active", &|bed, report| many::active(bed, report, active)),
+        ("sequential-write", &sequential::write),
+    ];
+    let only = arguments.only.as_deref().unwrap_or("");
+    let groups: Vec<_> = groups.into_iter().filter(|(name, _)| name.contains(only)).collect();
+    if groups.is_empty() {
+        return Err(format!("no group's name contains {only:?}").into());
+    }
+    let seconds = Duration::from_secs_f64(arguments.seconds);
+    let load = load_average();
+    let bed = Bed::new(&arguments.directory, arguments.data.as_deref(), seconds, arguments.rounds)?;
+    println!("data: {} MiB; {} cores; load {load:.1}", bed.data.len() >> 20, bed.cores);
+    let mut report = Report::new(false);
+    for (name, measure) in groups {
+        report.begin(name);
+        measure(&bed, &mut report)?;
+    }
+    if let Some(path) = arguments.json {
+        report.save(&path, load)?;
+    }
+    Ok(())
+}
+
+/// How many threads wanted to run in the last minute.
+fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
+}
