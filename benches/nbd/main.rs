@@ -6,7 +6,7 @@
 //! Every figure stands beside its limit, measured in turns with it; what is reported is the median
 //! of the turns' ratios.
 //!
-//! - `client`: the client; `servers`: the servers; `bed`: the pool and the raw file.
+//! - `client`, `crowd`: the clients; `servers`: the servers; `bed`: the pool and the raw file.
 //! - `sequential`, `random`, `many`: one group of rows each.
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ mod bed;
 mod client;
 #[path = "../throughput/cpu_time.rs"]
 mod cpu_time;
+mod crowd;
 #[path = "../throughput/drive.rs"]
 mod drive;
 mod many;

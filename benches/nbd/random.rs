@@ -1,13 +1,15 @@
 //! Random 4 KiB reads, 32 under way on each connection, beside qemu-nbd with a raw file.
 
-use std::time::Instant;
+use std::{error::Error, time::Instant};
 
 use siltstone_device::SeededRandom;
+use siltstone_engine::{EngineError, Tuning};
 
 use crate::{
     Outcome,
-    bed::Bed,
+    bed::{Bed, VOLUME},
     client::Pipeline,
+    drive,
     report::{Report, Sample, Stopwatch, Target, Turns, Unit},
     servers::{self, QemuAccess, Server},
 };
@@ -18,6 +20,7 @@ const DEPTH: u64 = 32;
 const HOT_BLOCKS: u64 = (32 << 20) / BLOCK_BYTES;
 /// Too little to keep what was read: a hundredth of the data.
 const COLD: [&str; 2] = ["--frame-cache", "8M"];
+const COLD_FRAME_CACHE_BYTES: usize = 8 << 20;
 const CONNECTIONS: [usize; 2] = [1, 4];
 
 /// A measured server: the requests that its clients made, and the processor time that it took for
@@ -85,6 +88,9 @@ pub(crate) fn hot(bed: &Bed, report: &mut Report) -> Outcome {
 pub(crate) fn cold(bed: &Bed, report: &mut Report) -> Outcome {
     for connections in CONNECTIONS {
         let mut rows = Rows::new("cold", connections);
+        let (unit, none) = (Unit::OperationsPerSecond, Target::NONE);
+        let mut rate = Turns::new("beside the library alone", unit, none);
+        let mut cost = Turns::new("processor time of both", Unit::MicrosecondsEach, none);
         for _ in 0..bed.rounds {
             let mut limit: Option<Served> = None;
             for access in QemuAccess::DIRECT {
@@ -98,10 +104,42 @@ pub(crate) fn cold(bed: &Bed, report: &mut Report) -> Outcome {
             let server = servers::siltstone(&bed.program, &bed.pool, &COLD)?;
             let served = read(bed, &server, connections, bed.blocks())?;
             rows.add(&served, &limit.ok_or("qemu-nbd was not measured")?);
+            drop(server);
+            let alone = library(bed, connections * DEPTH as usize)?;
+            rate.add(served.requests.rate(), alone.rate());
+            cost.add(served.cpu_us_each, alone.cpu_us_each());
         }
         rows.report(report);
+        report.add(rate);
+        report.add(cost);
     }
     Ok(())
+}
+
+/// The same reads by the library in this process, so many of them under way.
+fn library(bed: &Bed, lanes: usize) -> Result<Sample, Box<dyn Error>> {
+    let tuning = Tuning { frame_cache_bytes: COLD_FRAME_CACHE_BYTES, ..Tuning::default() };
+    let pool = bed.open(tuning)?;
+    let volume = pool.volume(VOLUME)?;
+    let end = Instant::now() + bed.seconds;
+    let stopwatch = Stopwatch::start();
+    let counts = drive::run(bed.cores, lanes, |lane| {
+        let mut random = SeededRandom::new(lane as u64);
+        let volume = &volume;
+        async move {
+            let mut out = [0; BLOCK_BYTES as usize];
+            let mut count = 0_u64;
+            while Instant::now() < end {
+                volume.read(random.below(bed.blocks()) * BLOCK_BYTES, &mut out).await?;
+                count += 1;
+            }
+            Ok::<u64, EngineError>(count)
+        }
+    })?;
+    let sample = stopwatch.stop(counts.into_iter().sum());
+    drop(volume);
+    pool.close()?;
+    Ok(sample)
 }
 
 /// A rate, and the processor time behind it.
