@@ -11,8 +11,6 @@ use std::{
 use siltstone_benches::data::{self, BLOCK_BYTES};
 use siltstone_engine::{CreateOptions, OpenOptions, Pool, Tuning, Volume, VolumeOptions};
 
-use crate::servers;
-
 /// The pool's size: room to write the data several times.
 const POOL_BYTES: u64 = 5 << 30;
 /// One large request, and what the data is cut into.
@@ -38,6 +36,7 @@ impl Bed {
     pub(crate) fn new(
         directory: &Path,
         image: Option<&Path>,
+        program: PathBuf,
         seconds: Duration,
         rounds: u32,
     ) -> Result<Self> {
@@ -53,7 +52,7 @@ impl Bed {
         }
         let bed = Self {
             data,
-            program: servers::build()?,
+            program,
             pool: directory.join("siltstone-bench-nbd-pool"),
             raw: directory.join("siltstone-bench-nbd-raw"),
             cores: std::thread::available_parallelism()?.get(),

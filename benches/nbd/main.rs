@@ -58,6 +58,9 @@ struct Arguments {
     /// Connections that all do something.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     active: u32,
+    /// Siltstone's program; by default it is built.
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// Writes the rows to a file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -104,7 +107,12 @@ fn measure() -> Outcome {
     }
     let seconds = Duration::from_secs_f64(arguments.seconds);
     let load = load_average();
-    let bed = Bed::new(&arguments.directory, arguments.data.as_deref(), seconds, arguments.rounds)?;
+    let program = match arguments.program {
+        Some(program) => program,
+        None => servers::build()?,
+    };
+    let (directory, data) = (&arguments.directory, arguments.data.as_deref());
+    let bed = Bed::new(directory, data, program, seconds, arguments.rounds)?;
     println!("data: {} MiB; {} cores; load {load:.1}", bed.data.len() >> 20, bed.cores);
     let mut report = Report::new(false);
     for (name, measure) in groups {

@@ -14,7 +14,7 @@ use zerocopy::IntoBytes;
 use crate::{
     Outcome,
     bed::Bed,
-    client::{self, Replies},
+    client::{self, Pipeline, Replies},
     crowd::{self, BLOCK_BYTES, BLOCKS, Crowd},
     report::{Report, Target, Turns, Unit},
     servers::{self, Server},
@@ -29,7 +29,8 @@ fn connected(bed: &Bed, count: usize) -> Result<(Server, u64, Vec<UnixStream>), 
     let limit = (count + 1).to_string();
     let server = servers::siltstone(&bed.program, &bed.pool, &["--max-connections", &limit])?;
     // What serving at all takes is there before the others come.
-    let first = client::connect(&server.socket, server.export)?;
+    let mut first = Pipeline::new(&server.socket, server.export, 1)?;
+    first.contents(0, (BLOCKS as usize) * BLOCK_BYTES)?;
     let before = server.resident_bytes()?;
     drop(first);
     let streams: io::Result<_> =
