@@ -2,7 +2,9 @@
 
 use crate::error::ConfigError;
 
-/// The server's limits. Their product bounds its memory: connections times held bytes.
+/// The server's limits. A connection that waits for its client takes some KiB; one with requests
+/// under way takes up to `max_held_bytes` more, so the product with `max_connections` bounds the
+/// server's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
     /// Connections at a time; more are refused.
@@ -47,7 +49,7 @@ impl ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            max_connections: 64,
+            max_connections: 1000,
             max_requests_in_flight: 256,
             max_held_bytes: 64 << 20,
             max_payload_bytes: 32 << 20,

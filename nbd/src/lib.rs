@@ -11,8 +11,9 @@
 //! 3. `handshake` negotiates: greeting, options (`options` parses them), the choice of an export.
 //!    What was settled is a `session`.
 //! 4. `transmission` serves the export: it takes requests from `input`, has `request` parse and
-//!    validate them (every refusal stands in one function), `execute`s them concurrently, has
-//!    `reply` encode the outcomes in whatever order they come, and sends them from `output`.
+//!    validate them (every refusal stands in one function), `execute`s them concurrently (those
+//!    that have to wait `apart`), has `reply` encode the `outcomes` in whatever order they come,
+//!    and sends them from `output`.
 //!
 //! [`protocol`] is the wire: constants and layouts. Everything that a client sends is bounded
 //! before memory is allocated for it; a client that breaks the protocol loses its connection, with
@@ -29,6 +30,7 @@ pub mod export;
 pub mod memory_export;
 pub mod protocol;
 
+mod apart;
 mod config;
 mod connection;
 mod execute;
@@ -36,6 +38,7 @@ mod handshake;
 mod input;
 mod listen;
 mod options;
+mod outcomes;
 mod output;
 mod reply;
 mod request;

@@ -1,22 +1,26 @@
 //! Transmission: requests in, replies out, many at a time and in any order.
 //!
 //! One task drives a connection, without a lock. Each time it wakes it
-//! 1. collects the outcomes of requests that run in tasks of their own,
+//! 1. collects the outcomes of requests that run apart from it,
 //! 2. takes requests from what was received, and starts them while the limits allow,
 //! 3. sends all replies that are ready, with as few system calls as possible,
 //! 4. receives more, unless a limit made it stop in 2: then the client has to wait.
 //!
 //! A request is first polled right here; one whose answer is at hand (most reads and writes of a
 //! cached storage) costs no task and no wake-up, and its reply leaves together with those of the
-//! requests that arrived with it. What is not ready at once moves to a task of its own.
+//! requests that arrived with it. What is not ready at once runs `apart`: it becomes a task of its
+//! own when what it waits for has come.
 //!
 //! # Invariants
 //! - `in_flight` counts requests from their start (or refusal) until their reply is sent;
-//!   `executing` those among them that run in tasks. Both are bounded by `max_requests_in_flight`,
-//!   which thereby bounds the channel of outcomes and the queue of replies.
+//!   `executing` those among them that run apart. Both are bounded by `max_requests_in_flight`,
+//!   which thereby bounds the outcomes that wait and the queue of replies.
 //! - `held_bytes` is the sum of [`charge_bytes`] of those in flight. It exceeds `max_held_bytes`
 //!   never, unless a single request does.
 //! - No request is started that was not received completely.
+//! - A connection that waits for its client holds no buffer (`input`).
+//! - Once it has started [`TURN_REQUESTS`] or received [`TURN_BYTES`] (and what one call of the
+//!   system adds to that), a connection lets others have the thread.
 
 use std::{
     future::{Future, poll_fn},
@@ -26,17 +30,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    sync::mpsc,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::{
+    apart,
     config::ServerConfig,
     error::{ExportError, TransmissionError},
     execute::{charge_bytes, execute},
     export::{Export, Payload},
     input::Input,
+    outcomes::{Completed, Outcomes, Promise},
     output::Output,
     reply::{Encoder, Failure, Outcome},
     request::{Command, Header, Refusal, validate},
@@ -53,6 +56,12 @@ const DIRECT_RECEIVE_BYTES: usize = 16 << 10;
 pub(crate) const MAX_SKIPPED_PAYLOAD_BYTES: u64 = 64 << 20;
 /// Requests are started only while less than this waits to be sent.
 const OUTPUT_PAUSE_BYTES: usize = 256 << 10;
+/// A connection that has started so many requests, or received so many bytes, lets others have
+/// the thread: a client that never pauses must not keep it.
+pub(crate) const TURN_REQUESTS: usize = 256;
+const TURN_BYTES: usize = 1 << 20;
+/// What a closed connection still receives is taken in pieces of this size.
+const UNSEEN_BYTES: usize = 16 << 10;
 /// How long a closed connection is kept for the client to see its last replies.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -106,11 +115,17 @@ enum Receiving {
     Skip { remaining: u64, header: Header, failure: Failure },
 }
 
-struct Completed {
-    cookie: u64,
-    offset: u64,
-    charge: usize,
-    outcome: Outcome,
+/// What a connection has done since it got the thread.
+#[derive(Default)]
+struct Turn {
+    requests: usize,
+    received_bytes: usize,
+}
+
+impl Turn {
+    fn is_over(&self) -> bool {
+        self.requests >= TURN_REQUESTS || self.received_bytes >= TURN_BYTES
+    }
 }
 
 struct Transmission<S> {
@@ -128,13 +143,12 @@ struct Transmission<S> {
     in_flight: usize,
     held_bytes: usize,
     executing: usize,
-    outcomes: mpsc::UnboundedReceiver<Completed>,
-    outcome_sender: mpsc::UnboundedSender<Completed>,
+    outcomes: Arc<Outcomes>,
+    turn: Turn,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     fn new(stream: S, session: Session, config: &ServerConfig) -> Self {
-        let (outcome_sender, outcomes) = mpsc::unbounded_channel();
         Self {
             stream,
             name: session.name,
@@ -143,23 +157,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             max_requests_in_flight: config.max_requests_in_flight,
             max_held_bytes: config.max_held_bytes,
             phase: Phase::Serving,
-            input: Input::new(),
+            input: Input::default(),
             receiving: Receiving::Header,
             output: Output::default(),
             needs_flush: false,
             in_flight: 0,
             held_bytes: 0,
             executing: 0,
-            outcomes,
-            outcome_sender,
+            outcomes: Arc::default(),
+            turn: Turn::default(),
         }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, TransmissionError>> {
+        self.turn = Turn::default();
         loop {
-            while let Poll::Ready(Some(completed)) = self.outcomes.poll_recv(context) {
-                self.executing -= 1;
-                self.reply(completed);
+            if self.turn.is_over() {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            while let Poll::Ready(completed) = self.outcomes.poll_take(context) {
+                self.executing -= completed.len();
+                completed.into_iter().for_each(|completed| self.reply(completed));
             }
             let must_wait = self.take_requests()?;
             let has_sent = match self.send(context) {
@@ -183,9 +202,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 }
                 // An outcome or room in the socket will wake this task: one of the two is what
                 // the limits wait for.
+                self.input.release();
                 return Poll::Pending;
             }
-            if ready!(self.poll_receive(context))? == 0 {
+            let received_bytes = ready!(self.poll_receive(context))?;
+            self.turn.received_bytes += received_bytes;
+            if received_bytes == 0 {
                 match self.receiving {
                     Receiving::Header if self.input.as_slice().is_empty() => {
                         self.phase = Phase::ClientDone;
@@ -296,6 +318,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     }
 
     fn refuse(&mut self, header: &Header, failure: Failure) {
+        self.turn.requests += 1;
         self.in_flight += 1;
         let Header { cookie, offset, .. } = *header;
         self.reply(Completed { cookie, offset, charge: 0, outcome: Outcome::Failed(failure) });
@@ -303,6 +326,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
 
     /// Starts a request that counts as in flight already.
     fn start(&mut self, cookie: u64, command: Command, payload: Option<Box<dyn Payload>>) {
+        self.turn.requests += 1;
         let (offset, inline) = match command {
             Command::Read { offset, len, .. } | Command::Write { offset, len, .. } => {
                 (offset, len < INLINE_MAX_BYTES)
@@ -316,26 +340,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         let charge = charge_bytes(&command);
         let mut future = Box::pin(execute(self.export.clone(), command, payload));
         if inline {
-            // The task that it moves to if it is not ready polls it again, and is then woken.
+            // Whatever runs it if it is not ready polls it again, and is then woken.
             let mut context = Context::from_waker(Waker::noop());
             if let Poll::Ready(outcome) = future.as_mut().poll(&mut context) {
                 return self.reply(Completed { cookie, offset, charge, outcome });
             }
         }
         self.executing += 1;
-        let mut promise = Promise {
-            reply: Some(Completed {
-                cookie,
-                offset,
-                charge,
-                outcome: Outcome::Failed(Failure::Panicked),
-            }),
-            sender: self.outcome_sender.clone(),
-        };
-        tokio::spawn(async move {
-            let outcome = future.await;
-            promise.keep(outcome);
-        });
+        let promise = Promise::new(&self.outcomes, cookie, offset, charge);
+        let future = Box::pin(async move { promise.keep(future.await) });
+        if inline {
+            apart::run(future);
+        } else {
+            tokio::spawn(future);
+        }
     }
 
     fn reply(&mut self, completed: Completed) {
@@ -396,8 +414,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
 
     /// Closes the connection once nothing of it runs any more.
     async fn close(mut self, in_good_order: bool) {
-        while self.executing > 0 && self.outcomes.recv().await.is_some() {
-            self.executing -= 1;
+        while self.executing > 0 {
+            self.executing -= poll_fn(|context| self.outcomes.poll_take(context)).await.len();
         }
         if !in_good_order {
             return;
@@ -406,33 +424,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         // lose replies that it has not yet read.
         let linger = async {
             self.stream.shutdown().await?;
-            while self.stream.read(self.input.scratch()).await? > 0 {}
+            let mut unseen = vec![0; UNSEEN_BYTES];
+            while self.stream.read(&mut unseen).await? > 0 {}
             Ok::<(), std::io::Error>(())
         };
         if let Ok(Err(error)) = tokio::time::timeout(LINGER, linger).await {
             tracing::debug!(%error, "the client was gone before the connection was closed");
         }
-    }
-}
-
-/// Answers a request even if the task that runs it panics.
-struct Promise {
-    /// What to send if nothing better comes.
-    reply: Option<Completed>,
-    sender: mpsc::UnboundedSender<Completed>,
-}
-
-impl Promise {
-    fn keep(&mut self, outcome: Outcome) {
-        if let Some(reply) = self.reply.take() {
-            // The connection may be gone if a shutdown's time ran out.
-            let _ = self.sender.send(Completed { outcome, ..reply });
-        }
-    }
-}
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        self.keep(Outcome::Failed(Failure::Panicked));
     }
 }

@@ -1,0 +1,112 @@
+//! Requests that are not answered at once, and so run apart from their connection.
+//!
+//! The connection polls a request first. One that has to wait, for a device mostly, is then kept
+//! by its waker, and becomes a task when it is woken: so there is no task, and no thread is woken
+//! for one, before there is something to do. What the waiting brings, decompression for example,
+//! is done by that task on whichever thread has time.
+
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+type BoxedFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Runs `future` to its end, which is not waited for. Polls it once before it returns.
+/// Must be called within a tokio runtime.
+pub(crate) fn run(mut future: BoxedFuture) {
+    let apart = Arc::new(Apart { state: Mutex::new(State::Polled), runtime: Handle::current() });
+    let waker = Waker::from(Arc::clone(&apart));
+    let mut context = Context::from_waker(&waker);
+    // As in a task of its own, a panic is the request's, not the connection's.
+    let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context)));
+    if !matches!(polled, Ok(Poll::Pending)) {
+        return;
+    }
+    let mut state = apart.state.lock();
+    match *state {
+        State::Polled => *state = State::Waiting(future),
+        State::Woken => {
+            drop(state);
+            apart.runtime.spawn(future);
+        }
+        State::Waiting(_) => unreachable!("only the first poll makes it wait"),
+    }
+}
+
+enum State {
+    /// For the first time, right now.
+    Polled,
+    /// During that, or later; the task's own wakers do all further waking.
+    Woken,
+    Waiting(BoxedFuture),
+}
+
+struct Apart {
+    state: Mutex<State>,
+    runtime: Handle,
+}
+
+impl Wake for Apart {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let state = std::mem::replace(&mut *self.state.lock(), State::Woken);
+        if let State::Waiting(future) = state {
+            self.runtime.spawn(future);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, sync::mpsc, time::Duration};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn a_request_that_is_woken_later_is_finished_elsewhere() {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let (sender, receiver) = mpsc::channel();
+        run(Box::pin(async move {
+            // It tells what it got.
+            let _ = sender.send(answered.await);
+        }));
+        assert!(receiver.try_recv().is_err());
+        let answer = std::thread::spawn(move || answer.send(7));
+        assert_eq!(answer.join().unwrap(), Ok(()));
+        let received = tokio::task::spawn_blocking(move || receiver.recv_timeout(LIMIT));
+        assert_eq!(received.await.unwrap(), Ok(Ok(7)));
+    }
+
+    /// A wake-up that comes while the first poll still runs must not be lost.
+    #[tokio::test]
+    async fn a_request_that_is_woken_in_its_first_poll_is_finished() {
+        let (sender, receiver) = mpsc::channel();
+        let mut polls = 0;
+        run(Box::pin(async move {
+            poll_fn(|context| {
+                polls += 1;
+                // More than once is not too often.
+                context.waker().wake_by_ref();
+                context.waker().wake_by_ref();
+                if polls == 3 { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            // It tells that it came to its end.
+            let _ = sender.send(());
+        }));
+        let received = tokio::task::spawn_blocking(move || receiver.recv_timeout(LIMIT));
+        assert_eq!(received.await.unwrap(), Ok(()));
+    }
+}
