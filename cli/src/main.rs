@@ -27,6 +27,7 @@ mod interrupt;
 mod interval;
 mod on_pool;
 mod open;
+mod open_files;
 mod output;
 mod plural;
 mod progress;

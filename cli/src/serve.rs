@@ -20,7 +20,7 @@ use crate::{
     control::server::ControlServer,
     errors::CliError,
     export_adapter::PoolCatalog,
-    open,
+    open, open_files,
     output::print,
     scrub::BackgroundScrub,
     size::{Size, human},
@@ -31,6 +31,7 @@ use crate::{
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(arguments: &ServeArguments) -> Result<(), CliError> {
+    open_files::allow_connections(arguments.max_connections);
     let new_pool = create_pool_if_missing(arguments)?;
     let pool = open_pool(arguments)?;
     for new in &arguments.create {

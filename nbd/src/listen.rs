@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket};
 use crate::error::{ParseListenError, ServerError};
 
 /// Connections that the kernel queues before they are accepted.
-const BACKLOG: u32 = 128;
+const BACKLOG: u32 = 1024;
 /// Only the server's own user may connect to its unix sockets.
 const UNIX_SOCKET_MODE: u32 = 0o600;
 
