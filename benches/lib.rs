@@ -4,6 +4,10 @@
 //!   `cargo bench -p siltstone-benches --bench map`.
 //! - `throughput`: a whole pool against what the machine can do, as ratios.
 //!   `cargo bench -p siltstone-benches --bench throughput -- --help`.
+//! - `nbd`: the NBD server against the library and against qemu-nbd.
+//!   `cargo bench -p siltstone-benches --bench nbd -- --help`.
+//! - `event_loops`: NBD transport alone, on epoll and on io_uring.
+//!   `cargo bench -p siltstone-benches --bench event_loops -- --help`.
 //! - `dedup_study`: what thresholds and index budgets keep and cost, as tables and plots.
 //!   `cargo bench -p siltstone-benches --bench dedup_study -- --help`.
 //! - `snapshots`: what taking, cloning and having a thousand of them costs.

@@ -19,6 +19,9 @@ mod crowd;
 mod drive;
 mod many;
 mod random;
+#[path = "../throughput/raw.rs"]
+#[allow(dead_code)] // As with reports.
+mod raw;
 #[path = "../throughput/report.rs"]
 #[allow(dead_code)] // Each program has its own kinds of rows.
 mod report;
@@ -84,6 +87,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// A group's name and what measures it.
+type Group<'a> = (&'static str, &'a dyn Fn(&Bed, &mut Report) -> Outcome);
+
 fn measure() -> Outcome {
     let arguments = Arguments::parse();
     if !arguments.bench {
@@ -92,7 +98,7 @@ fn measure() -> Outcome {
     }
     let (idle, active) = (arguments.idle as usize, arguments.active as usize);
     // Writes come last: they replace the pool that the others read.
-    let groups: [(&'static str, &dyn Fn(&Bed, &mut Report) -> Outcome); 6] = [
+    let groups: [Group<'_>; 6] = [
         ("hot", &random::hot),
         ("cold", &random::cold),
         ("sequential-read", &sequential::read),

@@ -7,7 +7,6 @@ use std::{
     os::unix::net::UnixStream,
 };
 
-use siltstone_device::SeededRandom;
 use siltstone_nbd::protocol::command;
 use zerocopy::IntoBytes;
 
@@ -15,7 +14,7 @@ use crate::{
     Outcome,
     bed::Bed,
     client::{self, Pipeline, Replies},
-    crowd::{self, BLOCK_BYTES, BLOCKS, Crowd},
+    crowd::{self, BLOCK_BYTES, Crowd},
     report::{Report, Target, Turns, Unit},
     servers::{self, Server},
 };
@@ -30,7 +29,7 @@ fn connected(bed: &Bed, count: usize) -> Result<(Server, u64, Vec<UnixStream>), 
     let server = servers::siltstone(&bed.program, &bed.pool, &["--max-connections", &limit])?;
     // What serving at all takes is there before the others come.
     let mut first = Pipeline::new(&server.socket, server.export, 1)?;
-    first.contents(0, (BLOCKS as usize) * BLOCK_BYTES)?;
+    first.contents(0, BLOCK_BYTES)?;
     let before = server.resident_bytes()?;
     drop(first);
     let streams: io::Result<_> =
@@ -41,19 +40,17 @@ fn connected(bed: &Bed, count: usize) -> Result<(Server, u64, Vec<UnixStream>), 
 /// The memory of connections that do nothing: just negotiated, and after each did something.
 pub(crate) fn idle(bed: &Bed, report: &mut Report, connections: usize) -> Outcome {
     let (server, before, mut streams) = connected(bed, connections)?;
-    let each = |server: &Server| -> Result<f64, Box<dyn Error>> {
-        let more = server.resident_bytes()?.saturating_sub(before);
-        Ok(more as f64 / connections as f64)
+    let taken = |server: &Server| -> Result<f64, Box<dyn Error>> {
+        Ok(server.resident_bytes()?.saturating_sub(before) as f64)
     };
-    let name = format!("memory of {connections} connections, of each");
-    let mut fresh = Turns::new(&name, Unit::BytesEach, Target::NONE);
-    fresh.add_alone(each(&server)?);
+    let name = format!("memory of {connections} idle connections");
+    let mut fresh = Turns::new(&name, Unit::Bytes, Target::NONE);
+    fresh.add_alone(taken(&server)?);
     report.add(fresh);
-    let mut random = SeededRandom::new(1);
     for stream in &mut streams {
         let mut replies = Replies::new(BLOCK_BYTES);
-        let offset = random.below(BLOCKS) * BLOCK_BYTES as u64;
-        stream.write_all(client::request(command::READ, 0, offset, BLOCK_BYTES).as_bytes())?;
+        // The same for all: caches are not what is measured.
+        stream.write_all(client::request(command::READ, 0, 0, BLOCK_BYTES).as_bytes())?;
         let mut received = [0; BLOCK_BYTES];
         let mut done = 0;
         while done == 0 {
@@ -61,8 +58,8 @@ pub(crate) fn idle(bed: &Bed, report: &mut Report, connections: usize) -> Outcom
             done = replies.take(&received[..len])?;
         }
     }
-    let mut used = Turns::new("the same after a read on each", Unit::BytesEach, Target::NONE);
-    used.add_alone(each(&server)?);
+    let mut used = Turns::new("the same after a read on each", Unit::Bytes, Target::NONE);
+    used.add_alone(taken(&server)?);
     report.add(used);
     Ok(())
 }

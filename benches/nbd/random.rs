@@ -1,8 +1,11 @@
 //! Random 4 KiB reads, 32 under way on each connection, beside qemu-nbd with a raw file.
 
-use std::{error::Error, time::Instant};
+use std::{error::Error, sync::Arc, time::Instant};
 
-use siltstone_device::SeededRandom;
+use siltstone_device::{
+    Device, SeededRandom,
+    file::{self, Access, FileOptions},
+};
 use siltstone_engine::{EngineError, Tuning};
 
 use crate::{
@@ -10,6 +13,7 @@ use crate::{
     bed::{Bed, VOLUME},
     client::Pipeline,
     drive,
+    raw::{self, Amount, Load},
     report::{Report, Sample, Stopwatch, Target, Turns, Unit},
     servers::{self, QemuAccess, Server},
 };
@@ -91,6 +95,7 @@ pub(crate) fn cold(bed: &Bed, report: &mut Report) -> Outcome {
         let (unit, none) = (Unit::OperationsPerSecond, Target::NONE);
         let mut rate = Turns::new("beside the library alone", unit, none);
         let mut cost = Turns::new("processor time of both", Unit::MicrosecondsEach, none);
+        let mut device = Turns::new("qemu-nbd beside the device alone", unit, none);
         for _ in 0..bed.rounds {
             let mut limit: Option<Served> = None;
             for access in QemuAccess::DIRECT {
@@ -103,17 +108,28 @@ pub(crate) fn cold(bed: &Bed, report: &mut Report) -> Outcome {
             }
             let server = servers::siltstone(&bed.program, &bed.pool, &COLD)?;
             let served = read(bed, &server, connections, bed.blocks())?;
-            rows.add(&served, &limit.ok_or("qemu-nbd was not measured")?);
+            let limit = limit.ok_or("qemu-nbd was not measured")?;
+            rows.add(&served, &limit);
             drop(server);
+            device.add(limit.requests.rate(), raw_device(bed)?.rate());
             let alone = library(bed, connections * DEPTH as usize)?;
             rate.add(served.requests.rate(), alone.rate());
             cost.add(served.cpu_us_each, alone.cpu_us_each());
         }
         rows.report(report);
-        report.add(rate);
-        report.add(cost);
+        for turns in [rate, cost, device] {
+            report.add(turns);
+        }
     }
     Ok(())
+}
+
+/// The device's own random reads, 32 under way: no server of raw files can have more.
+fn raw_device(bed: &Bed) -> Result<Sample, Box<dyn Error>> {
+    let options = FileOptions { access: Access::Read, ..FileOptions::default() };
+    let device: Arc<dyn Device> = file::open(&bed.raw, &options)?;
+    let span_bytes = bed.data.len() as u64;
+    Ok(raw::run(&device, span_bytes, Load::RANDOM_READ, Amount::Time(bed.seconds))?)
 }
 
 /// The same reads by the library in this process, so many of them under way.

@@ -33,10 +33,42 @@ impl Pieces {
     }
 }
 
+/// A rate, and the processor time behind it: that of whoever serves, and of the client.
+struct Rows {
+    rate: Turns,
+    server: Turns,
+    client: Turns,
+}
+
+impl Rows {
+    fn new(name: &str) -> Self {
+        let cpu = |name| Turns::new(name, Unit::MicrosecondsEach, Target::NONE);
+        Self {
+            rate: Turns::new(name, Unit::BytesPerSecond, Target::ratio(0.85)),
+            server: cpu("the server's processor time"),
+            client: cpu("the client's"),
+        }
+    }
+
+    /// The client's sample, and the library's; both count pieces.
+    fn add(&mut self, client: &Sample, server_cpu_seconds: f64, library: &Sample) {
+        let rate = |sample: &Sample| sample.times(PIECE_BYTES as u64).rate();
+        self.rate.add(rate(client), rate(library));
+        let server_us = server_cpu_seconds / client.seconds() / client.rate() * 1e6;
+        self.server.add(server_us, library.cpu_us_each());
+        self.client.add(client.cpu_us_each(), library.cpu_us_each());
+    }
+
+    fn report(self, report: &mut Report) {
+        for turns in [self.rate, self.server, self.client] {
+            report.add(turns);
+        }
+    }
+}
+
 /// New data to an empty volume, durable at the end.
 pub(crate) fn write(bed: &Bed, report: &mut Report) -> Outcome {
-    let unit = Unit::BytesPerSecond;
-    let mut turns = Turns::new("sequential write, 1 MiB, qd 8", unit, Target::ratio(0.85));
+    let mut rows = Rows::new("sequential write, 1 MiB, qd 8");
     for _ in 0..bed.rounds {
         bed.make_pool()?;
         let limit = library_write(bed)?;
@@ -44,12 +76,14 @@ pub(crate) fn write(bed: &Bed, report: &mut Report) -> Outcome {
         let server = servers::siltstone(&bed.program, &bed.pool, &[])?;
         let mut pipeline = Pipeline::new(&server.socket, server.export, DEPTH as u64)?;
         let pieces = Pieces::of(bed);
+        let cpu_start = server.cpu_seconds()?;
         let stopwatch = Stopwatch::start();
         pipeline.write(|| pieces.take().map(|at| (at as u64, &bed.data[at..][..PIECE_BYTES])))?;
         pipeline.flush()?;
-        turns.add(stopwatch.stop(bed.data.len() as u64).rate(), limit.rate());
+        let sample = stopwatch.stop(pieces.count as u64);
+        rows.add(&sample, server.cpu_seconds()? - cpu_start, &limit);
     }
-    report.add(turns);
+    rows.report(report);
     Ok(())
 }
 
@@ -68,7 +102,7 @@ fn library_write(bed: &Bed) -> Result<Sample, Box<dyn std::error::Error>> {
         }
     })?;
     pool.flush()?;
-    let sample = stopwatch.stop(bed.data.len() as u64);
+    let sample = stopwatch.stop(pieces.count as u64);
     drop(volume);
     pool.close()?;
     Ok(sample)
@@ -76,18 +110,19 @@ fn library_write(bed: &Bed) -> Result<Sample, Box<dyn std::error::Error>> {
 
 /// The same data from a pool just opened.
 pub(crate) fn read(bed: &Bed, report: &mut Report) -> Outcome {
-    let unit = Unit::BytesPerSecond;
-    let mut turns = Turns::new("sequential read, 1 MiB, qd 8", unit, Target::ratio(0.85));
+    let mut rows = Rows::new("sequential read, 1 MiB, qd 8");
     for _ in 0..bed.rounds {
         let limit = library_read(bed)?;
         let server = servers::siltstone(&bed.program, &bed.pool, &[])?;
         let mut pipeline = Pipeline::new(&server.socket, server.export, DEPTH as u64)?;
         let pieces = Pieces::of(bed);
+        let cpu_start = server.cpu_seconds()?;
         let stopwatch = Stopwatch::start();
         pipeline.read(PIECE_BYTES, || pieces.take().map(|at| at as u64))?;
-        turns.add(stopwatch.stop(bed.data.len() as u64).rate(), limit.rate());
+        let sample = stopwatch.stop(pieces.count as u64);
+        rows.add(&sample, server.cpu_seconds()? - cpu_start, &limit);
     }
-    report.add(turns);
+    rows.report(report);
     Ok(())
 }
 
@@ -106,7 +141,7 @@ fn library_read(bed: &Bed) -> Result<Sample, Box<dyn std::error::Error>> {
             Ok::<(), EngineError>(())
         }
     })?;
-    let sample = stopwatch.stop(bed.data.len() as u64);
+    let sample = stopwatch.stop(pieces.count as u64);
     drop(volume);
     pool.close()?;
     Ok(sample)

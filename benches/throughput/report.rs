@@ -73,7 +73,6 @@ pub(crate) enum Unit {
     OperationsPerSecond,
     MicrosecondsEach,
     Bytes,
-    BytesEach,
     Blocks,
 }
 
@@ -84,7 +83,6 @@ impl Unit {
             Self::OperationsPerSecond => format!("{value:.0} /s"),
             Self::MicrosecondsEach => format!("{value:.1} us"),
             Self::Bytes => format!("{:.1} MB", value / 1e6),
-            Self::BytesEach => format!("{value:.0} B"),
             Self::Blocks => format!("{value:.0}"),
         }
     }

@@ -24,8 +24,8 @@ pub trait Catalog: Send + Sync + 'static {
 /// - Futures of one connection and of several run concurrently; the server imposes no order.
 /// - A flush (or a change with `fua`) covers every change that completed before it began,
 ///   **on any connection**: the server tells clients that they may rely on this.
-/// - A future is polled once on its connection's own task, so that an answer at hand costs no
-///   task switch, and moves to a task of its own if it was not ready (requests of
+/// - A future is first polled on its connection's own task, so that an answer at hand costs no
+///   task switch, and moves to a task of its own when it is woken (requests of
 ///   [`crate::INLINE_MAX_BYTES`] and more: at once). A first poll that takes more than some
 ///   microseconds delays the connection's other requests.
 /// - Futures are not cancelled when the client leaves; only a shutdown whose time ran out drops them.

@@ -17,7 +17,11 @@
 //!
 //! [`protocol`] is the wire: constants and layouts. Everything that a client sends is bounded
 //! before memory is allocated for it; a client that breaks the protocol loses its connection, with
-//! the reason in the log; one that is slow makes only itself wait.
+//! the reason in the log; one that is slow makes only itself wait; one that is idle holds no
+//! buffer; one that is busy lets others have the thread after some requests.
+//!
+//! The server runs on the tokio runtime that it is bound in: a few event loops, one task for each
+//! connection.
 //!
 //! Spoken: fixed newstyle; simple, structured and extended replies; `base:allocation`; FUA,
 //! TRIM, WRITE_ZEROES with NO_HOLE and FAST_ZERO, CACHE, multi-conn. Not spoken: TLS, oldstyle,

@@ -14,12 +14,16 @@ use std::{
     str::FromStr,
 };
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket};
 
 use crate::error::{ParseListenError, ServerError};
 
 /// Connections that the kernel queues before they are accepted.
 const BACKLOG: u32 = 1024;
+/// What the kernel may hold of replies on a unix socket (TCP's adapts by itself): the larger, the
+/// less often server and client wait for each other in large reads. The system's limit counts.
+const UNIX_SEND_BUFFER_BYTES: usize = 1 << 20;
 /// Only the server's own user may connect to its unix sockets.
 const UNIX_SOCKET_MODE: u32 = 0o600;
 
@@ -118,6 +122,9 @@ impl Listener {
             }
             Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
+                if let Err(error) = set_socket_send_buffer_size(&stream, UNIX_SEND_BUFFER_BYTES) {
+                    tracing::debug!(%error, "cannot enlarge a socket's buffer");
+                }
                 let peer = match stream.peer_cred() {
                     Ok(peer) => format!("unix uid {} pid {}", peer.uid(), peer.pid().unwrap_or(0)),
                     Err(_) => "unix".to_owned(),

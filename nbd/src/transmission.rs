@@ -54,8 +54,9 @@ pub const INLINE_MAX_BYTES: u32 = 64 << 10;
 const DIRECT_RECEIVE_BYTES: usize = 16 << 10;
 /// Payloads of refused requests are skipped up to this length.
 pub(crate) const MAX_SKIPPED_PAYLOAD_BYTES: u64 = 64 << 20;
-/// Requests are started only while less than this waits to be sent.
-const OUTPUT_PAUSE_BYTES: usize = 256 << 10;
+/// Requests are started only while less than this waits to be sent: enough that large reads go on
+/// while others are being sent.
+const OUTPUT_PAUSE_BYTES: usize = 8 << 20;
 /// A connection that has started so many requests, or received so many bytes, lets others have
 /// the thread: a client that never pauses must not keep it.
 pub(crate) const TURN_REQUESTS: usize = 256;
