@@ -1,11 +1,11 @@
-//! Slowing writes down while room is short, so that none has to wait for a whole round of garbage
-//! collection.
+//! Slowing writes down while garbage collection makes the room for them, so that none has to wait for a whole
+//! round of it.
 //!
 //! Most of what a round empties comes free at its end, all at once. Writers who go on at full speed until
-//! nothing is left then wait for that end, all of them. So while a round is under way and less than what is
-//! kept back from writes is left to them, that is made to last: each block of a write costs the time until the round should end, divided by the blocks that there is
-//! room for. How long a round takes is known from those before. All writers share one sequence of pauses, so
-//! more of them do not write more.
+//! nothing is left then wait for that end, all of them. So from the end of one round to that of the next
+//! the room that there is is made to last: each block of a write costs the time until the round should end, divided by the blocks that there is
+//! room for. How long that takes is known from the rounds before. Where there is plenty of room a block so costs next to nothing.
+//! All writers share one sequence of pauses, so more of them do not write more.
 //!
 //! A pool that fills up and has nothing to collect is not slowed down: there is nothing to wait for. Nor
 //! is anyone during the first round after an opening.
@@ -21,8 +21,13 @@ use crate::{core::Core, stats::Stage};
 const MAX_PAUSE: Duration = Duration::from_millis(5);
 /// The longest that a write waits for its turn, however many come before it.
 const MAX_WAIT: Duration = Duration::from_secs(1);
-/// A round that takes longer than those before is expected to end after this part of their time.
+/// Pauses are put together until they are worth a wait: timers are no finer.
+const MIN_WAIT: Duration = Duration::from_millis(1);
+/// A round that ends later than those before is expected to do so after this part of their period.
 const OVERTIME_PART: u32 = 8;
+/// Rounds that begin at once after each other take no longer from end to end than so many times
+/// what they take themselves.
+const MAX_IDLE_PARTS: u32 = 2;
 
 /// See the module's page.
 #[derive(Default)]
@@ -34,8 +39,26 @@ struct State {
     pauses_end: Option<Instant>,
     /// When the round under way began.
     round_began: Option<Instant>,
-    /// How long rounds take, the later ones counting more; `None` before the first has ended.
-    round_time: Option<Duration>,
+    /// When the last round ended.
+    round_ended: Option<Instant>,
+    /// From the end of a round to that of the next, the later ones counting more; `None` before the first
+    /// has ended.
+    period: Option<Duration>,
+}
+
+impl State {
+    /// Since when the room is to last that there is; `None` if nobody collects.
+    fn since(&self, now: Instant, period: Duration) -> Option<Instant> {
+        let ended = self.round_ended.filter(|&ended| now < ended + period);
+        let follows =
+            |began: &Instant| self.round_ended.is_none_or(|ended| *began > ended + period);
+        match self.round_began {
+            // A round that follows another at once began, for writers, when that one ended.
+            Some(began) if follows(&began) => Some(began),
+            Some(_) => self.round_ended,
+            None => ended,
+        }
+    }
 }
 
 impl Throttle {
@@ -54,17 +77,21 @@ impl Throttle {
         let mut state = self.0.lock();
         if let Some(began) = state.round_began.take() {
             let took = now.saturating_duration_since(began);
-            state.round_time = Some(state.round_time.map_or(took, |before| (before + took) / 2));
+            let since_end =
+                state.round_ended.map_or(took, |ended| now.saturating_duration_since(ended));
+            let period = since_end.clamp(took, took * MAX_IDLE_PARTS);
+            state.period = Some(state.period.map_or(period, |before| (before + period) / 2));
+            state.round_ended = Some(now);
         }
     }
 
     /// When a write of so many blocks may go on, with `free_bytes` left.
     fn turn(&self, now: Instant, blocks: u32, free_bytes: u64) -> Option<Instant> {
         let mut state = self.0.lock();
-        let (began, round_time) = (state.round_began?, state.round_time?);
-        let left = round_time
-            .saturating_sub(now.saturating_duration_since(began))
-            .max(round_time / OVERTIME_PART);
+        let period = state.period?;
+        let since = state.since(now, period)?;
+        let left =
+            period.saturating_sub(now.saturating_duration_since(since)).max(period / OVERTIME_PART);
         let room_blocks = (free_bytes / BLOCK_BYTES as u64).max(1);
         let pause = left.div_f64(room_blocks as f64).min(MAX_PAUSE) * blocks;
         let begins = state.pauses_end.map_or(now, |end| end.max(now));
@@ -77,15 +104,11 @@ impl Throttle {
 impl Core {
     /// Lets a write of so many bytes of data wait as long as the room that is left demands.
     pub(crate) async fn pace_write(&self, data_bytes: usize) {
-        if !self.collection.is_busy() {
-            return;
-        }
-        let free_bytes = self.space.free_bytes(self.room());
-        if free_bytes >= self.space.reserve_bytes() {
-            return;
-        }
         let blocks = data_bytes.div_ceil(BLOCK_BYTES) as u32;
-        if let Some(turn) = self.throttle.turn(self.runtime.now(), blocks, free_bytes) {
+        let (now, free_bytes) = (self.runtime.now(), self.space.free_bytes(self.room()));
+        if let Some(turn) = self.throttle.turn(now, blocks, free_bytes)
+            && turn >= now + MIN_WAIT
+        {
             let _timer = self.stats.time(Stage::SpaceWait);
             self.runtime.sleep_until(turn).await;
         }
@@ -145,15 +168,37 @@ mod tests {
     }
 
     #[test]
+    fn the_room_is_made_to_last_between_rounds_too_and_no_longer_than_one_takes() {
+        let (throttle, began) = (Throttle::default(), Instant::now());
+        throttle.note_begin(began);
+        throttle.note_end(began + ROUND);
+        let ended = began + ROUND;
+        let pause = |now: Instant| {
+            throttle.0.lock().pauses_end = None;
+            throttle.turn(now, 1, 800 * BLOCK_BYTES as u64).map(|turn| turn - now)
+        };
+        assert_eq!(pause(ended), Some(ROUND / 800));
+        assert_eq!(pause(ended + ROUND / 2), Some(ROUND / 2 / 800));
+        // The next round began late, for writers when the last one ended.
+        throttle.note_begin(ended + ROUND / 2);
+        assert_eq!(pause(ended + ROUND / 2), Some(ROUND / 2 / 800));
+        throttle.note_none();
+        assert_eq!(pause(ended + ROUND), None, "nobody collects any more");
+        throttle.note_begin(ended + 5 * ROUND);
+        assert_eq!(pause(ended + 5 * ROUND), Some(ROUND / 800), "a round of its own");
+    }
+
+    #[test]
     fn nobody_waits_without_a_round_or_before_its_length_is_known() {
         let (throttle, now) = (Throttle::default(), Instant::now());
         assert_eq!(throttle.turn(now, 1, 0), None);
         throttle.note_begin(now);
         assert_eq!(throttle.turn(now, 1, 0), None);
         throttle.note_end(now + ROUND);
-        assert_eq!(throttle.turn(now + ROUND, 1, 0), None);
-        throttle.note_begin(now + ROUND);
+        let later = now + 3 * ROUND;
+        assert_eq!(throttle.turn(later, 1, 0), None);
+        throttle.note_begin(later);
         throttle.note_none();
-        assert_eq!(throttle.turn(now + ROUND, 1, 0), None);
+        assert_eq!(throttle.turn(later, 1, 0), None);
     }
 }
