@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use siltstone_device::{Runtime, Threads};
-use siltstone_engine::{Bound, Explanation, Pool};
+use siltstone_engine::{Explanation, Pool};
 
 use crate::{
     args::pool::{PoolArgument, TopArguments},
@@ -68,15 +68,7 @@ fn heading() -> String {
 
 fn row(explanation: &Explanation) -> String {
     let rate = |bytes: f64| per_second(bytes as u64, 1.0);
-    let used = |bound: Bound| {
-        let of = explanation.utilisation.iter().find(|(part, _)| *part == bound);
-        of.map_or(String::new(), |(_, used)| format!(" {:.0} %", used * 100.0))
-    };
-    let bound = explanation.bound.map_or("-".into(), |bound| name(bound).to_owned() + &used(bound));
-    let without = match explanation.without {
-        Some((bytes, next)) => format!("{}, then {}", rate(bytes), name(next)),
-        None => String::new(),
-    };
+    let (bound, without) = (explanation.bound_in_words(), explanation.without_in_words());
     let line = format!(
         "{:>12} {:>12} {:>12} {:>9.0}  {bound:<22} {without}",
         rate(explanation.written_bytes_per_second),
@@ -88,22 +80,5 @@ fn row(explanation: &Explanation) -> String {
 }
 
 fn stages(explanation: &Explanation) -> String {
-    let line = |stage: &siltstone_engine::StageUse| {
-        format!(
-            "    {:<14} {:>9.0} a second, {:>9.1} us each, {:>7.3} under way\n",
-            stage.stage, stage.runs_per_second, stage.run_us, stage.under_way
-        )
-    };
-    explanation.stages.iter().map(line).collect()
-}
-
-fn name(bound: Bound) -> &'static str {
-    match bound {
-        Bound::Clients => "clients",
-        Bound::Room => "room in the pool",
-        Bound::Processors => "processors",
-        Bound::Reducers => "reducers",
-        Bound::Sealer => "sealer",
-        Bound::Device => "device",
-    }
+    explanation.stages.iter().map(|stage| format!("    {stage}\n")).collect()
 }

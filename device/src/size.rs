@@ -1,7 +1,9 @@
-//! Sizes as people read them. All multiples are binary.
+//! Sizes as people read and write them. All multiples are binary.
 
 /// Units, each 1024 times the one before.
 const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+/// The same as people write them.
+const SUFFIXES: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
 
 /// The largest unit that is no more than `bytes`, if there is one.
 fn unit(bytes: u64) -> Option<(u64, &'static str)> {
@@ -37,6 +39,43 @@ pub fn exact(bytes: u64) -> String {
 pub fn per_second(bytes: u64, seconds: f64) -> String {
     // What took no time worth measuring has taken a little.
     format!("{}/s", human((bytes as f64 / seconds.max(1e-3)) as u64))
+}
+
+/// Why a size could not be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseSizeError {
+    /// Not a number with a suffix.
+    #[error("a size is a whole number of bytes, or of K, M, G, T, P or E (binary), such as 10G")]
+    Form,
+    /// More than 64 bits.
+    #[error("that is more bytes than 64 bits can count")]
+    TooLarge,
+}
+
+/// A size as people write it: `10G`, `512M`, `4096`.
+///
+/// # Errors
+/// If it is none.
+pub fn parse(given: &str) -> Result<u64, ParseSizeError> {
+    let digits_len = given.bytes().take_while(u8::is_ascii_digit).count();
+    let (digits, suffix) = given.split_at(digits_len);
+    if digits.is_empty() {
+        return Err(ParseSizeError::Form);
+    }
+    let number: u64 = digits.parse().map_err(|_| ParseSizeError::TooLarge)?;
+    let mut letters = suffix.chars();
+    let power = match letters.next().map(|letter| letter.to_ascii_uppercase()) {
+        None => 0,
+        Some(letter) => {
+            let index = SUFFIXES.iter().position(|suffix| *suffix == letter);
+            index.ok_or(ParseSizeError::Form)? + 1
+        }
+    };
+    if !matches!(letters.as_str(), "" | "iB") {
+        return Err(ParseSizeError::Form);
+    }
+    let unit = 1_u64 << (10 * power);
+    number.checked_mul(unit).ok_or(ParseSizeError::TooLarge)
 }
 
 #[cfg(test)]
@@ -75,6 +114,36 @@ mod tests {
             ((20 << 30) + 4096, "20.0 GiB (21474840576 bytes)"),
         ] {
             assert_eq!(exact(bytes), text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_in_binary_multiples() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("1K", 1 << 10),
+            ("512M", 512 << 20),
+            ("10G", 10 << 30),
+            ("10g", 10 << 30),
+            ("2GiB", 2 << 30),
+            ("1T", 1 << 40),
+            ("3P", 3 << 50),
+            ("15E", 15 << 60),
+            ("18446744073709551615", u64::MAX),
+        ] {
+            assert_eq!(parse(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for text in ["", "G", "-1", "+1", "1.5G", "10 G", "10GB", "10B", "1X", "1Ki", "0x10", "١"]
+        {
+            assert_eq!(parse(text), Err(ParseSizeError::Form), "{text}");
+        }
+        for text in ["16E", "18446744073709551616", "99999999999999999999999999"] {
+            assert_eq!(parse(text), Err(ParseSizeError::TooLarge), "{text}");
         }
     }
 }

@@ -8,10 +8,10 @@
 //! them: writers who wait for room in the pool, and clients who do not send enough, which shows by
 //! nobody waiting for staging memory.
 
-use std::time::Instant;
+use std::{fmt, time::Instant};
 
 use serde::Serialize;
-use siltstone_device::runtime;
+use siltstone_device::{runtime, size::per_second};
 
 use crate::{pool::Pool, stats::StageTime};
 
@@ -171,6 +171,49 @@ impl Activity {
     }
 }
 
+/// As people are told of it: "bound by the sealer" reads as a sentence.
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Clients => "clients",
+            Self::Room => "room in the pool",
+            Self::Processors => "processors",
+            Self::Reducers => "reducers",
+            Self::Sealer => "sealer",
+            Self::Device => "device",
+        })
+    }
+}
+
+impl fmt::Display for StageUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<14} {:>9.0} a second, {:>9.1} us each, {:>7.3} under way",
+            self.stage, self.runs_per_second, self.run_us, self.under_way
+        )
+    }
+}
+
+impl Explanation {
+    /// What bounded the writes and how much of it was used, in words; "-" if nothing was written.
+    #[must_use]
+    pub fn bound_in_words(&self) -> String {
+        let Some(bound) = self.bound else { return "-".into() };
+        match self.utilisation.iter().find(|(part, _)| *part == bound) {
+            Some((_, used)) => format!("{bound} {:.0} %", used * 100.0),
+            None => bound.to_string(),
+        }
+    }
+
+    /// What the rate of writes would be without that, in words; empty if that is not known.
+    #[must_use]
+    pub fn without_in_words(&self) -> String {
+        let rate = |bytes: f64| per_second(bytes as u64, 1.0);
+        self.without.map_or(String::new(), |(bytes, next)| format!("{}, then {next}", rate(bytes)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -214,6 +257,8 @@ mod tests {
         assert_eq!(found.written_bytes_per_second, 2000.0);
         let (rate, next) = found.without.unwrap();
         assert_eq!((next, rate.round()), (Bound::Reducers, (2000.0f64 / 0.75).round()));
+        assert_eq!(found.bound_in_words(), "processors 95 %");
+        assert_eq!(found.without_in_words(), "2.60 KiB/s, then reducers");
         let parts: Vec<Bound> = found.utilisation.iter().map(|(part, _)| *part).collect();
         assert_eq!(parts, [Bound::Processors, Bound::Reducers, Bound::Device, Bound::Sealer]);
         assert_eq!((found.stages[1].under_way, found.stages[1].run_us), (1.5, 750_000.0));
