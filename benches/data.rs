@@ -14,10 +14,10 @@ use siltstone_dedup::{ShortFingerprint, fingerprint_blocks, is_zero};
 
 /// Bytes in a block.
 pub const BLOCK_BYTES: usize = 4096;
-/// The size of the image that [`image`] builds, and the most that [`load`] reads.
+/// The usual size of an image that [`image`] builds, and of what [`load`] reads.
 pub const IMAGE_BYTES: u64 = 1 << 30;
-/// The files in the image: the filesystem's own structures need the rest.
-const IMAGE_FILE_BYTES: u64 = 900 << 20;
+/// The files in an image, in percent of it: the filesystem's own structures need the rest.
+const FILES_PERCENT: u64 = 88;
 /// What an inode and a name take in the image.
 const INODE_BYTES: u64 = 320;
 /// Where real data is found, each with its share of the image in percent.
@@ -112,13 +112,14 @@ pub fn sample(len: usize) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// The ext4 image in `directory`, built from /usr/lib and /usr/share unless it is there already.
+/// The ext4 image of at least `bytes` in `directory`, built from /usr/lib and /usr/share unless it is there
+/// already.
 ///
 /// # Errors
 /// If there is no `mke2fs`, no room or too few files.
-pub fn image(directory: &Path) -> Result<PathBuf> {
+pub fn image(directory: &Path, bytes: u64) -> Result<PathBuf> {
     let path = directory.join("siltstone-bench-image.ext4");
-    if path.exists() {
+    if fs::metadata(&path).is_ok_and(|found| found.len() >= bytes) {
         return Ok(path);
     }
     // Told before the work, not after.
@@ -126,11 +127,11 @@ pub fn image(directory: &Path) -> Result<PathBuf> {
     let tree = directory.join("siltstone-bench-tree");
     remove_tree(&tree)?;
     for (root, percent) in ROOTS {
-        copy_files(Path::new(root), &tree, IMAGE_FILE_BYTES * percent / 100)?;
+        copy_files(Path::new(root), &tree, bytes / 100 * FILES_PERCENT / 100 * percent)?;
     }
     let unfinished = path.with_extension("unfinished");
     let _ = fs::remove_file(&unfinished);
-    let blocks = (IMAGE_BYTES / BLOCK_BYTES as u64).to_string();
+    let blocks = (bytes / BLOCK_BYTES as u64).to_string();
     let made = Command::new("mke2fs")
         .args(["-q", "-t", "ext4", "-b", "4096", "-m", "0", "-d"])
         .args([&tree, &unfinished])
@@ -146,14 +147,14 @@ pub fn image(directory: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The file's whole blocks, up to [`IMAGE_BYTES`] of them.
+/// The file's whole blocks, up to `bytes` of them.
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn load(path: &Path) -> Result<Vec<u8>> {
+pub fn load(path: &Path, bytes: u64) -> Result<Vec<u8>> {
     let mut data = Vec::new();
     let file = File::open(path).map_err(file_error(path))?;
-    file.take(IMAGE_BYTES).read_to_end(&mut data).map_err(file_error(path))?;
+    file.take(bytes).read_to_end(&mut data).map_err(file_error(path))?;
     data.truncate(data.len() / BLOCK_BYTES * BLOCK_BYTES);
     Ok(data)
 }

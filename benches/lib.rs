@@ -2,7 +2,8 @@
 //!
 //! - `fingerprint`, `compress`, `index`, `log`, `map`: one stage each, by criterion.
 //!   `cargo bench -p siltstone-benches --bench map`.
-//! - `throughput`: a whole pool against what the machine can do, as ratios.
+//! - `throughput`: a whole pool against what the machine can do, as ratios; all of it is in
+//!   [`performance`], as `siltstone bench` does the same.
 //!   `cargo bench -p siltstone-benches --bench throughput -- --help`.
 //! - `nbd`: the NBD server against the library and against qemu-nbd.
 //!   `cargo bench -p siltstone-benches --bench nbd -- --help`.
@@ -17,8 +18,13 @@
 //! - `ageing`: what overwriting a pool many times does to it.
 //!   `cargo bench -p siltstone-benches --bench ageing -- --help`.
 //!
-//! All data is real but for `snapshots`: [`data`] takes it from this system's own files.
+//! All data is real but for `snapshots`: [`data`] takes it from this system's own files. [`drive`] runs many
+//! operations at a time, [`plot`] draws.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod cpu_time;
 pub mod data;
+pub mod drive;
+pub mod performance;
+pub mod plot;

@@ -13,17 +13,10 @@
 //! - `counted`: a device that counts what is written to it.
 //! - `load`: what clients do, and what they remember of it.
 //! - `report`: rows, targets, JSON and plots.
-//! - `drive`: many operations at a time; `cpu_time`; `plot`: line charts; all as in other benches.
 #![forbid(unsafe_code)]
 
 mod counted;
-#[path = "../throughput/cpu_time.rs"]
-mod cpu_time;
-#[path = "../throughput/drive.rs"]
-mod drive;
 mod load;
-#[path = "../dedup_study/plot.rs"]
-mod plot;
 mod report;
 
 use std::{
@@ -35,7 +28,10 @@ use std::{
 };
 
 use clap::Parser;
-use siltstone_benches::data::{self, BLOCK_BYTES};
+use siltstone_benches::{
+    data::{self, BLOCK_BYTES},
+    drive,
+};
 use siltstone_device::{
     Device,
     file::{self, Access, FileOptions},

@@ -5,12 +5,12 @@ use std::{io, path::Path, time::Instant};
 use serde::Serialize;
 use siltstone_engine::{Pool, SpaceParts, stat::PoolStat, stats::CounterValues};
 
-use crate::{
-    counted::Counted,
+use siltstone_benches::{
     cpu_time::cpu_seconds,
-    load::Lane,
     plot::{Chart, Line},
 };
+
+use crate::{counted::Counted, load::Lane};
 
 /// Of the first tenth's rate, what the last one should keep.
 const RATE_TARGET: f64 = 0.7;
@@ -245,7 +245,7 @@ impl Report {
             ),
         ];
         for (file, title, lines) in charts {
-            let chart = Chart { title, x_title: "tenth of the run", ticks: &ticks, lines };
+            let chart = Chart::of_percent(title, "tenth of the run", &ticks, lines);
             std::fs::write(folder.join(file).with_extension("svg"), chart.svg())?;
         }
         Ok(())

@@ -7,15 +7,10 @@
 //!
 //! - `corpus`: images similar in time, images built apart, a fragmenting load of overwrites.
 //! - `measure`: one pool.
-//! - `plot`: line charts as SVG.
-//! - `drive`: many reads at a time, as for the `throughput` bench.
 #![forbid(unsafe_code)]
 
 mod corpus;
-#[path = "../throughput/drive.rs"]
-mod drive;
 mod measure;
-mod plot;
 
 use std::{
     error::Error,
@@ -25,12 +20,14 @@ use std::{
 };
 
 use clap::Parser;
-use siltstone_benches::data;
+use siltstone_benches::{
+    data,
+    plot::{Chart, Line},
+};
 
 use crate::{
     corpus::Corpus,
     measure::{Bed, Outcome, Setting},
-    plot::{Chart, Line},
 };
 
 const THRESHOLDS: [u32; 5] = [1, 2, 4, 8, 16];
@@ -91,15 +88,15 @@ fn study(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     }
     let seconds = Duration::try_from_secs_f64(arguments.seconds)?;
     data::check_directory(&arguments.directory)?;
-    let base = data::image(&arguments.directory)?;
+    let base = data::image(&arguments.directory, data::IMAGE_BYTES)?;
     let mut corpora = vec![match arguments.similar.is_empty() {
-        true => Corpus::days(data::load(&base)?),
+        true => Corpus::days(data::load(&base, data::IMAGE_BYTES)?),
         false => Corpus::images("similar images in time", &arguments.similar),
     }];
     if !arguments.apart.is_empty() {
         corpora.push(Corpus::images("images built apart", &arguments.apart));
     }
-    corpora.push(Corpus::overwrites(data::load(&base)?));
+    corpora.push(Corpus::overwrites(data::load(&base, data::IMAGE_BYTES)?));
 
     let bed = Bed::new(&arguments.directory, seconds)?;
     let mut all = Vec::new();
@@ -211,7 +208,7 @@ fn draw(folder: &Path, all: &[Findings]) -> std::io::Result<()> {
             values: part(findings).iter().map(|outcome| value(outcome) * 100.0).collect(),
         };
         let lines = all.iter().map(line).collect();
-        let chart = Chart { title, x_title, ticks, lines };
+        let chart = Chart::of_percent(title, x_title, ticks, lines);
         std::fs::write(folder.join(file).with_extension("svg"), chart.svg())?;
     }
     Ok(())

@@ -19,10 +19,9 @@ use siltstone_engine::{
     CreateOptions, EngineError, OpenOptions, Pool, Tuning, VolumeOptions, stats::CounterValues,
 };
 
-use crate::{
-    corpus::{Corpus, Counts, PIECE_BYTES},
-    drive,
-};
+use siltstone_benches::drive;
+
+use crate::corpus::{Corpus, Counts, PIECE_BYTES};
 
 /// Pools are sparse files of this size.
 const POOL_BYTES: u64 = 24 << 30;

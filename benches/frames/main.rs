@@ -111,9 +111,9 @@ fn load(name: &'static str, arguments: &Arguments) -> Result<Corpus, Box<dyn Err
         _ => {
             let path = match &arguments.data {
                 Some(path) => path.clone(),
-                None => data::image(&arguments.directory)?,
+                None => data::image(&arguments.directory, data::IMAGE_BYTES)?,
             };
-            corpus::image(&data::load(&path)?, bytes)
+            corpus::image(&data::load(&path, data::IMAGE_BYTES)?, bytes)
         }
     })
 }

@@ -7,6 +7,7 @@ pub(crate) mod torture;
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use siltstone_benches::performance;
 use siltstone_nbd::Listen;
 
 use self::{
@@ -56,6 +57,14 @@ pub(crate) enum Command {
     /// would take. Ratios are dedup (data / unique), compression (unique / stored) and reduction, which
     /// is both; thin (logical / data) is no part of it, as what is empty takes no room in any pool.
     Estimate(EstimateArguments),
+    /// Measure what a pool does on this machine, beside what machine and device can do.
+    ///
+    /// Each line is a figure beside its limit (the unavoidable work alone, or the device alone), measured in
+    /// turns in the same run: what counts is the ratio. A pool is made for it in files in --directory, which
+    /// should be on the device in question; nothing is left of them. It takes some minutes; groups for
+    /// --only are ingest, incompressible, space, sequential-read, random-read, hot-read, overwrite and
+    /// flush. For the rate of writes of a pool in use, see top.
+    Bench(performance::Options),
     /// Cut the power of simulated pools, kill real servers, or damage pools, until a promise breaks.
     ///
     /// Without --kill and --damage: each seed is a pool with clients on a simulated machine. Its power is cut

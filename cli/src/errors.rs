@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf, process::ExitCode};
 
 use serde::{Deserialize, Serialize};
+use siltstone_benches::{data::DataError, performance::BenchError};
 use siltstone_cursor::MapError;
 use siltstone_device::{DeviceError, header::HeaderError};
 use siltstone_engine::{
@@ -273,6 +274,9 @@ pub(crate) enum CliError {
     /// There is no estimate.
     #[error(transparent)]
     Estimate(#[from] EstimateError),
+    /// Something could not be measured.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// The log filter makes no sense.
     #[error("'{given}' is not a log level: use off, error, warn, info, debug or trace")]
     LogLevel {
@@ -388,6 +392,21 @@ impl CliError {
                 EstimateError::File { source, .. } => io_status(source, ExitStatus::Other),
                 EstimateError::NotData { .. } | EstimateError::Thread { .. } => ExitStatus::Other,
                 EstimateError::Memory { .. } | EstimateError::Option { .. } => ExitStatus::Refused,
+            },
+            Self::Bench(error) => match error {
+                BenchError::Engine(error) => engine_status(error),
+                BenchError::Device(error) => device_status(error),
+                BenchError::NoGroup { .. } => ExitStatus::Usage,
+                BenchError::TooLittleRoom { .. } => ExitStatus::NoSpace,
+                BenchError::TooLittleData { .. } | BenchError::Data(DataError::Tmpfs { .. }) => {
+                    ExitStatus::Refused
+                }
+                BenchError::File { source, .. }
+                | BenchError::System { source, .. }
+                | BenchError::Data(DataError::File { source, .. }) => {
+                    io_status(source, ExitStatus::Other)
+                }
+                BenchError::Data(_) | BenchError::Child { .. } => ExitStatus::Other,
             },
             Self::DamageFound { .. } | Self::Salvaged { .. } | Self::PromiseBroken { .. } => {
                 ExitStatus::Damaged

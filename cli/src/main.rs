@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod check;
 mod client_commands;
 mod connected;
@@ -77,6 +78,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::OnPool(command) => on_pool::run(command),
         Command::Check(arguments) => check::run(arguments),
         Command::Estimate(arguments) => estimate::run(arguments),
+        Command::Bench(options) => bench::run(options),
         Command::Torture(arguments) => torture::run(arguments),
     }
 }

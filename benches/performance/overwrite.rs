@@ -5,13 +5,14 @@ use std::time::Instant;
 use siltstone_device::SeededRandom;
 use siltstone_engine::EngineError;
 
-use crate::{
+use super::{
     Outcome,
-    bed::{Bed, LOADED, RAW_BYTES},
-    drive,
+    bed::{Bed, LOADED},
     raw::{self, Amount, Load},
-    report::{Report, Stopwatch, Target, Turns, Unit},
+    report::{Report, Target, Turns, Unit},
+    sample::Stopwatch,
 };
+use crate::drive;
 
 const DEPTH: usize = 32;
 
@@ -52,13 +53,14 @@ pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
     let name = "random 4 KiB overwrite, qd 32";
     let mut turns = Turns::new(name, Unit::OperationsPerSecond, Target::ratio(2.0));
     for round in 1..=bed.rounds {
-        let limit = raw::run(&bed.raw, RAW_BYTES, Load::RANDOM_WRITE, Amount::Time(bed.seconds))?;
+        let limit =
+            raw::run(&bed.raw, bed.raw_bytes, Load::RANDOM_WRITE, Amount::Time(bed.seconds))?;
         // Each round anew: what was overwritten takes its space until it is collected.
         bed.load_pool()?;
         let pool = bed.open_pool(siltstone_engine::Tuning::default())?;
         let volume = pool.volume(LOADED)?;
         let span_bytes = volume.size_bytes();
-        let before = pool.quick_stat().stages;
+        let before = pool.activity();
         let end = Instant::now() + bed.seconds;
         let stopwatch = Stopwatch::start();
         let counts = drive::run(bed.cores, DEPTH, |lane| {
@@ -78,8 +80,7 @@ pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
         let written = stopwatch.stop(counts.into_iter().sum());
         turns.add(written.rate(), limit.rate());
         if round == bed.rounds {
-            let after = pool.quick_stat().stages;
-            report.explain(name, &before, &after, written.seconds());
+            report.explain(name, &before, &pool.activity());
         }
         drop(volume);
         pool.close()?;

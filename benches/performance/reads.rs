@@ -8,14 +8,15 @@ use std::{
 use siltstone_device::SeededRandom;
 use siltstone_engine::{EngineError, Result, Tuning, Volume};
 
-use crate::{
+use super::{
     Outcome,
-    bed::{Bed, LOADED, RAW_BYTES},
-    drive,
+    bed::{Bed, LOADED},
     limit::{Frames, PIECE_BYTES},
     raw::{self, Amount, Load},
-    report::{Report, Sample, Stopwatch, Target, Turns, Unit},
+    report::{Report, Target, Turns, Unit},
+    sample::{Latencies, Sample, Stopwatch},
 };
+use crate::drive;
 
 /// Too little to keep what was read: a hundredth of the data.
 const COLD_FRAME_CACHE_BYTES: usize = 8 << 20;
@@ -57,7 +58,7 @@ pub(crate) fn sequential(bed: &Bed, report: &mut Report) -> Outcome {
     let mut single = Turns::new("sequential read, 1 reader", per_second, Target::NONE);
     for _ in 0..bed.rounds {
         let amount = Amount::Time(bed.seconds / 2);
-        let device = raw::run_bytes(&bed.raw, RAW_BYTES, Load::SEQUENTIAL_READ, amount)?;
+        let device = raw::run_bytes(&bed.raw, bed.raw_bytes, Load::SEQUENTIAL_READ, amount)?;
         let limit = device.rate().min(frames.decompress(bed.cores).rate());
         for (readers, turns) in [(bed.cores, &mut every), (1, &mut single)] {
             let pool = bed.open_pool(cold())?;
@@ -77,31 +78,43 @@ pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
     let mut rate = Turns::new("random 4 KiB cold read, qd 32", unit, Target::ratio(0.8));
     let name = "processor time of one such read";
     let mut cost = Turns::new(name, Unit::MicrosecondsEach, Target::NONE);
+    let name = "the slowest hundredth take, at least";
+    let mut slow = Turns::new(name, Unit::MicrosecondsEach, Target::ratio(3.0).at_most());
     let pool = bed.open_pool(cold())?;
     let volume = pool.volume(LOADED)?;
     let blocks = volume.size_bytes() / 4096;
     for round in 0..bed.rounds {
-        let limit = raw::run(&bed.raw, RAW_BYTES, Load::RANDOM_READ, Amount::Time(bed.seconds))?;
+        let amount = Amount::Time(bed.seconds);
+        let (limit, mut of_limit) =
+            raw::run_timed(&bed.raw, bed.raw_bytes, Load::RANDOM_READ, amount)?;
         let end = Instant::now() + bed.seconds;
         let stopwatch = Stopwatch::start();
-        let counts = drive::run(bed.cores, DEPTH, |lane| {
+        let lanes = drive::run(bed.cores, DEPTH, |lane| {
             let mut random = SeededRandom::new((round as usize * DEPTH + lane) as u64);
             let volume = &volume;
             async move {
                 let mut out = [0; 4096];
-                let mut count = 0_u64;
-                while Instant::now() < end {
+                let mut reads = Latencies::default();
+                loop {
+                    let start = Instant::now();
+                    if start >= end {
+                        return Ok::<_, EngineError>(reads);
+                    }
                     volume.read(random.below(blocks) * 4096, &mut out).await?;
-                    count += 1;
+                    reads.add(start);
                 }
-                Ok::<u64, EngineError>(count)
             }
         })?;
-        let read = stopwatch.stop(counts.into_iter().sum());
+        let mut reads = Latencies::default();
+        let count = lanes.iter().map(Latencies::count).sum();
+        let read = stopwatch.stop(count);
+        lanes.into_iter().for_each(|lane| reads.extend(lane));
         rate.add(read.rate(), limit.rate());
+        slow.add(reads.us_at(0.99), of_limit.us_at(0.99));
         cost.add(read.cpu_us_each(), limit.cpu_us_each());
     }
     report.add(rate);
+    report.add(slow);
     report.add(cost);
     drop(volume);
     pool.close()?;

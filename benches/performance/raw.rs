@@ -15,7 +15,7 @@ use siltstone_device::{
     AlignedBuffer, ByteOffset, Device, DeviceError, Durability, Request, SeededRandom, request,
 };
 
-use crate::report::{Sample, Stopwatch};
+use super::sample::{Latencies, Sample, Stopwatch};
 
 /// How long to go on.
 #[derive(Clone, Copy)]
@@ -53,11 +53,11 @@ struct Run {
     end: Option<Instant>,
     submitted: AtomicU64,
     random: Mutex<SeededRandom>,
-    ended: mpsc::Sender<Result<u64, DeviceError>>,
+    ended: mpsc::Sender<Result<Latencies, DeviceError>>,
 }
 
 impl Run {
-    fn next(self: Arc<Self>, buffer: AlignedBuffer, done: u64) {
+    fn next(self: Arc<Self>, buffer: AlignedBuffer, mut done: Latencies) {
         let number = self.submitted.fetch_add(1, Ordering::Relaxed);
         if number >= self.limit || self.end.is_some_and(|end| Instant::now() >= end) {
             // The receiver counts the chains and has not gone.
@@ -71,8 +71,12 @@ impl Run {
         let offset = ByteOffset(slot * self.load.len_bytes as u64);
         let device = Arc::clone(&self.device);
         let is_read = self.load.is_read;
+        let start = Instant::now();
         let completion = Box::new(move |buffer, outcome: Result<(), DeviceError>| match outcome {
-            Ok(()) => self.next(buffer, done + 1),
+            Ok(()) => {
+                done.add(start);
+                self.next(buffer, done);
+            }
             Err(error) => {
                 let _ = self.ended.send(Err(error));
             }
@@ -93,6 +97,16 @@ pub(crate) fn run(
     load: Load,
     amount: Amount,
 ) -> Result<Sample, DeviceError> {
+    Ok(run_timed(device, span_bytes, load, amount)?.0)
+}
+
+/// The same, with how long each request took.
+pub(crate) fn run_timed(
+    device: &Arc<dyn Device>,
+    span_bytes: u64,
+    load: Load,
+    amount: Amount,
+) -> Result<(Sample, Latencies), DeviceError> {
     let buffers: Vec<_> = (0..load.depth)
         .map(|chain| {
             let mut buffer = AlignedBuffer::zeroed(load.len_bytes);
@@ -117,17 +131,17 @@ pub(crate) fn run(
         ended,
     });
     for buffer in buffers {
-        Arc::clone(&run).next(buffer, 0);
+        Arc::clone(&run).next(buffer, Latencies::default());
     }
     drop(run);
-    let mut requests = 0;
+    let mut requests = Latencies::default();
     for chain in chains {
-        requests += chain?;
+        requests.extend(chain?);
     }
     if !load.is_read {
         block_on(request::flush(&**device))?;
     }
-    Ok(stopwatch.stop(requests))
+    Ok((stopwatch.stop(requests.count()), requests))
 }
 
 /// The same in bytes.

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use siltstone_benches::data::BLOCK_BYTES;
+use crate::data::BLOCK_BYTES;
 use siltstone_dedup::{Fingerprint, fingerprint_blocks};
 use zstd::zstd_safe::{CCtx, DCtx};
 
-use crate::report::{Sample, Stopwatch};
+use super::sample::{Sample, Stopwatch};
 
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
 pub(crate) const FRAME_BYTES: usize = 32 << 10;

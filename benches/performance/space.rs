@@ -1,9 +1,9 @@
 //! What the data takes, against what the codec alone makes of its distinct blocks.
 
-use siltstone_benches::data::BLOCK_BYTES;
+use crate::data::BLOCK_BYTES;
 use siltstone_engine::VolumeOptions;
 
-use crate::{
+use super::{
     Outcome,
     bed::Bed,
     ingest,
@@ -20,7 +20,9 @@ pub(crate) fn stored(bed: &Bed, report: &mut Report) -> Outcome {
     // A new pool's metadata is its fixed regions alone.
     let fixed_bytes = pool.quick_stat().space.metadata_bytes;
     let volume = pool.create_volume("image", &VolumeOptions::new(image.len() as u64))?;
+    let before = pool.activity();
     let written = ingest::write(bed, &pool, &volume, image)?;
+    let after = pool.activity();
     pool.checkpoint()?;
     let stat = pool.stat();
     let content = stat.content.expect("the map was walked");
@@ -40,7 +42,7 @@ pub(crate) fn stored(bed: &Bed, report: &mut Report) -> Outcome {
     let mut whole = Turns::new("the image as it is", Unit::BytesPerSecond, Target::NONE);
     whole.add_alone(written.rate());
     report.add(whole);
-    report.explain("the image as it is", &[], &stat.stages, written.seconds());
+    report.explain("the image as it is", &before, &after);
     pool.close()?;
     Ok(())
 }

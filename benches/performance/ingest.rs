@@ -5,15 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use siltstone_device::SeededRandom;
 use siltstone_engine::{Pool, Result, Volume, VolumeOptions};
 
-use crate::{
+use super::{
     Outcome,
-    bed::{Bed, RAW_BYTES},
+    bed::Bed,
     limit::{self, PIECE_BYTES, Work},
     raw::{self, Amount, Load},
-    report::{Report, Sample, Stopwatch, Target, Turns, Unit},
+    report::{Report, Target, Turns, Unit},
+    sample::{Sample, Stopwatch},
 };
-
-const INCOMPRESSIBLE_BYTES: usize = 512 << 20;
 
 /// Writes `data` to the volume from its start in pieces of 1 MiB, by as many clients as there are
 /// cores, and makes it durable. Counts bytes.
@@ -51,19 +50,19 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
         let limit = limit::run(data, Work::Store, bed.cores);
         let pool = bed.fresh_pool()?;
         let size = VolumeOptions::new(data.len() as u64);
-        let before = pool.quick_stat().stages;
+        let before = pool.activity();
         let first = write(bed, &pool, &pool.create_volume("first", &size)?, data)?;
         unique.add(first.rate(), limit.rate());
         unique_cpu.add_cpu(&first, &limit);
-        let between = pool.quick_stat().stages;
+        let between = pool.activity();
         let limit = limit::run(data, Work::Recognise, bed.cores);
+        let before_again = pool.activity();
         let second = write(bed, &pool, &pool.create_volume("second", &size)?, data)?;
         duplicate.add(second.rate(), limit.rate());
         duplicate_cpu.add_cpu(&second, &limit);
         if round == bed.rounds {
-            report.explain("unique data", &before, &between, first.seconds());
-            let after = pool.quick_stat().stages;
-            report.explain("the same again", &between, &after, second.seconds());
+            report.explain("unique data", &before, &between);
+            report.explain("the same again", &before_again, &pool.activity());
         }
         pool.close()?;
     }
@@ -75,21 +74,20 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
 
 /// Noise against sequential writes to the device.
 pub(crate) fn incompressible(bed: &Bed, report: &mut Report) -> Outcome {
-    let mut noise = vec![0; INCOMPRESSIBLE_BYTES];
+    let mut noise = vec![0; bed.raw_bytes as usize / 2];
     SeededRandom::new(1).fill(&mut noise);
-    let target = Target { ratio: Some(0.8), value: Some(2.5e9) };
+    let target = Target::ratio(0.8).or_value(2.5e9);
     let mut turns = Turns::new("incompressible data", Unit::BytesPerSecond, target);
     for round in 1..=bed.rounds {
         let amount = Amount::Bytes(noise.len() as u64);
-        let limit = raw::run_bytes(&bed.raw, RAW_BYTES, Load::SEQUENTIAL_WRITE, amount)?;
+        let limit = raw::run_bytes(&bed.raw, bed.raw_bytes, Load::SEQUENTIAL_WRITE, amount)?;
         let pool = bed.fresh_pool()?;
         let volume = pool.create_volume("noise", &VolumeOptions::new(noise.len() as u64))?;
-        let before = pool.quick_stat().stages;
+        let before = pool.activity();
         let written = write(bed, &pool, &volume, &noise)?;
         turns.add(written.rate(), limit.rate());
         if round == bed.rounds {
-            let after = pool.quick_stat().stages;
-            report.explain("incompressible data", &before, &after, written.seconds());
+            report.explain("incompressible data", &before, &pool.activity());
         }
         pool.close()?;
     }

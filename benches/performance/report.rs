@@ -1,69 +1,18 @@
-//! Samples, rows and the table.
+//! Rows, the table that they are printed as, and what goes into the JSON file.
 
 use std::{
-    io,
+    fmt::Display,
+    io::{self, Write},
     path::Path,
-    time::{Duration, Instant},
 };
 
 use serde::Serialize;
-use siltstone_engine::stats::StageTime;
+use siltstone_engine::{Activity, Explanation};
 
-use crate::cpu_time::cpu_seconds;
-
-/// So many things done in such a time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
-    count: u64,
-    seconds: f64,
-    cpu_seconds: f64,
-}
-
-impl Sample {
-    pub(crate) fn times(self, factor: u64) -> Self {
-        Self { count: self.count * factor, ..self }
-    }
-
-    pub(crate) fn seconds(&self) -> f64 {
-        self.seconds
-    }
-
-    /// A second.
-    pub(crate) fn rate(&self) -> f64 {
-        self.count as f64 / self.seconds
-    }
-
-    /// A second of all processors' time.
-    pub(crate) fn cpu_rate(&self) -> f64 {
-        self.count as f64 / self.cpu_seconds
-    }
-
-    /// Microseconds of processor time for each.
-    pub(crate) fn cpu_us_each(&self) -> f64 {
-        self.cpu_seconds * 1e6 / self.count as f64
-    }
-}
-
-/// Measures time, and the processor time of this process.
-pub(crate) struct Stopwatch {
-    start: Instant,
-    cpu_start: f64,
-}
-
-impl Stopwatch {
-    pub(crate) fn start() -> Self {
-        Self { start: Instant::now(), cpu_start: cpu_seconds() }
-    }
-
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.start.elapsed()
-    }
-
-    pub(crate) fn stop(self, count: u64) -> Sample {
-        let seconds = self.start.elapsed().as_secs_f64();
-        Sample { count, seconds, cpu_seconds: cpu_seconds() - self.cpu_start }
-    }
-}
+use super::{
+    error::BenchError,
+    sample::{Sample, median},
+};
 
 /// What a row's figures are counted in.
 #[derive(Clone, Copy, Serialize)]
@@ -91,31 +40,46 @@ impl Unit {
 /// What is to be reached: either will do.
 #[derive(Clone, Copy, Default, Serialize)]
 pub(crate) struct Target {
-    pub(crate) ratio: Option<f64>,
-    pub(crate) value: Option<f64>,
+    ratio: Option<f64>,
+    value: Option<f64>,
+    /// These are the most that it may be, not the least.
+    is_at_most: bool,
 }
 
 impl Target {
-    pub(crate) const NONE: Self = Self { ratio: None, value: None };
+    pub(crate) const NONE: Self = Self { ratio: None, value: None, is_at_most: false };
 
     pub(crate) const fn ratio(ratio: f64) -> Self {
-        Self { ratio: Some(ratio), value: None }
+        Self { ratio: Some(ratio), ..Self::NONE }
     }
 
     pub(crate) const fn value(value: f64) -> Self {
-        Self { ratio: None, value: Some(value) }
+        Self { value: Some(value), ..Self::NONE }
+    }
+
+    pub(crate) const fn or_value(self, value: f64) -> Self {
+        Self { value: Some(value), ..self }
+    }
+
+    pub(crate) const fn at_most(self) -> Self {
+        Self { is_at_most: true, ..self }
     }
 
     fn is_met(&self, row: &Row) -> Option<bool> {
-        let ratio = self.ratio.map(|target| row.ratio.is_some_and(|ratio| ratio >= target));
-        let value = self.value.map(|target| row.value >= target);
+        let meets = |figure: f64, target: f64| match self.is_at_most {
+            true => figure <= target,
+            false => figure >= target,
+        };
+        let ratio = self.ratio.map(|target| row.ratio.is_some_and(|ratio| meets(ratio, target)));
+        let value = self.value.map(|target| meets(row.value, target));
         ratio.into_iter().chain(value).reduce(|one, other| one || other)
     }
 
     fn show(&self, unit: Unit) -> String {
         let ratio = self.ratio.map(|ratio| format!("{:.0} %", ratio * 100.0));
         let value = self.value.map(|value| unit.show(value));
-        ratio.into_iter().chain(value).collect::<Vec<_>>().join(" or ")
+        let either = ratio.into_iter().chain(value).collect::<Vec<_>>().join(" or ");
+        if self.is_at_most { format!("at most {either}") } else { either }
     }
 }
 
@@ -167,20 +131,30 @@ impl Turns {
     }
 }
 
+/// What bounded the writes of a row while it was measured.
+#[derive(Serialize)]
+struct Explained {
+    group: &'static str,
+    name: String,
+    #[serde(flatten)]
+    explanation: Explanation,
+}
+
 /// Prints rows as they come and keeps them.
 pub(crate) struct Report {
     group: &'static str,
     rows: Vec<Row>,
+    explained: Vec<Explained>,
     explain: bool,
 }
 
 impl Report {
     pub(crate) fn new(explain: bool) -> Self {
-        println!(
+        say(format_args!(
             "{:36} {:>12} {:>12} {:>7} {:>15}  target",
             "", "measured", "limit", "ratio", "lowest-highest"
-        );
-        Self { group: "", rows: Vec::new(), explain }
+        ));
+        Self { group: "", rows: Vec::new(), explained: Vec::new(), explain }
     }
 
     pub(crate) fn begin(&mut self, group: &'static str) {
@@ -211,7 +185,7 @@ impl Report {
             }
             _ => String::new(),
         };
-        println!(
+        say(format_args!(
             "{:36} {:>12} {:>12} {:>7} {:>15}  {}{}",
             row.name,
             unit.show(row.value),
@@ -224,48 +198,42 @@ impl Report {
                 Some(false) => ", MISSED",
                 None => "",
             },
-        );
+        ));
         self.rows.push(row);
     }
 
-    /// Shows what each stage took between two moments, if that is wanted.
-    pub(crate) fn explain(&self, what: &str, before: &[StageTime], after: &[StageTime], wall: f64) {
-        if !self.explain {
-            return;
-        }
-        println!("  {what}, {wall:.2} s:");
-        for stage in after {
-            let earlier = before.iter().find(|earlier| earlier.stage == stage.stage);
-            let (runs, total_ns) =
-                earlier.map_or((0, 0), |earlier| (earlier.runs, earlier.total_ns));
-            let (runs, seconds) = (stage.runs - runs, (stage.total_ns - total_ns) as f64 / 1e9);
-            if runs > 0 {
-                println!(
-                    "    {:14} {runs:>9} runs {:>10.1} us each {:>7.2} s, {:>5.1} % of one core's time",
-                    stage.stage,
-                    seconds * 1e6 / runs as f64,
-                    seconds,
-                    seconds / wall * 100.0
-                );
+    /// Keeps what bounded the writes between two moments, and shows it and what each stage took, if that
+    /// is wanted.
+    pub(crate) fn explain(&mut self, what: &str, before: &Activity, after: &Activity) {
+        let explanation = after.since(before);
+        if self.explain {
+            let without = match explanation.without_in_words() {
+                unknown if unknown.is_empty() => unknown,
+                without => format!("; without that {without}"),
+            };
+            let bound = explanation.bound_in_words();
+            say(format_args!("  {what}, {:.2} s: bound by {bound}{without}", explanation.seconds));
+            for stage in explanation.stages.iter().filter(|stage| stage.runs_per_second > 0.0) {
+                say(format_args!("    {stage}"));
             }
         }
+        self.explained.push(Explained { group: self.group, name: what.into(), explanation });
     }
 
     /// Writes everything to a file, with the load that the machine had before.
-    pub(crate) fn save(&self, path: &Path, load: f64) -> io::Result<()> {
-        let all = serde_json::json!({ "load_before": load, "rows": self.rows });
-        let text = serde_json::to_string_pretty(&all).map_err(io::Error::from)?;
-        std::fs::write(path, text + "\n")
+    pub(crate) fn save(&self, path: &Path, load: f64) -> Result<(), BenchError> {
+        let all = serde_json::json!({
+            "load_before": load,
+            "rows": self.rows,
+            "explained": self.explained,
+        });
+        let text = serde_json::to_string_pretty(&all).map_err(io::Error::from);
+        let written = text.and_then(|text| std::fs::write(path, text + "\n"));
+        written.map_err(BenchError::file(path))
     }
 }
 
-fn median(values: &[f64]) -> Option<f64> {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => None,
-        len if len % 2 == 1 => Some(values[middle]),
-        _ => Some((values[middle - 1] + values[middle]) / 2.0),
-    }
+/// Prints a line. A reader that has left has seen what it wanted; the measurement goes on.
+pub(crate) fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

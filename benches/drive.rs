@@ -55,7 +55,10 @@ fn join_all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
 
 /// Runs `lanes` futures, made by `start(lane)`, on `threads` threads; returns all results, or the
 /// first error.
-pub(crate) fn run<T: Send, E: Send, F: Future<Output = Result<T, E>>>(
+///
+/// # Errors
+/// What a future ends with.
+pub fn run<T: Send, E: Send, F: Future<Output = Result<T, E>>>(
     threads: usize,
     lanes: usize,
     start: impl Fn(usize) -> F + Sync,
@@ -67,7 +70,8 @@ pub(crate) fn run<T: Send, E: Send, F: Future<Output = Result<T, E>>>(
                 scope.spawn(move || join_all((first..lanes).step_by(threads).map(start).collect()))
             })
             .collect();
-        let results = workers.into_iter().flat_map(|worker| worker.join().expect("no panic"));
+        let results =
+            workers.into_iter().flat_map(|worker| worker.join().expect("a lane does not panic"));
         results.collect()
     })
 }

@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use siltstone_engine::{EngineError, Result, Volume, VolumeOptions};
 
-use crate::{
+use super::{
     Outcome,
-    bed::{Bed, RAW_BYTES},
+    bed::Bed,
     overwrite::NewBlocks,
     raw,
-    report::{Report, Sample, Stopwatch, Target, Turns, Unit},
+    report::{Report, Target, Turns, Unit},
+    sample::{Sample, Stopwatch},
 };
 
 const CLIENTS: usize = 16;
@@ -45,19 +46,18 @@ pub(crate) fn writes(bed: &Bed, report: &mut Report) -> Outcome {
     let name = format!("4 KiB write + flush, {CLIENTS} clients");
     let mut many = Turns::new(&name, unit, Target::ratio(8.0));
     for round in 1..=bed.rounds {
-        let limit = raw::durable_writes(&*bed.raw, RAW_BYTES, bed.seconds)?.rate();
+        let limit = raw::durable_writes(&*bed.raw, bed.raw_bytes, bed.seconds)?.rate();
         let pool = bed.fresh_pool()?;
         let volume = pool.create_volume("small", &VolumeOptions::new(SPAN_BYTES))?;
-        let before = pool.quick_stat().stages;
+        let before = pool.activity();
         let one = write_and_flush(bed, &volume, 1)?;
         single.add(one.rate(), limit);
-        let between = pool.quick_stat().stages;
+        let between = pool.activity();
         let all = write_and_flush(bed, &volume, CLIENTS)?;
         many.add(all.rate(), limit);
         if round == bed.rounds {
-            report.explain("1 client", &before, &between, one.seconds());
-            let after = pool.quick_stat().stages;
-            report.explain(&name, &between, &after, all.seconds());
+            report.explain("4 KiB write + flush, 1 client", &before, &between);
+            report.explain(&name, &between, &pool.activity());
         }
         drop(volume);
         pool.close()?;

@@ -2,6 +2,8 @@
 
 use siltstone_device::runtime::processor_ns;
 
-pub(crate) fn cpu_seconds() -> f64 {
+/// It, in seconds.
+#[must_use]
+pub fn cpu_seconds() -> f64 {
     processor_ns() as f64 / 1e9
 }

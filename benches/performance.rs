@@ -1,0 +1,70 @@
+//! A whole pool against what the machine can do: `siltstone bench`, and
+//! `cargo bench -p siltstone-benches --bench throughput`.
+//!
+//! Every figure stands beside a limit that is measured in the same run, in turns with it, several
+//! times; what is reported is the median of the turns' ratios. A shared machine that is slow for a
+//! while is slow for both. The data is a filesystem image of real files, or one that is given.
+//!
+//! - `options`: what can be asked for; `error`: why it cannot be had.
+//! - `bed`: the data, files and pools; `limit`: the unavoidable work alone; `raw`: the device alone.
+//! - `ingest`, `space`, `reads`, `overwrite`, `flush`: a group of rows each, or some.
+//! - `sample`: what is counted; `report`: the table.
+
+mod bed;
+mod error;
+mod flush;
+mod ingest;
+mod limit;
+mod options;
+mod overwrite;
+mod raw;
+mod reads;
+mod report;
+mod sample;
+mod space;
+
+use self::{bed::Bed, report::Report};
+pub use self::{
+    error::BenchError,
+    options::{Caller, Options},
+};
+
+type Outcome = Result<(), BenchError>;
+
+/// A group's name and what measures it.
+type Group = (&'static str, fn(&Bed, &mut Report) -> Outcome);
+
+const GROUPS: [Group; 8] = [
+    ("ingest", ingest::data),
+    ("incompressible", ingest::incompressible),
+    ("space", space::stored),
+    ("sequential-read", reads::sequential),
+    ("random-read", reads::random),
+    ("hot-read", reads::hot),
+    ("overwrite", overwrite::random),
+    ("flush", flush::writes),
+];
+
+/// Measures what is asked for, and prints it as it comes.
+///
+/// # Errors
+/// If there is no such group, no room or no data; or if the pool or its device fails.
+pub fn run(options: &Options, caller: &Caller) -> Result<(), BenchError> {
+    let only = options.only.as_deref().unwrap_or("");
+    let groups: Vec<_> = GROUPS.iter().filter(|(name, _)| name.contains(only)).collect();
+    if groups.is_empty() {
+        let names = GROUPS.iter().map(|(name, _)| *name).collect();
+        return Err(BenchError::NoGroup { given: only.into(), names });
+    }
+    let bed = Bed::new(options, caller)?;
+    report::say(&bed);
+    let mut report = Report::new(options.explain);
+    for (name, measure) in groups {
+        report.begin(name);
+        measure(&bed, &mut report)?;
+    }
+    if let Some(path) = &options.json {
+        report.save(path, bed.load)?;
+    }
+    Ok(())
+}
