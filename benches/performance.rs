@@ -7,8 +7,8 @@
 //!
 //! - `options`: what can be asked for; `error`: why it cannot be had.
 //! - `bed`: the data, files and pools; `limit`: the unavoidable work alone; `raw`: the device alone.
-//! - `ingest`, `space`, `reads`, `overwrite`, `flush`: a group of rows each, or some.
-//! - `sample`: what is counted; `report`: the table.
+//! - `ingest`, `space`, `reads`, `overwrite`, `flush`, `steady`: a group of rows each, or some.
+//! - `sample` and `series`: what is counted; `report`: the table.
 
 mod bed;
 mod error;
@@ -21,7 +21,9 @@ mod raw;
 mod reads;
 mod report;
 mod sample;
+mod series;
 mod space;
+mod steady;
 
 use self::{bed::Bed, report::Report};
 pub use self::{
@@ -34,7 +36,7 @@ type Outcome = Result<(), BenchError>;
 /// A group's name and what measures it.
 type Group = (&'static str, fn(&Bed, &mut Report) -> Outcome);
 
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     ("ingest", ingest::data),
     ("incompressible", ingest::incompressible),
     ("space", space::stored),
@@ -43,6 +45,7 @@ const GROUPS: [Group; 8] = [
     ("hot-read", reads::hot),
     ("overwrite", overwrite::random),
     ("flush", flush::writes),
+    ("steady", steady::writes),
 ];
 
 /// Measures what is asked for, and prints it as it comes.
@@ -58,7 +61,7 @@ pub fn run(options: &Options, caller: &Caller) -> Result<(), BenchError> {
     }
     let bed = Bed::new(options, caller)?;
     report::say(&bed);
-    let mut report = Report::new(options.explain);
+    let mut report = Report::new(options.explain, options.svg.clone());
     for (name, measure) in groups {
         report.begin(name);
         measure(&bed, &mut report)?;

@@ -58,6 +58,8 @@ pub(crate) struct Bed {
     pub(crate) load: f64,
     pub(crate) seconds: Duration,
     pub(crate) rounds: u32,
+    /// How long steady writes are watched.
+    pub(crate) steady: Duration,
 }
 
 impl Bed {
@@ -107,16 +109,26 @@ impl Bed {
             load,
             seconds: Duration::from_secs_f64(options.seconds),
             rounds: options.rounds,
+            steady: Duration::from_secs_f64(options.steady_seconds),
         })
     }
 
     /// An empty pool where the last one was.
     pub(crate) fn fresh_pool(&self) -> Result<Pool, BenchError> {
+        self.fresh_pool_with(&CreateOptions::default(), Tuning::default())
+    }
+
+    /// The same, made and opened as these say.
+    pub(crate) fn fresh_pool_with(
+        &self,
+        options: &CreateOptions,
+        tuning: Tuning,
+    ) -> Result<Pool, BenchError> {
         let zeros = AlignedBuffer::zeroed(SUPERBLOCKS_BYTES);
         let wiped = request::write(&*self.pool, ByteOffset(0), zeros, Durability::Flush);
         block_on(wiped)?;
-        Pool::create_on(Arc::clone(&self.pool), None, &CreateOptions::default())?;
-        self.open_pool(Tuning::default())
+        Pool::create_on(Arc::clone(&self.pool), None, options)?;
+        self.open_pool(tuning)
     }
 
     /// The pool as the last measurement left it.

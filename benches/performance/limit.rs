@@ -1,6 +1,6 @@
 //! The unavoidable work alone: on the same cores and the same data, with no engine around it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::data::BLOCK_BYTES;
 use siltstone_dedup::{Fingerprint, fingerprint_blocks};
@@ -40,6 +40,30 @@ pub(crate) fn run(data: &[u8], work: Work, cores: usize) -> Sample {
         }
     });
     stopwatch.stop(data.len() as u64)
+}
+
+/// Stores `data` over and over, in pieces of `piece_bytes`, until it is over; counts bytes as it goes.
+pub(crate) fn run_until(
+    data: &[u8],
+    piece_bytes: usize,
+    cores: usize,
+    bytes: &AtomicU64,
+    is_over: &AtomicBool,
+) {
+    let pieces: Vec<&[u8]> = data.chunks(piece_bytes).collect();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                let mut worker = Worker::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    let piece = pieces[next.fetch_add(1, Ordering::Relaxed) % pieces.len()];
+                    worker.process(piece, Work::Store);
+                    bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                }
+            });
+        }
+    });
 }
 
 struct Worker {

@@ -27,6 +27,9 @@ pub struct Options {
     /// How often each figure and its limit are measured, in turns.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
+    /// How long steady writes are watched for dips, in seconds, each kind of them.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = positive)]
+    pub steady_seconds: f64,
     /// Say for everything that writes what bounds its rate, what the rate would be without that, and
     /// how long each stage of the pipeline took.
     #[arg(long)]
@@ -34,6 +37,9 @@ pub struct Options {
     /// Write everything that was measured to this file as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Draw what was watched over time into this directory, as SVG.
+    #[arg(long, value_name = "DIR")]
+    pub svg: Option<PathBuf>,
 }
 
 /// What the two commands differ in.

@@ -3,15 +3,17 @@
 use std::{
     fmt::Display,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::Serialize;
 use siltstone_engine::{Activity, Explanation};
 
 use super::{
+    Outcome,
     error::BenchError,
     sample::{Sample, median},
+    series::Series,
 };
 
 /// What a row's figures are counted in.
@@ -145,16 +147,26 @@ pub(crate) struct Report {
     group: &'static str,
     rows: Vec<Row>,
     explained: Vec<Explained>,
+    series: Vec<Series>,
     explain: bool,
+    /// Where series are drawn.
+    svg: Option<PathBuf>,
 }
 
 impl Report {
-    pub(crate) fn new(explain: bool) -> Self {
+    pub(crate) fn new(explain: bool, svg: Option<PathBuf>) -> Self {
         say(format_args!(
             "{:36} {:>12} {:>12} {:>7} {:>15}  target",
             "", "measured", "limit", "ratio", "lowest-highest"
         ));
-        Self { group: "", rows: Vec::new(), explained: Vec::new(), explain }
+        Self {
+            group: "",
+            rows: Vec::new(),
+            explained: Vec::new(),
+            series: Vec::new(),
+            explain,
+            svg,
+        }
     }
 
     pub(crate) fn begin(&mut self, group: &'static str) {
@@ -220,12 +232,23 @@ impl Report {
         self.explained.push(Explained { group: self.group, name: what.into(), explanation });
     }
 
+    /// Keeps a series, and draws it beside the unavoidable work alone, if that is wanted.
+    pub(crate) fn add_series(&mut self, file: &str, series: Series, alone: &Series) -> Outcome {
+        if let Some(directory) = &self.svg {
+            std::fs::create_dir_all(directory).map_err(BenchError::file(directory))?;
+            series.draw(&directory.join(file).with_extension("svg"), alone)?;
+        }
+        self.series.push(series);
+        Ok(())
+    }
+
     /// Writes everything to a file, with the load that the machine had before.
-    pub(crate) fn save(&self, path: &Path, load: f64) -> Result<(), BenchError> {
+    pub(crate) fn save(&self, path: &Path, load: f64) -> Outcome {
         let all = serde_json::json!({
             "load_before": load,
             "rows": self.rows,
             "explained": self.explained,
+            "series": self.series,
         });
         let text = serde_json::to_string_pretty(&all).map_err(io::Error::from);
         let written = text.and_then(|text| std::fs::write(path, text + "\n"));

@@ -1,0 +1,180 @@
+//! Whether writes ever dip: bytes written in each tenth of a second, over a long time.
+//!
+//! A shared machine dips by itself. The unavoidable work alone is watched the same way before and after,
+//! and stands beside.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use siltstone_device::SeededRandom;
+use siltstone_engine::{CreateOptions, Pool, Result, Tuning, Volume, VolumeOptions};
+
+use super::{
+    Outcome,
+    bed::Bed,
+    limit::{self, FRAME_BYTES},
+    report::{Report, Target, Turns, Unit},
+    series::{Done, Series},
+};
+use crate::data::BLOCK_BYTES;
+
+/// A write: small against what is written in a window.
+const WRITE_BYTES: usize = 256 << 10;
+/// What is written again and again, each time as new data: a part of the distinct data.
+const STREAM_BYTES: usize = 256 << 20;
+/// The volume that is written front to back, in streams: what is overwritten dies whole segments at a time.
+const VOLUME_STREAMS: u64 = 8;
+/// So much of the smaller pool is filled, in hundredths, before it is overwritten at random places.
+const FILLED_PERCENT: u64 = 65;
+
+/// The stream: frames of the data in random order, so that each window has much the same.
+fn stream(bed: &Bed) -> Vec<u8> {
+    let frames: Vec<&[u8]> = bed.distinct.bytes.chunks_exact(FRAME_BYTES).collect();
+    let mut random = SeededRandom::new(1);
+    let len = STREAM_BYTES.min(bed.distinct.bytes.len()) / (WRITE_BYTES * bed.cores);
+    let mut stream = Vec::with_capacity(len * WRITE_BYTES * bed.cores);
+    while stream.len() < stream.capacity() {
+        stream.extend_from_slice(frames[random.below(frames.len() as u64) as usize]);
+    }
+    stream
+}
+
+/// Writes the stream over and over until it is over: each client a part of it, to parts of the volume that are
+/// its own, with a number in each block that makes it a new one.
+fn write(
+    volume: &Volume,
+    stream: &mut [u8],
+    clients: usize,
+    is_random: bool,
+    bytes: &AtomicU64,
+    is_over: &AtomicBool,
+) -> Result<()> {
+    static NUMBER: AtomicU64 = AtomicU64::new(1);
+    let writes = volume.size_bytes() / WRITE_BYTES as u64 / clients as u64;
+    let client = |(number, data): (usize, &mut [u8])| -> Result<()> {
+        let mut random = SeededRandom::new(number as u64);
+        let first = number as u64 * writes;
+        let mut next = 0;
+        loop {
+            for piece in data.chunks_exact_mut(WRITE_BYTES) {
+                if is_over.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                for block in piece.chunks_exact_mut(BLOCK_BYTES) {
+                    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+                    block[2048..2056].copy_from_slice(&number.to_le_bytes());
+                }
+                let at = if is_random { random.below(writes) } else { next % writes };
+                volume.write_at((first + at) * WRITE_BYTES as u64, piece)?;
+                bytes.fetch_add(WRITE_BYTES as u64, Ordering::Relaxed);
+                next += 1;
+            }
+        }
+    };
+    let client = &client;
+    let part = stream.len() / clients;
+    thread::scope(|scope| {
+        let parts = stream.chunks_exact_mut(part).enumerate();
+        let clients: Vec<_> = parts.map(|part| scope.spawn(move || client(part))).collect();
+        clients.into_iter().try_for_each(|client| client.join().expect("a client returns"))
+    })
+}
+
+fn done(pool: &Pool) -> Done {
+    let counters = pool.counters();
+    Done { checkpoints: counters.checkpoints, collector_rounds: counters.collector_rounds }
+}
+
+/// The unavoidable work, watched.
+fn alone(bed: &Bed, stream: &[u8], time: Duration) -> Series {
+    let name = "the unavoidable work alone";
+    let run = |bytes: &AtomicU64, is_over: &AtomicBool| {
+        limit::run_until(stream, WRITE_BYTES, bed.cores, bytes, is_over);
+    };
+    Series::watch(name, time, Done::default, run).0
+}
+
+/// Steady ingest, and steady overwrites with garbage collection at work.
+pub(crate) fn writes(bed: &Bed, report: &mut Report) -> Outcome {
+    let mut stream = stream(bed);
+    let mut alone_all = alone(bed, &stream, bed.steady / 2);
+
+    let pool = bed.fresh_pool()?;
+    let size_bytes = VOLUME_STREAMS * stream.len() as u64;
+    let volume = pool.create_volume("front to back", &VolumeOptions::new(size_bytes))?;
+    let before = pool.activity();
+    let name = "steady ingest";
+    let (ingest, written) = Series::watch(
+        name,
+        bed.steady,
+        || done(&pool),
+        |bytes, is_over| write(&volume, &mut stream, bed.cores, false, bytes, is_over),
+    );
+    written?;
+    report.explain(name, &before, &pool.activity());
+    drop(volume);
+    pool.close()?;
+
+    let options = CreateOptions { size_bytes: Some(2 * bed.raw_bytes), ..CreateOptions::default() };
+    let pool = bed.fresh_pool_with(&options, Tuning::default())?;
+    let volume = fill(bed, &pool, &mut stream)?;
+    let before = pool.activity();
+    let name = "steady random overwrites, with collection";
+    let (collected, written) = Series::watch(
+        name,
+        bed.steady,
+        || done(&pool),
+        |bytes, is_over| write(&volume, &mut stream, bed.cores, true, bytes, is_over),
+    );
+    written?;
+    report.explain(name, &before, &pool.activity());
+    drop(volume);
+    pool.close()?;
+
+    alone_all.extend(alone(bed, &stream, bed.steady / 2));
+    for (name, series, target) in [
+        ("slowest 100 ms of ingest, of median", &ingest, Target::ratio(0.75)),
+        ("the same, overwrites + collection", &collected, Target::ratio(0.75)),
+        ("the same, unavoidable work alone", &alone_all, Target::NONE),
+    ] {
+        let (slowest, median) = series.slowest_and_median();
+        let mut turns = Turns::new(name, Unit::BytesPerSecond, target);
+        turns.add(slowest, median);
+        report.add(turns);
+    }
+    report.add_series("steady-ingest", ingest, &alone_all)?;
+    report.add_series("steady-collection", collected, &alone_all)
+}
+
+/// Fills a pool as far as it is meant to be, in a volume of that size.
+fn fill(bed: &Bed, pool: &Pool, stream: &mut [u8]) -> Result<Volume> {
+    let room = |pool: &Pool| pool.quick_stat().space.free_bytes;
+    let empty = room(pool);
+    let first = pool.create_volume("to see how it compresses", &VolumeOptions::new(1 << 30))?;
+    let sample_bytes = stream.len() / 4;
+    for (at, piece) in stream[..sample_bytes].chunks_exact(WRITE_BYTES).enumerate() {
+        first.write_at((at * WRITE_BYTES) as u64, piece)?;
+    }
+    pool.checkpoint()?;
+    let stored_share = (empty - room(pool)) as f64 / sample_bytes as f64;
+    drop(first);
+    pool.delete_volume("to see how it compresses")?;
+    let fits = (empty / 100 * FILLED_PERCENT) as f64 / stored_share;
+    let step = (WRITE_BYTES * bed.cores) as u64;
+    let size_bytes = (fits as u64 / step).max(1) * step;
+    let volume = pool.create_volume("at random", &VolumeOptions::new(size_bytes))?;
+    let (bytes, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let filling = scope.spawn(|| write(&volume, stream, bed.cores, false, &bytes, &is_over));
+        while bytes.load(Ordering::Relaxed) < size_bytes && !filling.is_finished() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        filling.join().expect("the clients return")
+    })?;
+    pool.checkpoint()?;
+    Ok(volume)
+}
