@@ -7,14 +7,18 @@
 //!
 //! - `options`: what can be asked for; `error`: why it cannot be had.
 //! - `bed`: the data, files and pools; `limit`: the unavoidable work alone; `raw`: the device alone.
-//! - `ingest`, `space`, `reads`, `overwrite`, `flush`, `steady`: a group of rows each, or some.
+//! - `ingest`, `space`, `reads`, `overwrite`, `flush`, `steady`, `memory`, `opening`: a group of rows
+//!   each, or some; `child`: processes that they need; `spread`: a device of any size.
 //! - `sample` and `series`: what is counted; `report`: the table.
 
 mod bed;
+mod child;
 mod error;
 mod flush;
 mod ingest;
 mod limit;
+mod memory;
+mod opening;
 mod options;
 mod overwrite;
 mod raw;
@@ -23,6 +27,7 @@ mod report;
 mod sample;
 mod series;
 mod space;
+mod spread;
 mod steady;
 
 use self::{bed::Bed, report::Report};
@@ -36,7 +41,7 @@ type Outcome = Result<(), BenchError>;
 /// A group's name and what measures it.
 type Group = (&'static str, fn(&Bed, &mut Report) -> Outcome);
 
-const GROUPS: [Group; 9] = [
+const GROUPS: [Group; 11] = [
     ("ingest", ingest::data),
     ("incompressible", ingest::incompressible),
     ("space", space::stored),
@@ -46,6 +51,8 @@ const GROUPS: [Group; 9] = [
     ("overwrite", overwrite::random),
     ("flush", flush::writes),
     ("steady", steady::writes),
+    ("memory", memory::resident),
+    ("opening", opening::times),
 ];
 
 /// Measures what is asked for, and prints it as it comes.
@@ -53,6 +60,9 @@ const GROUPS: [Group; 9] = [
 /// # Errors
 /// If there is no such group, no room or no data; or if the pool or its device fails.
 pub fn run(options: &Options, caller: &Caller) -> Result<(), BenchError> {
+    if let Some(work) = options.child {
+        return child::run(work, options);
+    }
     let only = options.only.as_deref().unwrap_or("");
     let groups: Vec<_> = GROUPS.iter().filter(|(name, _)| name.contains(only)).collect();
     if groups.is_empty() {

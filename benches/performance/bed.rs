@@ -19,6 +19,7 @@ use siltstone_device::{
 use siltstone_engine::{CreateOptions, OpenOptions, Pool, Tuning, VolumeOptions};
 
 use super::{
+    Outcome, child,
     error::BenchError,
     ingest,
     options::{Caller, Options},
@@ -52,7 +53,9 @@ pub(crate) struct Bed {
     pub(crate) raw_bytes: u64,
     pool: Arc<dyn Device>,
     is_direct: bool,
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
+    /// What a child of this program is given first.
+    pub(crate) child_arguments: &'static [&'static str],
     pub(crate) cores: usize,
     /// What the rest of the machine did before this began.
     pub(crate) load: f64,
@@ -105,6 +108,7 @@ impl Bed {
             raw_bytes,
             pool,
             directory: directory.clone(),
+            child_arguments: caller.arguments,
             cores: cores.get(),
             load,
             seconds: Duration::from_secs_f64(options.seconds),
@@ -131,6 +135,16 @@ impl Bed {
         self.open_pool(tuning)
     }
 
+    /// A sparse file for a pool of other processes, removed at the end.
+    pub(crate) fn child_pool(&self, size_bytes: u64) -> Result<ChildPool, BenchError> {
+        let pool = ChildPool { path: self.directory.join(child::POOL) };
+        // One that an interrupted run left behind.
+        let _ = fs::remove_file(&pool.path);
+        let access = Access::Create { size_bytes };
+        file::open(&pool.path, &FileOptions { access, ..FileOptions::default() })?;
+        Ok(pool)
+    }
+
     /// The pool as the last measurement left it.
     pub(crate) fn open_pool(&self, tuning: Tuning) -> Result<Pool, BenchError> {
         let options = OpenOptions { tuning, ..OpenOptions::default() };
@@ -145,6 +159,33 @@ impl Bed {
         ingest::write(self, &pool, &volume, bytes)?;
         pool.close()?;
         Ok(())
+    }
+}
+
+/// The file of a pool of other processes.
+pub(crate) struct ChildPool {
+    path: PathBuf,
+}
+
+impl ChildPool {
+    /// It, until that is dropped.
+    pub(crate) fn device(&self) -> Result<Arc<dyn Device>, BenchError> {
+        Ok(file::open(&self.path, &FileOptions::default())?)
+    }
+
+    /// Makes a volume in it.
+    pub(crate) fn create_volume(&self, name: &str, options: &VolumeOptions) -> Outcome {
+        let tuning = Tuning { warm_index: false, ..Tuning::default() };
+        let pool = Pool::open(&self.path, &OpenOptions { tuning, ..OpenOptions::default() })?;
+        pool.create_volume(name, options)?;
+        Ok(pool.close()?)
+    }
+}
+
+impl Drop for ChildPool {
+    fn drop(&mut self) {
+        // Gone already, or there is nobody left to tell.
+        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use siltstone_device::size;
 
+use super::child::Work;
+
 /// What is measured, where, and how long.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -40,10 +42,15 @@ pub struct Options {
     /// Draw what was watched over time into this directory, as SVG.
     #[arg(long, value_name = "DIR")]
     pub svg: Option<PathBuf>,
+    /// This process is one that a bench has started for this work.
+    #[arg(long, hide = true, value_enum)]
+    pub(super) child: Option<Work>,
 }
 
 /// What the two commands differ in.
 pub struct Caller {
+    /// What this program is given before its options to do the same.
+    pub arguments: &'static [&'static str],
     /// The directory if none is given.
     pub directory: PathBuf,
     /// Whether an image that was built stays in the directory for the next time.

@@ -23,6 +23,7 @@ pub(crate) enum Unit {
     BytesPerSecond,
     OperationsPerSecond,
     MicrosecondsEach,
+    Milliseconds,
     Bytes,
     Blocks,
 }
@@ -33,6 +34,7 @@ impl Unit {
             Self::BytesPerSecond => format!("{:.0} MB/s", value / 1e6),
             Self::OperationsPerSecond => format!("{value:.0} /s"),
             Self::MicrosecondsEach => format!("{value:.1} us"),
+            Self::Milliseconds => format!("{value:.1} ms"),
             Self::Bytes => format!("{:.1} MB", value / 1e6),
             Self::Blocks => format!("{value:.0}"),
         }

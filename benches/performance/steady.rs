@@ -118,7 +118,7 @@ pub(crate) fn writes(bed: &Bed, report: &mut Report) -> Outcome {
     drop(volume);
     pool.close()?;
 
-    let options = CreateOptions { size_bytes: Some(2 * bed.raw_bytes), ..CreateOptions::default() };
+    let options = CreateOptions { size_bytes: Some(4 * bed.raw_bytes), ..CreateOptions::default() };
     let pool = bed.fresh_pool_with(&options, Tuning::default())?;
     let volume = fill(bed, &pool, &mut stream)?;
     let before = pool.activity();

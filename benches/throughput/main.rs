@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let caller = Caller { directory, keeps_image: true };
+    let caller = Caller { arguments: &["--bench"], directory, keeps_image: true };
     match performance::run(&arguments.options, &caller) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

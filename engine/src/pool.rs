@@ -24,6 +24,7 @@ mod changes;
 mod create;
 mod grow;
 mod open;
+mod pretended;
 mod replay;
 mod snapshots;
 mod volumes;

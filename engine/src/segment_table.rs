@@ -46,6 +46,7 @@ use crate::{error::Result, layout::Layout, segment_count::SegmentCount};
 mod generations;
 mod image;
 mod pages;
+mod pretended;
 mod store;
 mod usage;
 

@@ -62,7 +62,7 @@ impl Pool {
         nvram: Option<Arc<dyn Device>>,
         options: &CreateOptions,
     ) -> Result<()> {
-        pollster::block_on(create_on(device, nvram, options, &SystemEntropy))
+        pollster::block_on(create_on(device, nvram, options, &SystemEntropy, SegmentTable::new))
     }
 
     /// Makes a new pool whose identity comes from `entropy`: what a simulation needs to make the
@@ -76,15 +76,17 @@ impl Pool {
         options: &CreateOptions,
         entropy: &dyn Entropy,
     ) -> Result<()> {
-        create_on(device, nvram, options, entropy).await
+        create_on(device, nvram, options, entropy, SegmentTable::new).await
     }
 }
 
-async fn create_on(
+/// Makes a pool whose segment table is what `table` makes of its identity, layout and size.
+pub(super) async fn create_on(
     device: Arc<dyn Device>,
     nvram: Option<Arc<dyn Device>>,
     options: &CreateOptions,
     entropy: &dyn Entropy,
+    table: fn(u64, Layout, SegmentCount) -> SegmentTable,
 ) -> Result<()> {
     let size_bytes = options.size_bytes.unwrap_or(u64::MAX).min(device.size_bytes());
     let mut layout = Layout::new(size_bytes, options)?;
@@ -136,7 +138,7 @@ async fn create_on(
     let (checkpoints, _) = CheckpointStore::open(Arc::clone(&device), slots, pool, 0).await?;
     MarkStore::format(&*device, MARKS).await?;
     let count = SegmentCount::new(layout.segment_count(revision.size_bytes));
-    let table = SegmentTable::new(pool, layout, count);
+    let table = table(pool, layout, count);
     let stored = table.store_changes(&*device, 1).await?;
     request::flush(&*device).await?;
     let body = CheckpointBody {
