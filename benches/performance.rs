@@ -7,14 +7,15 @@
 //!
 //! - `options`: what can be asked for; `error`: why it cannot be had.
 //! - `bed`: the data, files and pools; `limit`: the unavoidable work alone; `raw`: the device alone.
-//! - `ingest`, `space`, `reads`, `overwrite`, `flush`, `steady`, `memory`, `opening`: a group of rows
-//!   each, or some; `child`: processes that they need; `spread`: a device of any size.
+//! - `ingest`, `space`, `reads`, `overwrite`, `flush`, `steady`, `memory`, `opening`, `growth`: a group
+//!   of rows each, or some; `child`: processes that they need; `spread`: a device of any size.
 //! - `sample` and `series`: what is counted; `report`: the table.
 
 mod bed;
 mod child;
 mod error;
 mod flush;
+mod growth;
 mod ingest;
 mod limit;
 mod memory;
@@ -41,7 +42,7 @@ type Outcome = Result<(), BenchError>;
 /// A group's name and what measures it.
 type Group = (&'static str, fn(&Bed, &mut Report) -> Outcome);
 
-const GROUPS: [Group; 11] = [
+const GROUPS: [Group; 12] = [
     ("ingest", ingest::data),
     ("incompressible", ingest::incompressible),
     ("space", space::stored),
@@ -53,6 +54,7 @@ const GROUPS: [Group; 11] = [
     ("steady", steady::writes),
     ("memory", memory::resident),
     ("opening", opening::times),
+    ("growth", growth::rates),
 ];
 
 /// Measures what is asked for, and prints it as it comes.
@@ -80,4 +82,19 @@ pub fn run(options: &Options, caller: &Caller) -> Result<(), BenchError> {
         report.save(path, bed.load)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args;
+
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_group() {
+        let help = Options::augment_args(clap::Command::new("bench")).render_help().to_string();
+        for (name, _) in GROUPS {
+            assert!(help.contains(name), "{name}: {help}");
+        }
+    }
 }

@@ -20,7 +20,8 @@ pub struct Options {
     /// [default: 1G, or what the free space and the memory allow].
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub size: Option<u64>,
-    /// Measure only groups whose name contains this.
+    /// Measure only groups whose name contains this: ingest, incompressible, space, sequential-read,
+    /// random-read, hot-read, overwrite, flush, steady, memory, opening, growth.
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// How long each measurement runs that is not bounded by the data.

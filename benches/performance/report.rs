@@ -26,6 +26,7 @@ pub(crate) enum Unit {
     Milliseconds,
     Bytes,
     Blocks,
+    Share,
 }
 
 impl Unit {
@@ -37,6 +38,7 @@ impl Unit {
             Self::Milliseconds => format!("{value:.1} ms"),
             Self::Bytes => format!("{:.1} MB", value / 1e6),
             Self::Blocks => format!("{value:.0}"),
+            Self::Share => format!("{:.1} %", value * 100.0),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::{
     bed::Bed,
     limit::{self, FRAME_BYTES},
     report::{Report, Target, Turns, Unit},
+    sample::{Sample, Stopwatch},
     series::{Done, Series},
 };
 use crate::data::BLOCK_BYTES;
@@ -31,7 +32,7 @@ const VOLUME_STREAMS: u64 = 8;
 const FILLED_PERCENT: u64 = 65;
 
 /// The stream: frames of the data in random order, so that each window has much the same.
-fn stream(bed: &Bed) -> Vec<u8> {
+pub(crate) fn stream(bed: &Bed) -> Vec<u8> {
     let frames: Vec<&[u8]> = bed.distinct.bytes.chunks_exact(FRAME_BYTES).collect();
     let mut random = SeededRandom::new(1);
     let len = STREAM_BYTES.min(bed.distinct.bytes.len()) / (WRITE_BYTES * bed.cores);
@@ -166,15 +167,40 @@ fn fill(bed: &Bed, pool: &Pool, stream: &mut [u8]) -> Result<Volume> {
     let step = (WRITE_BYTES * bed.cores) as u64;
     let size_bytes = (fits as u64 / step).max(1) * step;
     let volume = pool.create_volume("at random", &VolumeOptions::new(size_bytes))?;
+    write_while(bed, &volume, stream, false, |bytes| bytes < size_bytes)?;
+    pool.checkpoint()?;
+    Ok(volume)
+}
+
+/// Writes the stream to random places for so long. Counts bytes.
+pub(crate) fn write_for(
+    bed: &Bed,
+    volume: &Volume,
+    stream: &mut [u8],
+    time: Duration,
+) -> Result<Sample> {
+    let stopwatch = Stopwatch::start();
+    let bytes = write_while(bed, volume, stream, true, |_| stopwatch.elapsed() < time)?;
+    Ok(stopwatch.stop(bytes))
+}
+
+/// Writes the stream as long as `goes_on` says so, which is asked now and then with the bytes so far.
+fn write_while(
+    bed: &Bed,
+    volume: &Volume,
+    stream: &mut [u8],
+    is_random: bool,
+    goes_on: impl Fn(u64) -> bool,
+) -> Result<u64> {
     let (bytes, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
-        let filling = scope.spawn(|| write(&volume, stream, bed.cores, false, &bytes, &is_over));
-        while bytes.load(Ordering::Relaxed) < size_bytes && !filling.is_finished() {
+        let work = || write(volume, stream, bed.cores, is_random, &bytes, &is_over);
+        let writing = scope.spawn(work);
+        while goes_on(bytes.load(Ordering::Relaxed)) && !writing.is_finished() {
             thread::sleep(Duration::from_millis(5));
         }
         is_over.store(true, Ordering::Relaxed);
-        filling.join().expect("the clients return")
+        writing.join().expect("the clients return")
     })?;
-    pool.checkpoint()?;
-    Ok(volume)
+    Ok(bytes.into_inner())
 }

@@ -61,9 +61,8 @@ pub(crate) enum Command {
     ///
     /// Each line is a figure beside its limit (the unavoidable work alone, or the device alone), measured in
     /// turns in the same run: what counts is the ratio. A pool is made for it in files in --directory, which
-    /// should be on the device in question; nothing is left of them. It takes some minutes; groups for
-    /// --only are ingest, incompressible, space, sequential-read, random-read, hot-read, overwrite and
-    /// flush. For the rate of writes of a pool in use, see top.
+    /// should be on the device in question; nothing is left of them. It takes some minutes. For the rate
+    /// of writes of a pool in use, see top.
     Bench(performance::Options),
     /// Cut the power of simulated pools, kill real servers, or damage pools, until a promise breaks.
     ///
