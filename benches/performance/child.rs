@@ -5,9 +5,9 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     path::Path,
-    process::{self, Command, Stdio},
+    process::{self, ChildStdout, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -197,6 +197,7 @@ fn status_bytes(field: &str) -> Result<u64, BenchError> {
 /// A child at work. It is killed when this is dropped.
 pub(crate) struct Child {
     process: process::Child,
+    output: BufReader<ChildStdout>,
     what: &'static str,
 }
 
@@ -210,7 +211,7 @@ impl Child {
         };
         let program = std::env::current_exe().map_err(|e| system("find this program", e))?;
         let work = work.to_possible_value().expect("each work has a name");
-        let process = Command::new(program)
+        let mut process = Command::new(program)
             .args(bed.child_arguments)
             .args(["--child", work.get_name(), "--seconds", &bed.seconds.as_secs_f64().to_string()])
             .arg("--directory")
@@ -219,7 +220,8 @@ impl Child {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|source| system("start a process", source))?;
-        Ok(Self { process, what })
+        let output = process.stdout.take().expect("it was given a pipe");
+        Ok(Self { process, output: BufReader::new(output), what })
     }
 
     /// Gives it data. False when it takes no more: it has ended.
@@ -229,14 +231,12 @@ impl Child {
 
     /// Waits for a line of what it says.
     pub(crate) fn line(&mut self) -> Result<String, BenchError> {
-        let mut line = Vec::new();
-        let output = self.process.stdout.as_mut().expect("it was given a pipe");
-        // Byte by byte: what follows the line stays in the pipe.
-        for byte in output.bytes() {
-            match byte.map_err(|source| system("read what a process says", source))? {
-                b'\n' => return Ok(String::from_utf8_lossy(&line).into_owned()),
-                byte => line.push(byte),
-            }
+        let mut line = String::new();
+        let read = self.output.read_line(&mut line);
+        read.map_err(|source| system("read what a process says", source))?;
+        if line.ends_with('\n') {
+            line.pop();
+            return Ok(line);
         }
         Err(self.ended())
     }
