@@ -1,9 +1,12 @@
 //! Streams of new data, of the same again, and of data that does not compress.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
 
 use siltstone_device::SeededRandom;
-use siltstone_engine::{Pool, Result, Volume, VolumeOptions};
+use siltstone_engine::{Pool, Result, Tuning, Volume, VolumeOptions};
 
 use super::{
     Outcome,
@@ -37,12 +40,15 @@ pub(crate) fn write(bed: &Bed, pool: &Pool, volume: &Volume, data: &[u8]) -> Res
 }
 
 /// Distinct blocks against all the work that they need; then all of them again, against the work
-/// that recognising them needs.
+/// that recognising them needs; and the same once more when the pool has been closed and opened.
 pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
     let data = &bed.distinct.bytes;
     let per_second = Unit::BytesPerSecond;
     let mut unique = Turns::new("unique data", per_second, Target::ratio(0.92));
     let mut duplicate = Turns::new("the same again", per_second, Target::value(4e9));
+    let mut restarted = Turns::new("the same, after a restart", per_second, Target::value(4e9));
+    let target = Target::value(60e3).at_most();
+    let mut warm = Turns::new("from restart to a full index", Unit::Milliseconds, target);
     let by_cpu = |name| Turns::new(name, per_second, Target::NONE);
     let mut unique_cpu = by_cpu("unique data, a core's second");
     let mut duplicate_cpu = by_cpu("the same again, a core's second");
@@ -65,8 +71,16 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
             report.explain("the same again", &before_again, &pool.activity());
         }
         pool.close()?;
+        let opened = Instant::now();
+        let pool = bed.open_pool(Tuning::default())?;
+        pool.wait_index_warm()?;
+        warm.add_alone(opened.elapsed().as_secs_f64() * 1e3);
+        let limit = limit::run(data, Work::Recognise, bed.cores);
+        let third = write(bed, &pool, &pool.create_volume("third", &size)?, data)?;
+        restarted.add(third.rate(), limit.rate());
+        pool.close()?;
     }
-    for turns in [unique, unique_cpu, duplicate, duplicate_cpu] {
+    for turns in [unique, unique_cpu, duplicate, duplicate_cpu, restarted, warm] {
         report.add(turns);
     }
     Ok(())

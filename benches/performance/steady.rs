@@ -30,6 +30,8 @@ const STREAM_BYTES: usize = 256 << 20;
 const VOLUME_STREAMS: u64 = 8;
 /// So much of the smaller pool is filled, in hundredths, before it is overwritten at random places.
 const FILLED_PERCENT: u64 = 65;
+/// Rounds of collection that have ended when watching begins: by then they go on as they will.
+const ROUNDS_BEFORE: u64 = 2;
 
 /// The stream: frames of the data in random order, so that each window has much the same.
 pub(crate) fn stream(bed: &Bed) -> Vec<u8> {
@@ -122,6 +124,8 @@ pub(crate) fn writes(bed: &Bed, report: &mut Report) -> Outcome {
     let options = CreateOptions { size_bytes: Some(4 * bed.raw_bytes), ..CreateOptions::default() };
     let pool = bed.fresh_pool_with(&options, Tuning::default())?;
     let volume = fill(bed, &pool, &mut stream)?;
+    let rounds = || pool.counters().collector_rounds;
+    write_while(bed, &volume, &mut stream, true, |_| rounds() < ROUNDS_BEFORE)?;
     let before = pool.activity();
     let name = "steady random overwrites, with collection";
     let (collected, written) = Series::watch(

@@ -4,9 +4,9 @@
 //! the interval is how many of its kind were under way on average (Little, "A proof for the queuing
 //! formula L = λW", 1961), and divided by how many there can be, its utilisation. The part with the highest
 //! utilisation is the bound; if it took no time at all, the next one would be, at a rate that is higher by
-//! as much as its utilisation is short of one. Two things are no parts of the pipeline and come before
+//! as much as its utilisation is short of one. Some things are no parts of the pipeline and come before
 //! them: writers who wait for room in the pool, and clients who do not send enough, which shows by
-//! nobody waiting for staging memory.
+//! nobody waiting for staging memory; they may be waiting for their flushes.
 
 use std::{fmt, time::Instant};
 
@@ -17,6 +17,8 @@ use crate::{pool::Pool, stats::StageTime};
 
 /// Writers that wait on average for room, or for staging, below which nobody is said to wait.
 const SOME: f64 = 0.02;
+/// Flushes under way on average above which clients are said to wait for nothing else.
+const MOST: f64 = 0.5;
 
 /// What a pool had done at one moment: totals since it was opened.
 #[derive(Clone, Debug)]
@@ -38,6 +40,8 @@ pub struct Activity {
 pub enum Bound {
     /// Clients: the pipeline waits for them.
     Clients,
+    /// Flushes: the pipeline waits for clients, and these wait until what they wrote is durable.
+    Flushes,
     /// Room in the pool: writes wait for garbage collection.
     Room,
     /// Processors, whatever runs on them.
@@ -145,12 +149,15 @@ impl Activity {
         let bound = match utilisation[0].0 {
             _ if written == 0.0 => None,
             _ if under_way(&["space_wait"]) > SOME => Some(Bound::Room),
-            _ if under_way(&["admit_wait"]) < SOME => Some(Bound::Clients),
+            _ if under_way(&["admit_wait"]) < SOME => match under_way(&["commit"]) {
+                flushing if flushing > MOST => Some(Bound::Flushes),
+                _ => Some(Bound::Clients),
+            },
             part => Some(part),
         };
         let without = match bound {
             // What is not saturated yet would be at the same rate for each of its parts.
-            Some(Bound::Clients | Bound::Room) => Some(utilisation[0]),
+            Some(Bound::Clients | Bound::Flushes | Bound::Room) => Some(utilisation[0]),
             Some(_) => Some(utilisation[1]),
             None => None,
         };
@@ -176,6 +183,7 @@ impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Clients => "clients",
+            Self::Flushes => "flushes",
             Self::Room => "room in the pool",
             Self::Processors => "processors",
             Self::Reducers => "reducers",
@@ -271,6 +279,14 @@ mod tests {
         assert_eq!(found.bound, Some(Bound::Clients));
         assert_eq!(found.without, Some((2000.0 / 0.4, Bound::Device)));
         assert_eq!(explained(0, 400, &stages).bound, None);
+    }
+
+    #[test]
+    fn clients_that_flush_whatever_they_write_are_bound_by_that() {
+        let stages = [("admit_wait", 0), ("compress", 200), ("commit", 1960)];
+        assert_eq!(explained(4000, 300, &stages).bound, Some(Bound::Flushes));
+        let stages = [("admit_wait", 0), ("compress", 200), ("commit", 60)];
+        assert_eq!(explained(4000, 300, &stages).bound, Some(Bound::Clients));
     }
 
     #[test]

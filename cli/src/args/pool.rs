@@ -97,8 +97,8 @@ pub(crate) enum PoolCommand {
     /// Show what a pool that is being served does, and what bounds its rate of writes.
     ///
     /// A line each interval: what clients write and read, what bounds the writes (clients who do not
-    /// send more, room in the pool, processors, the tasks that compress, the one that places units, or
-    /// the device), and what their rate would be without that. Ctrl-C ends it.
+    /// send more, their flushes, room in the pool, processors, the tasks that compress, the one that
+    /// places units, or the device), and what their rate would be without that. Ctrl-C ends it.
     Top(TopArguments),
     /// Read everything back at a bounded rate, and check it against checksums and fingerprints.
     ///
