@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 360.0;
-const LEFT: f64 = 56.0;
+const LEFT: f64 = 84.0;
 const RIGHT: f64 = 616.0;
 const TOP: f64 = 64.0;
 const BOTTOM: f64 = 296.0;
