@@ -34,9 +34,12 @@ const VOLUME: &str = "grown";
 /// What was found with one size of the map: figures and their limits, by round.
 struct Found {
     entries: u64,
-    reads: Vec<(f64, f64)>,
-    writes: Vec<(f64, f64)>,
+    reads: Vec<(Sample, Sample)>,
+    writes: Vec<(Sample, Sample)>,
 }
+
+/// What counts of a sample.
+type Figure = fn(&Sample) -> f64;
 
 /// Random reads and writes of new data with each size, and the last against the one before.
 pub(crate) fn rates(bed: &Bed, report: &mut Report) -> Outcome {
@@ -51,20 +54,23 @@ pub(crate) fn rates(bed: &Bed, report: &mut Report) -> Outcome {
         ] {
             let name = format!("{name}, map of {entries} entries");
             let mut turns = Turns::new(&name, unit, Target::NONE);
-            figures.iter().for_each(|(rate, limit)| turns.add(*rate, *limit));
+            figures.iter().for_each(|(found, limit)| turns.add(found.rate(), limit.rate()));
             report.add(turns);
         }
         all.push(found);
     }
     let [_, middle, last] = &all[..] else { unreachable!("there are three scales") };
-    for (name, middle, last) in [
-        ("random read, 100x of 10x", &middle.reads, &last.reads),
-        ("new data, 100x of 10x", &middle.writes, &last.writes),
+    let by_time: Figure = Sample::rate;
+    for (name, figure, middle, last) in [
+        ("random read, 100x of 10x", by_time, &middle.reads, &last.reads),
+        ("new data, 100x of 10x", by_time, &middle.writes, &last.writes),
+        ("the same by processor time", Sample::cpu_rate, &middle.writes, &last.writes),
     ] {
         // They were not measured in turns with each other: both count by their limits.
         let mut turns = Turns::new(name, Unit::Share, Target::ratio(0.8));
-        for ((rate, limit), (rate_before, limit_before)) in last.iter().zip(middle) {
-            turns.add(rate / limit, rate_before / limit_before);
+        let share = |(found, limit): &(Sample, Sample)| figure(found) / figure(limit);
+        for (last, middle) in last.iter().zip(middle) {
+            turns.add(share(last), share(middle));
         }
         report.add(turns);
     }
@@ -113,7 +119,7 @@ fn with_map(
     for round in 0..bed.rounds {
         let amount = Amount::Time(bed.seconds);
         let limit = raw::run(&bed.raw, bed.raw_bytes, Load::RANDOM_READ, amount)?;
-        reads.push((read(bed, &volume, round.into())?.rate(), limit.rate()));
+        reads.push((read(bed, &volume, round.into())?, limit));
     }
     drop(volume);
     pool.close()?;
@@ -126,7 +132,7 @@ fn with_map(
     for _ in 0..bed.rounds {
         let limit = limit::run(&stream, Work::Store, bed.cores);
         let sample = steady::write_for(bed, &volume, &mut stream, bed.seconds)?;
-        writes.push((sample.rate(), limit.rate()));
+        writes.push((sample, limit));
     }
     report.explain(&format!("new data, map of {entries} entries"), &before, &pool.activity());
     drop(volume);
