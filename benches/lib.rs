@@ -18,13 +18,19 @@
 //! - `ageing`: what overwriting a pool many times does to it.
 //!   `cargo bench -p siltstone-benches --bench ageing -- --help`.
 //!
-//! All data is real but for `snapshots`: [`data`] takes it from this system's own files. [`drive`] runs many
-//! operations at a time, [`plot`] draws.
+//! All data is real but for `snapshots`: [`data`] takes it from this system's own files. What is counted is a
+//! [`sample`], or a `series` of windows; a [`report`] holds it against its limit, and [`plot`] draws. [`raw`] drives
+//! a device alone, [`drive`] many operations at a time, and [`cpu_time`] is what all of them take of the processors.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 pub mod cpu_time;
 pub mod data;
 pub mod drive;
+pub mod error;
 pub mod performance;
 pub mod plot;
+pub mod raw;
+pub mod report;
+pub mod sample;
+mod series;

@@ -5,15 +5,13 @@
 //! times; what is reported is the median of the turns' ratios. A shared machine that is slow for a
 //! while is slow for both. The data is a filesystem image of real files, or one that is given.
 //!
-//! - `options`: what can be asked for; `error`: why it cannot be had.
-//! - `bed`: the data, files and pools; `limit`: the unavoidable work alone; `raw`: the device alone.
+//! - `options`: what can be asked for.
+//! - `bed`: the data, files and pools; `limit`: the unavoidable work alone, as [`raw`](crate::raw) is the device's.
 //! - `ingest`, `space`, `reads`, `overwrite`, `flush`, `steady`, `memory`, `opening`, `growth`: a group
 //!   of rows each, or some; `child`: processes that they need; `spread`: a device of any size.
-//! - `sample` and `series`: what is counted; `report`: the table.
 
 mod bed;
 mod child;
-mod error;
 mod flush;
 mod growth;
 mod ingest;
@@ -22,19 +20,16 @@ mod memory;
 mod opening;
 mod options;
 mod overwrite;
-mod raw;
 mod reads;
-mod report;
-mod sample;
-mod series;
 mod space;
 mod spread;
 mod steady;
 
-use self::{bed::Bed, report::Report};
-pub use self::{
+use self::bed::Bed;
+pub use self::options::{Caller, Options};
+use crate::{
     error::BenchError,
-    options::{Caller, Options},
+    report::{self, Report},
 };
 
 type Outcome = Result<(), BenchError>;

@@ -13,14 +13,9 @@
 #[path = "../nbd/client.rs"]
 #[allow(dead_code)] // The other user needs more of it.
 mod client;
-#[path = "../throughput/cpu_time.rs"]
-mod cpu_time;
 #[path = "../nbd/crowd.rs"]
 mod crowd;
 mod epoll;
-#[path = "../throughput/report.rs"]
-#[allow(dead_code)] // Each program has its own kinds of rows.
-mod report;
 mod ring;
 
 use std::{
@@ -33,11 +28,9 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
+use siltstone_benches::report::{Report, Target, Turns, Unit};
 
-use crate::{
-    crowd::{BLOCK_BYTES, Crowd},
-    report::{Report, Target, Turns, Unit},
-};
+use crate::crowd::{BLOCK_BYTES, Crowd};
 
 /// A simple reply's head and a block.
 const REPLY_BYTES: usize = 16 + BLOCK_BYTES;
@@ -184,7 +177,7 @@ fn cpu_us(server: &Server) -> Result<f64, Box<dyn Error>> {
 fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     crowd::allow_connections(LOADS[LOADS.len() - 1].0)?;
     println!("measured: io_uring; limit: tokio");
-    let mut report = Report::new(false);
+    let mut report = Report::new(false, None);
     for load in LOADS {
         report.begin("event_loops");
         let name = format!("{} connections, qd {}", load.0, load.1);

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use siltstone_benches::data::{self, BLOCK_BYTES};
+use siltstone_benches::data::{self, BLOCK_BYTES, IMAGE_BYTES};
 use siltstone_engine::{CreateOptions, OpenOptions, Pool, Tuning, Volume, VolumeOptions};
 
 /// The pool's size: room to write the data several times.
@@ -42,8 +42,8 @@ impl Bed {
     ) -> Result<Self> {
         data::check_directory(directory)?;
         let image = match image {
-            Some(path) => data::load(path)?,
-            None => data::load(&data::image(directory)?)?,
+            Some(path) => data::load(path, IMAGE_BYTES)?,
+            None => data::load(&data::image(directory, IMAGE_BYTES)?, IMAGE_BYTES)?,
         };
         let mut data = data::distinct(&image).bytes;
         data.truncate(data.len() / PIECE_BYTES * PIECE_BYTES);

@@ -12,27 +12,18 @@
 
 mod bed;
 mod client;
-#[path = "../throughput/cpu_time.rs"]
-mod cpu_time;
 mod crowd;
-#[path = "../throughput/drive.rs"]
-mod drive;
 mod many;
 mod random;
-#[path = "../throughput/raw.rs"]
-#[allow(dead_code)] // As with reports.
-mod raw;
-#[path = "../throughput/report.rs"]
-#[allow(dead_code)] // Each program has its own kinds of rows.
-mod report;
 mod sequential;
 mod servers;
 
 use std::{error::Error, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
+use siltstone_benches::report::Report;
 
-use crate::{bed::Bed, report::Report};
+use crate::bed::Bed;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -120,7 +111,7 @@ fn measure() -> Outcome {
     let (directory, data) = (&arguments.directory, arguments.data.as_deref());
     let bed = Bed::new(directory, data, program, seconds, arguments.rounds)?;
     println!("data: {} MiB; {} cores; load {load:.1}", bed.data.len() >> 20, bed.cores);
-    let mut report = Report::new(false);
+    let mut report = Report::new(false, None);
     for (name, measure) in groups {
         report.begin(name);
         measure(&bed, &mut report)?;

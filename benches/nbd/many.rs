@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixStream,
 };
 
+use siltstone_benches::report::{Report, Target, Turns, Unit};
 use siltstone_nbd::protocol::command;
 use zerocopy::IntoBytes;
 
@@ -15,7 +16,6 @@ use crate::{
     bed::Bed,
     client::{self, Pipeline, Replies},
     crowd::{self, BLOCK_BYTES, Crowd},
-    report::{Report, Target, Turns, Unit},
     servers::{self, Server},
 };
 

@@ -2,6 +2,12 @@
 
 use std::{error::Error, sync::Arc, time::Instant};
 
+use siltstone_benches::{
+    drive,
+    raw::{self, Amount, Load},
+    report::{Report, Target, Turns, Unit},
+    sample::{Sample, Stopwatch},
+};
 use siltstone_device::{
     Device, SeededRandom,
     file::{self, Access, FileOptions},
@@ -12,9 +18,6 @@ use crate::{
     Outcome,
     bed::{Bed, VOLUME},
     client::Pipeline,
-    drive,
-    raw::{self, Amount, Load},
-    report::{Report, Sample, Stopwatch, Target, Turns, Unit},
     servers::{self, QemuAccess, Server},
 };
 

@@ -2,14 +2,17 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use siltstone_benches::{
+    drive,
+    report::{Report, Target, Turns, Unit},
+    sample::{Sample, Stopwatch},
+};
 use siltstone_engine::{EngineError, Tuning};
 
 use crate::{
     Outcome,
     bed::{Bed, PIECE_BYTES, VOLUME},
     client::Pipeline,
-    drive,
-    report::{Report, Sample, Stopwatch, Target, Turns, Unit},
     servers,
 };
 

@@ -19,13 +19,14 @@ use siltstone_device::{
 use siltstone_engine::{CreateOptions, OpenOptions, Pool, Tuning, VolumeOptions};
 
 use super::{
-    Outcome, child,
-    error::BenchError,
-    ingest,
+    Outcome, child, ingest,
     options::{Caller, Options},
+};
+use crate::{
+    data::{self, BLOCK_BYTES, Distinct, IMAGE_BYTES},
+    error::BenchError,
     raw::{self, Amount, Load},
 };
-use crate::data::{self, BLOCK_BYTES, Distinct, IMAGE_BYTES};
 
 /// The pool's size in sizes of the data: overwrites take space anew.
 const POOL_TIMES: u64 = 6;

@@ -20,10 +20,8 @@ use siltstone_engine::{
     CreateOptions, EngineError, OpenOptions, Pool, Tuning, Volume, VolumeOptions,
 };
 
-use super::{
-    bed::Bed, error::BenchError, limit::PIECE_BYTES, options::Options, report::say, spread::Spread,
-};
-use crate::data::BLOCK_BYTES;
+use super::{bed::Bed, limit::PIECE_BYTES, options::Options, spread::Spread};
+use crate::{data::BLOCK_BYTES, error::BenchError, report::say};
 
 /// The pool of children, in the directory.
 pub(crate) const POOL: &str = "siltstone-bench-child-pool";

@@ -4,10 +4,8 @@ use std::time::Instant;
 
 use siltstone_engine::{EngineError, Result, Volume, VolumeOptions};
 
-use super::{
-    Outcome,
-    bed::Bed,
-    overwrite::NewBlocks,
+use super::{Outcome, bed::Bed, overwrite::NewBlocks};
+use crate::{
     raw,
     report::{Report, Target, Turns, Unit},
     sample::{Sample, Stopwatch},

@@ -15,14 +15,17 @@ use siltstone_engine::{CreateOptions, EngineError, Result, Tuning, Volume, Volum
 use super::{
     Outcome,
     bed::Bed,
-    error::BenchError,
     limit::{self, PIECE_BYTES, Work},
+    steady,
+};
+use crate::{
+    data::BLOCK_BYTES,
+    drive,
+    error::BenchError,
     raw::{self, Amount, Load},
     report::{Report, Target, Turns, Unit},
     sample::{Sample, Stopwatch},
-    steady,
 };
-use crate::{data::BLOCK_BYTES, drive};
 
 /// Sizes of the map.
 const SCALES: [u64; 3] = [1, 10, 100];

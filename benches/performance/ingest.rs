@@ -12,6 +12,8 @@ use super::{
     Outcome,
     bed::Bed,
     limit::{self, PIECE_BYTES, Work},
+};
+use crate::{
     raw::{self, Amount, Load},
     report::{Report, Target, Turns, Unit},
     sample::{Sample, Stopwatch},

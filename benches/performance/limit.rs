@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use crate::data::BLOCK_BYTES;
 use siltstone_dedup::{Fingerprint, fingerprint_blocks};
 use zstd::zstd_safe::{CCtx, DCtx};
 
-use super::sample::{Sample, Stopwatch};
+use crate::{
+    data::BLOCK_BYTES,
+    sample::{Sample, Stopwatch},
+};
 
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
 pub(crate) const FRAME_BYTES: usize = 32 << 10;

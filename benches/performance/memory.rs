@@ -7,6 +7,8 @@ use super::{
     Outcome,
     bed::{Bed, ChildPool},
     child::{Child, Memory, VOLUME, Work},
+};
+use crate::{
     error::BenchError,
     report::{Report, Target, Turns, Unit},
 };

@@ -12,11 +12,13 @@ use super::{
     Outcome,
     bed::Bed,
     child::{self, Child, Large, VOLUME, Work},
-    error::BenchError,
     limit::PIECE_BYTES,
+};
+use crate::{
+    data::BLOCK_BYTES,
+    error::BenchError,
     report::{Report, Target, Turns, Unit},
 };
-use crate::data::BLOCK_BYTES;
 
 /// Kills for each round that is asked for.
 const KILLS_A_ROUND: u32 = 3;

@@ -8,11 +8,13 @@ use siltstone_engine::EngineError;
 use super::{
     Outcome,
     bed::{Bed, LOADED},
+};
+use crate::{
+    drive,
     raw::{self, Amount, Load},
     report::{Report, Target, Turns, Unit},
     sample::Stopwatch,
 };
-use crate::drive;
 
 const DEPTH: usize = 32;
 

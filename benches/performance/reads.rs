@@ -12,11 +12,13 @@ use super::{
     Outcome,
     bed::{Bed, LOADED},
     limit::{Frames, PIECE_BYTES},
+};
+use crate::{
+    drive,
     raw::{self, Amount, Load},
     report::{Report, Target, Turns, Unit},
     sample::{Latencies, Sample, Stopwatch},
 };
-use crate::drive;
 
 /// Too little to keep what was read: a hundredth of the data.
 const COLD_FRAME_CACHE_BYTES: usize = 8 << 20;

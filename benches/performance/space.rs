@@ -1,13 +1,10 @@
 //! What the data takes, against what the codec alone makes of its distinct blocks.
 
-use crate::data::BLOCK_BYTES;
 use siltstone_engine::VolumeOptions;
 
-use super::{
-    Outcome,
-    bed::Bed,
-    ingest,
-    limit::Frames,
+use super::{Outcome, bed::Bed, ingest, limit::Frames};
+use crate::{
+    data::BLOCK_BYTES,
     report::{Report, Target, Turns, Unit},
 };
 

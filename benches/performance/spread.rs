@@ -8,7 +8,7 @@ use siltstone_device::{
     request,
 };
 
-use super::error::BenchError;
+use crate::error::BenchError;
 
 /// No file is larger; all file systems can have files of that size.
 const FILE_BYTES: u64 = 8 << 40;

@@ -16,11 +16,13 @@ use super::{
     Outcome,
     bed::Bed,
     limit::{self, FRAME_BYTES},
+};
+use crate::{
+    data::BLOCK_BYTES,
     report::{Report, Target, Turns, Unit},
     sample::{Sample, Stopwatch},
     series::{Done, Series},
 };
-use crate::data::BLOCK_BYTES;
 
 /// A write: small against what is written in a window.
 const WRITE_BYTES: usize = 256 << 10;

@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf, process::ExitCode};
 
 use serde::{Deserialize, Serialize};
-use siltstone_benches::{data::DataError, performance::BenchError};
+use siltstone_benches::{data::DataError, error::BenchError};
 use siltstone_cursor::MapError;
 use siltstone_device::{DeviceError, header::HeaderError};
 use siltstone_engine::{

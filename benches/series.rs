@@ -9,8 +9,11 @@ use std::{
 
 use serde::Serialize;
 
-use super::{error::BenchError, sample::median};
-use crate::plot::{Chart, Line, Mark};
+use crate::{
+    error::BenchError,
+    plot::{Chart, Line, Mark},
+    sample::median,
+};
 
 const WINDOW: Duration = Duration::from_millis(100);
 /// Windows in a second.

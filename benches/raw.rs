@@ -15,18 +15,20 @@ use siltstone_device::{
     AlignedBuffer, ByteOffset, Device, DeviceError, Durability, Request, SeededRandom, request,
 };
 
-use super::sample::{Latencies, Sample, Stopwatch};
+use crate::sample::{Latencies, Sample, Stopwatch};
 
 /// How long to go on.
 #[derive(Clone, Copy)]
-pub(crate) enum Amount {
+pub enum Amount {
+    /// So many bytes.
     Bytes(u64),
+    /// For so long.
     Time(Duration),
 }
 
 /// A stream of equal requests.
 #[derive(Clone, Copy)]
-pub(crate) struct Load {
+pub struct Load {
     is_read: bool,
     is_random: bool,
     len_bytes: usize,
@@ -34,12 +36,16 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) const SEQUENTIAL_WRITE: Self =
+    /// 1 MiB writes in order, 8 under way.
+    pub const SEQUENTIAL_WRITE: Self =
         Self { is_read: false, is_random: false, len_bytes: 1 << 20, depth: 8 };
-    pub(crate) const SEQUENTIAL_READ: Self = Self { is_read: true, ..Self::SEQUENTIAL_WRITE };
-    pub(crate) const RANDOM_WRITE: Self =
+    /// Such reads.
+    pub const SEQUENTIAL_READ: Self = Self { is_read: true, ..Self::SEQUENTIAL_WRITE };
+    /// 4 KiB writes at random places, 32 under way.
+    pub const RANDOM_WRITE: Self =
         Self { is_read: false, is_random: true, len_bytes: 4096, depth: 32 };
-    pub(crate) const RANDOM_READ: Self = Self { is_read: true, ..Self::RANDOM_WRITE };
+    /// Such reads.
+    pub const RANDOM_READ: Self = Self { is_read: true, ..Self::RANDOM_WRITE };
 }
 
 /// A load under way: `depth` chains, in each of which a completion submits the next request. No
@@ -91,7 +97,10 @@ impl Run {
 }
 
 /// Runs a load over the first `span_bytes`; writes are flushed at the end. Counts requests.
-pub(crate) fn run(
+///
+/// # Errors
+/// If the device fails.
+pub fn run(
     device: &Arc<dyn Device>,
     span_bytes: u64,
     load: Load,
@@ -101,7 +110,10 @@ pub(crate) fn run(
 }
 
 /// The same, with how long each request took.
-pub(crate) fn run_timed(
+///
+/// # Errors
+/// If the device fails.
+pub fn run_timed(
     device: &Arc<dyn Device>,
     span_bytes: u64,
     load: Load,
@@ -145,7 +157,10 @@ pub(crate) fn run_timed(
 }
 
 /// The same in bytes.
-pub(crate) fn run_bytes(
+///
+/// # Errors
+/// If the device fails.
+pub fn run_bytes(
     device: &Arc<dyn Device>,
     span_bytes: u64,
     load: Load,
@@ -155,7 +170,10 @@ pub(crate) fn run_bytes(
 }
 
 /// One client that waits for each durable 4 KiB write, at random places. Counts writes.
-pub(crate) fn durable_writes(
+///
+/// # Errors
+/// If the device fails.
+pub fn durable_writes(
     device: &dyn Device,
     span_bytes: u64,
     time: Duration,

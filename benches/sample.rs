@@ -6,49 +6,66 @@ use crate::cpu_time::cpu_seconds;
 
 /// So many things done in such a time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
+pub struct Sample {
     count: u64,
     seconds: f64,
     cpu_seconds: f64,
 }
 
 impl Sample {
-    pub(crate) fn times(self, factor: u64) -> Self {
+    /// The same in parts of which each thing has so many.
+    #[must_use]
+    pub fn times(self, factor: u64) -> Self {
         Self { count: self.count * factor, ..self }
     }
 
+    /// How long it took.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
     /// A second.
-    pub(crate) fn rate(&self) -> f64 {
+    #[must_use]
+    pub fn rate(&self) -> f64 {
         self.count as f64 / self.seconds
     }
 
     /// A second of all processors' time.
-    pub(crate) fn cpu_rate(&self) -> f64 {
+    #[must_use]
+    pub fn cpu_rate(&self) -> f64 {
         self.count as f64 / self.cpu_seconds
     }
 
     /// Microseconds of processor time for each.
-    pub(crate) fn cpu_us_each(&self) -> f64 {
+    #[must_use]
+    pub fn cpu_us_each(&self) -> f64 {
         self.cpu_seconds * 1e6 / self.count as f64
     }
 }
 
 /// Measures time, and the processor time of this process.
-pub(crate) struct Stopwatch {
+pub struct Stopwatch {
     start: Instant,
     cpu_start: f64,
 }
 
 impl Stopwatch {
-    pub(crate) fn start() -> Self {
+    /// From now on.
+    #[must_use]
+    pub fn start() -> Self {
         Self { start: Instant::now(), cpu_start: cpu_seconds() }
     }
 
-    pub(crate) fn elapsed(&self) -> Duration {
+    /// How long ago that was.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
-    pub(crate) fn stop(self, count: u64) -> Sample {
+    /// What was done since then.
+    #[must_use]
+    pub fn stop(self, count: u64) -> Sample {
         let seconds = self.start.elapsed().as_secs_f64();
         Sample { count, seconds, cpu_seconds: cpu_seconds() - self.cpu_start }
     }
@@ -56,25 +73,27 @@ impl Stopwatch {
 
 /// How long each of many things took.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Latencies(Vec<u32>);
+pub struct Latencies(Vec<u32>);
 
 impl Latencies {
     /// Counts what began at `start` and has just ended.
-    pub(crate) fn add(&mut self, start: Instant) {
+    pub fn add(&mut self, start: Instant) {
         self.0.push(u32::try_from(start.elapsed().as_nanos()).unwrap_or(u32::MAX));
     }
 
     /// Takes in what others have counted.
-    pub(crate) fn extend(&mut self, other: Self) {
+    pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
-    pub(crate) fn count(&self) -> u64 {
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u64 {
         self.0.len() as u64
     }
 
     /// The microseconds that all but this share of them took less than, exactly.
-    pub(crate) fn us_at(&mut self, share: f64) -> f64 {
+    pub fn us_at(&mut self, share: f64) -> f64 {
         if self.0.is_empty() {
             return f64::NAN;
         }
@@ -84,7 +103,8 @@ impl Latencies {
 }
 
 /// The middle one, or the mean of the two in the middle.
-pub(crate) fn median(values: &[f64]) -> Option<f64> {
+#[must_use]
+pub fn median(values: &[f64]) -> Option<f64> {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

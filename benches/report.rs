@@ -9,8 +9,7 @@ use std::{
 use serde::Serialize;
 use siltstone_engine::{Activity, Explanation};
 
-use super::{
-    Outcome,
+use crate::{
     error::BenchError,
     sample::{Sample, median},
     series::Series,
@@ -19,13 +18,20 @@ use super::{
 /// What a row's figures are counted in.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Unit {
+pub enum Unit {
+    /// MB/s.
     BytesPerSecond,
+    /// So many a second.
     OperationsPerSecond,
+    /// Microseconds for each.
     MicrosecondsEach,
+    /// Milliseconds.
     Milliseconds,
+    /// MB.
     Bytes,
+    /// So many blocks.
     Blocks,
+    /// Per cent.
     Share,
 }
 
@@ -45,7 +51,7 @@ impl Unit {
 
 /// What is to be reached: either will do.
 #[derive(Clone, Copy, Default, Serialize)]
-pub(crate) struct Target {
+pub struct Target {
     ratio: Option<f64>,
     value: Option<f64>,
     /// These are the most that it may be, not the least.
@@ -53,21 +59,30 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub(crate) const NONE: Self = Self { ratio: None, value: None, is_at_most: false };
+    /// Nothing is to be reached.
+    pub const NONE: Self = Self { ratio: None, value: None, is_at_most: false };
 
-    pub(crate) const fn ratio(ratio: f64) -> Self {
+    /// So much of the limit.
+    #[must_use]
+    pub const fn ratio(ratio: f64) -> Self {
         Self { ratio: Some(ratio), ..Self::NONE }
     }
 
-    pub(crate) const fn value(value: f64) -> Self {
+    /// So much.
+    #[must_use]
+    pub const fn value(value: f64) -> Self {
         Self { value: Some(value), ..Self::NONE }
     }
 
-    pub(crate) const fn or_value(self, value: f64) -> Self {
+    /// Or so much.
+    #[must_use]
+    pub const fn or_value(self, value: f64) -> Self {
         Self { value: Some(value), ..self }
     }
 
-    pub(crate) const fn at_most(self) -> Self {
+    /// No more than that.
+    #[must_use]
+    pub const fn at_most(self) -> Self {
         Self { is_at_most: true, ..self }
     }
 
@@ -106,7 +121,7 @@ struct Row {
 }
 
 /// The turns of one row.
-pub(crate) struct Turns {
+pub struct Turns {
     name: String,
     unit: Unit,
     target: Target,
@@ -115,24 +130,26 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    pub(crate) fn new(name: &str, unit: Unit, target: Target) -> Self {
+    /// None yet.
+    #[must_use]
+    pub fn new(name: &str, unit: Unit, target: Target) -> Self {
         Self { name: name.into(), unit, target, values: Vec::new(), limits: Vec::new() }
     }
 
     /// A turn: a figure and its limit.
-    pub(crate) fn add(&mut self, value: f64, limit: f64) {
+    pub fn add(&mut self, value: f64, limit: f64) {
         self.values.push(value);
         self.limits.push(limit);
     }
 
     /// A turn in processor time, which other work on the machine hardly disturbs: how much of the
     /// least that the work needs it is.
-    pub(crate) fn add_cpu(&mut self, sample: &Sample, limit: &Sample) {
+    pub fn add_cpu(&mut self, sample: &Sample, limit: &Sample) {
         self.add(sample.cpu_rate(), limit.cpu_rate());
     }
 
     /// A turn of a row without a limit.
-    pub(crate) fn add_alone(&mut self, value: f64) {
+    pub fn add_alone(&mut self, value: f64) {
         self.values.push(value);
     }
 }
@@ -147,7 +164,7 @@ struct Explained {
 }
 
 /// Prints rows as they come and keeps them.
-pub(crate) struct Report {
+pub struct Report {
     group: &'static str,
     rows: Vec<Row>,
     explained: Vec<Explained>,
@@ -158,7 +175,10 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(explain: bool, svg: Option<PathBuf>) -> Self {
+    /// Prints the head of the table. Stages are shown if `explain`; series are drawn if there is a directory for
+    /// them.
+    #[must_use]
+    pub fn new(explain: bool, svg: Option<PathBuf>) -> Self {
         say(format_args!(
             "{:36} {:>12} {:>12} {:>7} {:>15}  target",
             "", "measured", "limit", "ratio", "lowest-highest"
@@ -173,11 +193,13 @@ impl Report {
         }
     }
 
-    pub(crate) fn begin(&mut self, group: &'static str) {
+    /// The rows from now on are of this group.
+    pub fn begin(&mut self, group: &'static str) {
         self.group = group;
     }
 
-    pub(crate) fn add(&mut self, turns: Turns) {
+    /// A row: the medians of its turns.
+    pub fn add(&mut self, turns: Turns) {
         let Turns { name, unit, target, values, limits } = turns;
         let ratios: Vec<f64> = values.iter().zip(&limits).map(|(v, limit)| v / limit).collect();
         let mut row = Row {
@@ -220,7 +242,7 @@ impl Report {
 
     /// Keeps what bounded the writes between two moments, and shows it and what each stage took, if that
     /// is wanted.
-    pub(crate) fn explain(&mut self, what: &str, before: &Activity, after: &Activity) {
+    pub fn explain(&mut self, what: &str, before: &Activity, after: &Activity) {
         let explanation = after.since(before);
         if self.explain {
             let without = match explanation.without_in_words() {
@@ -237,7 +259,15 @@ impl Report {
     }
 
     /// Keeps a series, and draws it beside the unavoidable work alone, if that is wanted.
-    pub(crate) fn add_series(&mut self, file: &str, series: Series, alone: &Series) -> Outcome {
+    ///
+    /// # Errors
+    /// If the chart cannot be written.
+    pub(crate) fn add_series(
+        &mut self,
+        file: &str,
+        series: Series,
+        alone: &Series,
+    ) -> Result<(), BenchError> {
         if let Some(directory) = &self.svg {
             std::fs::create_dir_all(directory).map_err(BenchError::file(directory))?;
             series.draw(&directory.join(file).with_extension("svg"), alone)?;
@@ -247,7 +277,10 @@ impl Report {
     }
 
     /// Writes everything to a file, with the load that the machine had before.
-    pub(crate) fn save(&self, path: &Path, load: f64) -> Outcome {
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path, load: f64) -> Result<(), BenchError> {
         let all = serde_json::json!({
             "load_before": load,
             "rows": self.rows,
