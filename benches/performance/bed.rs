@@ -16,7 +16,7 @@ use siltstone_device::{
     file::{self, Access, FileDevice, FileOptions},
     request,
 };
-use siltstone_engine::{CreateOptions, OpenOptions, Pool, Tuning, VolumeOptions};
+use siltstone_engine::{Compression, CreateOptions, OpenOptions, Pool, Tuning, VolumeOptions};
 
 use super::{
     Outcome, child, ingest,
@@ -154,9 +154,15 @@ impl Bed {
 
     /// Makes a pool with the distinct data in the volume [`LOADED`], merged and closed.
     pub(crate) fn load_pool(&self) -> Result<(), BenchError> {
-        let pool = self.fresh_pool()?;
+        self.load_pool_with(Compression::default(), Tuning::default())
+    }
+
+    /// The same with a volume compressed like this, by a pool opened like that.
+    pub(crate) fn load_pool_with(&self, compression: Compression, tuning: Tuning) -> Outcome {
+        let pool = self.fresh_pool_with(&CreateOptions::default(), tuning)?;
         let bytes = &self.distinct.bytes;
-        let volume = pool.create_volume(LOADED, &VolumeOptions::new(bytes.len() as u64))?;
+        let options = VolumeOptions::new(bytes.len() as u64).with_compression(compression);
+        let volume = pool.create_volume(LOADED, &options)?;
         ingest::write(self, &pool, &volume, bytes)?;
         pool.close()?;
         Ok(())

@@ -6,7 +6,7 @@ use std::{
 };
 
 use siltstone_device::SeededRandom;
-use siltstone_engine::{EngineError, Result, Tuning, Volume};
+use siltstone_engine::{Compression, Effort, EngineError, Result, Tuning, Volume};
 
 use super::{
     Outcome,
@@ -73,16 +73,30 @@ pub(crate) fn sequential(bed: &Bed, report: &mut Report) -> Outcome {
     Ok(())
 }
 
-/// Random single blocks of a pool just opened, 32 at a time, against the device's.
+/// Random single blocks of a pool just opened, of a volume as it is made by default, and of one for such
+/// reads: in frames of 8 KiB, all of which were compressed as well as its levels allow.
 pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
+    let least = Frames::compress(&bed.distinct.bytes).stored_bytes as f64;
     bed.load_pool()?;
-    let unit = Unit::OperationsPerSecond;
-    let mut rate = Turns::new("random 4 KiB cold read, qd 32", unit, Target::ratio(0.8));
+    random_of(bed, report, "random 4 KiB cold read, qd 32", least)?;
+    let frame = "8K".parse().expect("there are frames of that size");
+    let tuning = Tuning { effort: Some(Effort::Great), ..Tuning::default() };
+    bed.load_pool_with(Compression { frame, ..Compression::default() }, tuning)?;
+    random_of(bed, report, "the same, of frames of 8 KiB", least)
+}
+
+/// Random single blocks of the loaded pool, 32 at a time, against the device's; and what the pool has stored,
+/// against the least that frames of 32 KiB at level 1 take.
+fn random_of(bed: &Bed, report: &mut Report, name: &str, least_bytes: f64) -> Outcome {
+    let mut rate = Turns::new(name, Unit::OperationsPerSecond, Target::ratio(0.8));
     let name = "processor time of one such read";
     let mut cost = Turns::new(name, Unit::MicrosecondsEach, Target::value(8.0).at_most());
     let name = "the slowest hundredth take, at least";
     let mut slow = Turns::new(name, Unit::MicrosecondsEach, Target::ratio(3.0).at_most());
+    let mut stored =
+        Turns::new("what they are stored in", Unit::Bytes, Target::ratio(1.15).at_most());
     let pool = bed.open_pool(cold())?;
+    stored.add(pool.quick_stat().space.stored_bytes as f64, least_bytes);
     let volume = pool.volume(LOADED)?;
     let blocks = volume.size_bytes() / 4096;
     for round in 0..bed.rounds {
@@ -115,9 +129,9 @@ pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
         slow.add(reads.us_at(0.99), of_limit.us_at(0.99));
         cost.add(read.cpu_us_each(), limit.cpu_us_each());
     }
-    report.add(rate);
-    report.add(slow);
-    report.add(cost);
+    for turns in [rate, slow, cost, stored] {
+        report.add(turns);
+    }
     drop(volume);
     pool.close()?;
     Ok(())
