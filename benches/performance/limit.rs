@@ -15,12 +15,25 @@ pub(crate) const FRAME_BYTES: usize = 32 << 10;
 const LEVEL: i32 = 1;
 
 /// What has to be done to data.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Work {
     /// It is known already: one copy and its fingerprints.
     Recognise,
-    /// It is new: also compression, and a checksum of what comes of it.
+    /// It is new: also compression in frames of 32 KiB, and a checksum of what comes of each.
     Store,
+    /// It is new and comes in single blocks from all over a volume: each is a frame.
+    StoreBlocks,
+}
+
+impl Work {
+    /// What is compressed together, if anything is.
+    fn frame_bytes(self) -> Option<usize> {
+        match self {
+            Self::Recognise => None,
+            Self::Store => Some(FRAME_BYTES),
+            Self::StoreBlocks => Some(BLOCK_BYTES),
+        }
+    }
 }
 
 /// Does the work in pieces of 1 MiB, on as many threads as there are cores. Counts bytes.
@@ -90,8 +103,8 @@ impl Worker {
         staging.copy_from_slice(piece);
         let blocks: Vec<_> = staging.as_chunks::<BLOCK_BYTES>().0.iter().collect();
         fingerprint_blocks(&blocks, &mut self.fingerprints[..blocks.len()]);
-        if work == Work::Store {
-            for frame in staging.chunks(FRAME_BYTES) {
+        if let Some(frame_bytes) = work.frame_bytes() {
+            for frame in staging.chunks(frame_bytes) {
                 let len = self.context.compress(&mut self.out[..], frame, LEVEL);
                 let len = len.expect("the output has room");
                 std::hint::black_box(crc32fast::hash(&self.out[..len]));

@@ -8,8 +8,10 @@ use siltstone_engine::EngineError;
 use super::{
     Outcome,
     bed::{Bed, LOADED},
+    limit::{self, Work},
 };
 use crate::{
+    data::BLOCK_BYTES,
     drive,
     raw::{self, Amount, Load},
     report::{Report, Target, Turns, Unit},
@@ -49,14 +51,18 @@ impl<'a> NewBlocks<'a> {
     }
 }
 
-/// Random 4 KiB overwrites, 32 at a time and flushed at the end, against the device's own.
+/// Random 4 KiB overwrites, 32 at a time and flushed at the end, against the device's own; and against twice
+/// these, or the unavoidable work on as many blocks alone on all cores, whichever is less.
 pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
     let data = &bed.distinct.bytes;
     let name = "random 4 KiB overwrite, qd 32";
     let mut turns = Turns::new(name, Unit::OperationsPerSecond, Target::ratio(2.0));
+    let bound = "the same, of twice that or the work";
+    let mut bounded = Turns::new(bound, Unit::OperationsPerSecond, Target::ratio(0.9));
     for round in 1..=bed.rounds {
         let limit =
             raw::run(&bed.raw, bed.raw_bytes, Load::RANDOM_WRITE, Amount::Time(bed.seconds))?;
+        let work = limit::run(data, Work::StoreBlocks, bed.cores).rate() / BLOCK_BYTES as f64;
         // Each round anew: what was overwritten takes its space until it is collected.
         bed.load_pool()?;
         let pool = bed.open_pool(siltstone_engine::Tuning::default())?;
@@ -81,6 +87,7 @@ pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
         pool.flush()?;
         let written = stopwatch.stop(counts.into_iter().sum());
         turns.add(written.rate(), limit.rate());
+        bounded.add(written.rate(), work.min(2.0 * limit.rate()));
         if round == bed.rounds {
             report.explain(name, &before, &pool.activity());
         }
@@ -88,5 +95,6 @@ pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
         pool.close()?;
     }
     report.add(turns);
+    report.add(bounded);
     Ok(())
 }
