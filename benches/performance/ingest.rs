@@ -60,6 +60,7 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
     for round in 1..=bed.rounds {
         let limit = limit::run(data, Work::Store, bed.cores);
         let pool = bed.fresh_pool()?;
+        warm_memory(bed, &pool)?;
         let size = VolumeOptions::new(data.len() as u64);
         let before = pool.activity();
         let first = write(bed, &pool, &pool.create_volume("first", &size)?, data)?;
@@ -92,7 +93,7 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
 }
 
 /// Other noise into a volume that is deleted then: the buffers and the index's pages have been touched, which a
-/// pool pays once in its life.
+/// pool pays once in its life. The limits' memory is warm, too.
 fn warm_memory(bed: &Bed, pool: &Pool) -> Outcome {
     let mut noise = vec![0; WARM_BYTES];
     SeededRandom::new(2).fill(&mut noise);
@@ -103,8 +104,7 @@ fn warm_memory(bed: &Bed, pool: &Pool) -> Outcome {
     Ok(pool.delete_volume("scratch")?)
 }
 
-/// Noise against sequential writes to the device, whose memory is warm from the first request on; so the pool's
-/// memory is warmed before the clock starts.
+/// Noise against sequential writes to the device.
 pub(crate) fn incompressible(bed: &Bed, report: &mut Report) -> Outcome {
     let mut noise = vec![0; bed.raw_bytes as usize / 2];
     SeededRandom::new(1).fill(&mut noise);

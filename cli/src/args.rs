@@ -156,7 +156,7 @@ pub(crate) struct ServeArguments {
     #[arg(long, conflicts_with_all = ["create", "size"])]
     pub(crate) read_only: bool,
     /// How many clients may be connected at a time.
-    #[arg(long, value_name = "N", default_value_t = 1000,
+    #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) max_connections: u32,
     /// Memory for written data on its way to the device [default: 32M].

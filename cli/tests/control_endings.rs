@@ -81,17 +81,17 @@ fn nonsense_on_the_control_socket_harms_nobody() {
     let metadata = fs::metadata(&pool).unwrap();
     let identity = json!({ "device": metadata.dev(), "inode": metadata.ino() });
     let request = |command: Value| {
-        json!({ "version": 3, "pool": identity, "command": command }).to_string().into_bytes()
+        json!({ "version": 4, "pool": identity, "command": command }).to_string().into_bytes()
     };
     let pool_argument = json!({ "path": "anything" });
     let import =
         request(json!({ "import": { "pool": pool_argument, "volume": "v", "file": "/etc/passwd",
-        "size": null, "compression": { "level": null } } }));
+        "size": null, "compression": { "level": null, "frame": null } } }));
     for (bytes, reason) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "makes no sense"),
         (&[0xff; 5000], "makes no sense"),
         (b"{}", "makes no sense"),
-        (b"{\"version\":99}", "version 3, not 99"),
+        (b"{\"version\":99}", "version 4, not 99"),
         (&[b'['; 60_000], "makes no sense"),
         (&vec![b'{'; 100_000], "too large"),
         (&import[..import.len() - 1], "makes no sense"),

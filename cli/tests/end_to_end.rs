@@ -107,7 +107,8 @@ fn imports_and_exports_keep_every_byte() {
     let volumes = siltstone(["volume", "list", &pool, "--json"]).succeeds();
     let volumes: Value = serde_json::from_str(&volumes).unwrap();
     let expected = serde_json::json!([
-        { "name": "disk", "size_bytes": 128 * MIB, "level": 3 }
+        { "name": "disk", "size_bytes": 128 * MIB,
+          "compression": { "levels": "3", "frame": "32K" } }
     ]);
     assert_eq!(volumes, expected);
 
@@ -275,13 +276,19 @@ fn volumes_are_created_listed_resized_and_deleted() {
     siltstone(["volume", "create", &pool, "other", "--size", "512"]).succeeds();
     siltstone(["volume", "resize", &pool, "other", "--size", "1T"]).succeeds();
     let list = siltstone(["volume", "list", &pool]).succeeds();
-    assert_eq!(list, "NAME    SIZE    LEVEL\na disk  10 GiB  -3\nother   1 TiB   1\n");
+    assert_eq!(
+        list,
+        "NAME    SIZE    LEVELS  FRAME\na disk  10 GiB  -3      32K\nother   1 TiB   1..3    32K\n"
+    );
     siltstone(["volume", "delete", &pool, "a disk"]).succeeds();
     let list = siltstone(["volume", "list", &pool]).succeeds();
-    assert_eq!(list, "NAME   SIZE   LEVEL\nother  1 TiB  1\n");
+    assert_eq!(list, "NAME   SIZE   LEVELS  FRAME\nother  1 TiB  1..3    32K\n");
     let table = siltstone(["stat", &pool]).succeeds();
     assert!(table.starts_with("size ") && table.contains("128 MiB"), "{table}");
-    assert!(table.contains("\nother   1 TiB  1      0 B      0 B        0 B     0 B\n"), "{table}");
+    assert!(
+        table.contains("\nother   1 TiB  1..3    0 B      0 B        0 B     0 B\n"),
+        "{table}"
+    );
 }
 
 #[test]

@@ -251,8 +251,6 @@ fn impossible_volumes_are_refused() {
         (&["create", &pool, "huge", "--size", "15E"], "at most 1 EiB"),
         (&["create", &pool, "a/b", "--size", "1G"], "cannot name a volume"),
         (&["create", &pool, "", "--size", "1G"], "cannot name a volume"),
-        (&["create", &pool, "v", "--size", "1G", "--level", "20"], "from -7 to 19"),
-        (&["create", &pool, "v", "--size", "1G", "--level", "-8"], "from -7 to 19"),
         (&["delete", &pool, "kept"], "'siltstone volume delete --snapshots'"),
         (&["resize", &pool, "disk", "--size", "1073741825"], "multiple of 512"),
         (&["resize", &pool, "disk", "--size", "513", "--shrink"], "multiple of 512"),
@@ -267,8 +265,22 @@ fn impossible_volumes_are_refused() {
         let sentence = siltstone([&["volume"], arguments].concat()).fails(6);
         assert!(sentence.contains(expected), "{sentence}");
     }
+    for (option, value, expected) in [
+        ("--level", "20", "from -7 to 19"),
+        ("--level", "-8", "from -7 to 19"),
+        ("--level", "3..1", "of which the first is the lower one"),
+        ("--frame", "64K", "must be 4K, 8K, 16K or 32K"),
+    ] {
+        let create = ["volume", "create", &pool, "v", "--size", "1G", option, value];
+        let outcome = siltstone(create);
+        assert_eq!(outcome.status.code(), Some(2), "{outcome:?}");
+        assert!(outcome.stderr.contains(expected), "{outcome:?}");
+    }
     let list = siltstone(["volume", "list", &pool]).succeeds();
-    assert_eq!(list, "NAME  SIZE   LEVEL\ndisk  1 GiB  1\nkept  1 MiB  1\n");
+    assert_eq!(
+        list,
+        "NAME  SIZE   LEVELS  FRAME\ndisk  1 GiB  1..3    32K\nkept  1 MiB  1..3    32K\n"
+    );
 }
 
 #[test]
@@ -285,7 +297,6 @@ fn images_that_cannot_be_imported_leave_no_volume() {
         (&[&empty], 6, "is empty"),
         (&["-"], 2, "add --size"),
         (&[&image, "--size", "1M"], 6, "is larger than volume 'v'"),
-        (&[&image, "--level", "99"], 6, "from -7 to 19"),
     ] {
         let sentence = siltstone([&["import", &pool, "v"], arguments].concat()).fails(status);
         assert!(sentence.contains(expected), "{sentence}");
@@ -299,11 +310,11 @@ fn images_that_cannot_be_imported_leave_no_volume() {
     assert_eq!(siltstone(["volume", "list", &pool, "--json"]).succeeds(), "[]\n");
 
     siltstone(["import", &pool, "v", &image]).succeeds();
-    for option in [["--size", "4M"], ["--level", "3"]] {
+    for option in [["--size", "4M"], ["--level", "3"], ["--frame", "8K"]] {
         let sentence = siltstone([&["import", &pool, "v", &image], &option[..]].concat()).fails(6);
         assert!(sentence.contains("exists already with 2 MiB"), "{sentence}");
     }
-    siltstone(["import", &pool, "v", &image, "--size", "2M", "--level", "1"]).succeeds();
+    siltstone(["import", &pool, "v", &image, "--size", "2M", "--level", "1..3"]).succeeds();
 }
 
 #[test]

@@ -240,7 +240,7 @@ impl Collector {
                     }
                 }
                 self.state = State::Idle;
-                self.begin_round(&step);
+                self.begin_round(&step, true);
             }
             State::Settling { aim, victims, started } if *started <= step.covered => {
                 let aim = *aim;
@@ -282,18 +282,21 @@ impl Collector {
             step.core.throttle.note_begin(step.core.runtime.now());
             step.core.collection.busy.store(true, Ordering::Release);
         } else {
-            self.begin_round(step);
+            self.begin_round(step, false);
         }
     }
 
-    fn begin_round(&mut self, step: &Step<'_>) {
+    /// Begins a round if one is worth it, going by a survey or, for what was asked for, without one.
+    fn begin_round(&mut self, step: &Step<'_>, is_surveyed: bool) {
         let core = step.core;
         self.output.close_damaged(core);
         let is_begun =
             self.begin_repair(step) || self.begin_forced(step) || self.begin_for_room(step);
         if !is_begun {
             self.output.close_dead(core);
-            core.throttle.note_none();
+            if is_surveyed {
+                core.throttle.note_none();
+            }
         }
         core.collection.busy.store(is_begun, Ordering::Release);
     }
@@ -454,7 +457,7 @@ impl Collector {
     fn end_round(&mut self, core: &Core) {
         self.state = State::Idle;
         self.surveyed_at = None;
-        core.throttle.note_end(core.runtime.now());
+        core.throttle.note_end(core.runtime.now(), core.collection.is_forced());
         add(&core.stats.counters.collector_rounds, 1);
         core.collection.rounds.fetch_add(1, Ordering::AcqRel);
         core.collection.busy.store(false, Ordering::Release);

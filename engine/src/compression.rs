@@ -67,7 +67,7 @@ impl Levels {
         self.busy
     }
 
-    /// When there is time, and when garbage collection moves something.
+    /// When there is time, and, if it is at least 3, when garbage collection moves something.
     #[must_use]
     pub fn idle(self) -> i8 {
         self.idle

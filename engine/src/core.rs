@@ -46,6 +46,9 @@ use crate::{
     volume_core::VolumeCore,
 };
 
+/// The least zstd level of blocks that are moved.
+const LEAST_LEVEL_OF_MOVES: i8 = 3;
+
 /// An open pool's parts.
 ///
 /// # Lock order
@@ -133,7 +136,8 @@ impl Core {
         let owner = volumes.values().find(|volume| volume.layer == layer);
         // A layer that only clones look through has none.
         let compression = owner.map_or(Compression::default(), |volume| volume.compression);
-        compression.framing(Effort::Great)
+        let framing = compression.framing(Effort::Great);
+        Framing { level: framing.level.max(LEAST_LEVEL_OF_MOVES), ..framing }
     }
 
     /// Flushes the device. The only way to do so: the completion itself makes a failure final,

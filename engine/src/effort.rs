@@ -8,6 +8,10 @@
 //! of the lesser one have brought it down again, so that just what the processors have to spare is spent.
 //! What is overwritten often gets the lesser effort always: it will be garbage soon.
 
+/// So much of staging waits only under load, however many reducers there are: what they are at work on, and what
+/// waits for the device, is in staging, too.
+const STAGING_PART: usize = 4;
+
 /// How hard to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
@@ -18,9 +22,11 @@ pub enum Effort {
 }
 
 impl Effort {
-    /// For a batch behind which so many bytes wait, when the other reducers can take so many at once.
-    pub(crate) fn by_load(behind_bytes: usize, others_bytes: usize) -> Self {
-        if behind_bytes > others_bytes { Self::Little } else { Self::Great }
+    /// For a batch behind which so many bytes wait, when the other reducers can take so many at once, and all that
+    /// can wait is a part of so much staging memory.
+    pub(crate) fn by_load(behind_bytes: usize, others_bytes: usize, staging_bytes: usize) -> Self {
+        let most_bytes = others_bytes.min(staging_bytes / STAGING_PART);
+        if behind_bytes > most_bytes { Self::Little } else { Self::Great }
     }
 }
 
@@ -30,13 +36,17 @@ mod tests {
 
     #[test]
     fn what_the_other_reducers_take_at_once_is_no_backlog() {
+        const MIB: usize = 1 << 20;
         for (behind_bytes, others_bytes, effort) in [
             (0, 0, Effort::Great),
             (1, 0, Effort::Little),
-            (1 << 20, 1 << 20, Effort::Great),
-            (2 << 20, 1 << 20, Effort::Little),
+            (MIB, MIB, Effort::Great),
+            (2 * MIB, MIB, Effort::Little),
+            // 64 reducers: that much never waits.
+            (8 * MIB, 63 * MIB, Effort::Great),
+            (9 * MIB, 63 * MIB, Effort::Little),
         ] {
-            assert_eq!(Effort::by_load(behind_bytes, others_bytes), effort);
+            assert_eq!(Effort::by_load(behind_bytes, others_bytes, 32 * MIB), effort);
         }
     }
 }

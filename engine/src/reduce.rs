@@ -101,7 +101,7 @@ impl Reducer {
     ) -> Result<ReducedBatch, Stopped> {
         let Batch { number, changes, behind_bytes } = batch;
         let others_bytes = (core.tuning.reducers - 1) * core.tuning.batch_bytes;
-        let by_load = Effort::by_load(behind_bytes, others_bytes);
+        let by_load = Effort::by_load(behind_bytes, others_bytes, core.tuning.staging_bytes);
         self.effort = core.tuning.effort.unwrap_or(by_load);
         let mut entries = Vec::new();
         let timer = core.stats.time(Stage::Fingerprint);

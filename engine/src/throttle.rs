@@ -67,15 +67,16 @@ impl Throttle {
         self.0.lock().round_began.get_or_insert(now);
     }
 
-    /// It has led to none.
+    /// It has led to none: there is nothing to collect, and so nothing to wait for.
     pub(crate) fn note_none(&self) {
-        self.0.lock().round_began = None;
+        let mut state = self.0.lock();
+        (state.round_began, state.round_ended) = (None, None);
     }
 
-    /// It has ended.
-    pub(crate) fn note_end(&self, now: Instant) {
+    /// It has ended. One that was asked for, however much room there is, says nothing of others.
+    pub(crate) fn note_end(&self, now: Instant, is_forced: bool) {
         let mut state = self.0.lock();
-        if let Some(began) = state.round_began.take() {
+        if let Some(began) = state.round_began.take().filter(|_| !is_forced) {
             let took = now.saturating_duration_since(began);
             let since_end =
                 state.round_ended.map_or(took, |ended| now.saturating_duration_since(ended));
@@ -125,7 +126,7 @@ mod tests {
     fn in_a_round() -> (Throttle, Instant) {
         let (throttle, began) = (Throttle::default(), Instant::now());
         throttle.note_begin(began);
-        throttle.note_end(began + ROUND);
+        throttle.note_end(began + ROUND, false);
         throttle.note_begin(began + ROUND);
         (throttle, began + ROUND)
     }
@@ -171,7 +172,7 @@ mod tests {
     fn the_room_is_made_to_last_between_rounds_too_and_no_longer_than_one_takes() {
         let (throttle, began) = (Throttle::default(), Instant::now());
         throttle.note_begin(began);
-        throttle.note_end(began + ROUND);
+        throttle.note_end(began + ROUND, false);
         let ended = began + ROUND;
         let pause = |now: Instant| {
             throttle.0.lock().pauses_end = None;
@@ -183,7 +184,10 @@ mod tests {
         throttle.note_begin(ended + ROUND / 2);
         assert_eq!(pause(ended + ROUND / 2), Some(ROUND / 2 / 800));
         throttle.note_none();
-        assert_eq!(pause(ended + ROUND), None, "nobody collects any more");
+        assert_eq!(pause(ended + ROUND / 2), None, "there is nothing to collect");
+        throttle.note_begin(ended + ROUND / 2);
+        throttle.note_end(ended + ROUND, true);
+        assert_eq!(pause(ended + ROUND), None, "it was asked for");
         throttle.note_begin(ended + 5 * ROUND);
         assert_eq!(pause(ended + 5 * ROUND), Some(ROUND / 800), "a round of its own");
     }
@@ -194,7 +198,7 @@ mod tests {
         assert_eq!(throttle.turn(now, 1, 0), None);
         throttle.note_begin(now);
         assert_eq!(throttle.turn(now, 1, 0), None);
-        throttle.note_end(now + ROUND);
+        throttle.note_end(now + ROUND, false);
         let later = now + 3 * ROUND;
         assert_eq!(throttle.turn(later, 1, 0), None);
         throttle.note_begin(later);

@@ -34,7 +34,7 @@ pub(crate) fn run(mut future: BoxedFuture) {
         State::Polled => *state = State::Waiting(future),
         State::Woken => {
             drop(state);
-            apart.runtime.spawn(future);
+            apart.runtime.spawn(Begun { future: Some(future) });
         }
         State::Waiting(_) => unreachable!("only the first poll makes it wait"),
     }
@@ -61,14 +61,45 @@ impl Wake for Apart {
     fn wake_by_ref(self: &Arc<Self>) {
         let state = std::mem::replace(&mut *self.state.lock(), State::Woken);
         if let State::Waiting(future) = state {
-            self.runtime.spawn(future);
+            self.runtime.spawn(Begun { future: Some(future) });
+        }
+    }
+}
+
+/// A request's task. A runtime that is being shut down drops it at once, where it was woken: by someone who may
+/// hold the very lock that the request's own wait takes when it is given up. So a request that has not ended
+/// is dropped on a thread of its own.
+struct Begun {
+    /// `None` once it has ended.
+    future: Option<BoxedFuture>,
+}
+
+impl Future for Begun {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let future = self.future.as_mut().expect("a task is not polled after its end");
+        let polled = future.as_mut().poll(context);
+        if polled.is_ready() {
+            self.future = None;
+        }
+        polled
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some(future) = self.future.take() {
+            // Without a thread it stays, as a request does that is never woken: the process ends soon.
+            let spare = std::thread::Builder::new().name("given-up".into());
+            let _ = spare.spawn(move || drop(future));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, sync::mpsc, time::Duration};
+    use std::{future::poll_fn, sync::mpsc, thread, time::Duration};
 
     use super::*;
 
@@ -83,10 +114,48 @@ mod tests {
             let _ = sender.send(answered.await);
         }));
         assert!(receiver.try_recv().is_err());
-        let answer = std::thread::spawn(move || answer.send(7));
+        let answer = thread::spawn(move || answer.send(7));
         assert_eq!(answer.join().unwrap(), Ok(()));
         let received = tokio::task::spawn_blocking(move || receiver.recv_timeout(LIMIT));
         assert_eq!(received.await.unwrap(), Ok(Ok(7)));
+    }
+
+    /// Locks when it is dropped, as one who waits in a list does to leave it.
+    struct Leaves(Arc<Mutex<()>>, mpsc::Sender<()>);
+
+    impl Drop for Leaves {
+        fn drop(&mut self) {
+            let _list = self.0.lock();
+            // It tells that it got there.
+            let _ = self.1.send(());
+        }
+    }
+
+    /// Whoever wakes may hold the lock of the list that the request waits in.
+    #[test]
+    fn a_request_that_is_woken_after_the_runtimes_end_is_given_up_elsewhere() {
+        let (list, waiting) = (Arc::new(Mutex::new(())), Arc::new(Mutex::new(None::<Waker>)));
+        let (sender, receiver) = mpsc::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (leaves, waker) = (Leaves(Arc::clone(&list), sender), Arc::clone(&waiting));
+        runtime.block_on(async {
+            run(Box::pin(async move {
+                let _leaves = leaves;
+                poll_fn::<(), _>(|context| {
+                    *waker.lock() = Some(context.waker().clone());
+                    Poll::Pending
+                })
+                .await;
+            }));
+        });
+        drop(runtime);
+        let woken = thread::spawn(move || {
+            let waker = waiting.lock().take().unwrap();
+            let _list = list.lock();
+            waker.wake();
+        });
+        assert_eq!(receiver.recv_timeout(LIMIT), Ok(()), "it waits for its own lock");
+        woken.join().unwrap();
     }
 
     /// A wake-up that comes while the first poll still runs must not be lost.

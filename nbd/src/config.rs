@@ -49,7 +49,7 @@ impl ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            max_connections: 1000,
+            max_connections: 64,
             max_requests_in_flight: 256,
             max_held_bytes: 64 << 20,
             max_payload_bytes: 32 << 20,

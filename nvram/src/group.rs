@@ -85,6 +85,8 @@ impl<E: Clone> GroupCommit<E> {
     /// caller runs `work`, which makes durable at least what was admitted when it was called and
     /// returns up to where everything is durable then. `target` was admitted before this call.
     ///
+    /// Others may wait for this one to go on: who has begun to poll it polls it on, or drops it.
+    ///
     /// # Errors
     /// The first error of any work, unless the target was durable before that.
     ///

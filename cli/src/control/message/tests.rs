@@ -26,13 +26,13 @@ fn encoded(line: &[&str]) -> Value {
 /// raise [`VERSION`].
 #[test]
 fn commands_look_on_the_wire_as_those_of_this_version() {
-    assert_eq!(VERSION, 3);
+    assert_eq!(VERSION, 4);
     let pool = json!({ "path": "p" });
     for (line, expected) in [
         (
-            &["volume", "create", "p", "v", "--size", "4K", "--level", "3"][..],
+            &["volume", "create", "p", "v", "--size", "4K", "--level", "3", "--frame", "8K"][..],
             json!({ "volume": { "create": {
-                "pool": pool, "name": "v", "size": 4096, "compression": { "level": 3 } } } }),
+                "pool": pool, "name": "v", "size": 4096, "compression": { "level": "3", "frame": "8K" } } } }),
         ),
         (
             &["volume", "list", "p", "--json"],
@@ -70,7 +70,7 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
         (
             &["import", "p", "v", "f"],
             json!({ "import": { "pool": pool, "volume": "v", "file": "f", "size": null,
-                "compression": { "level": null } } }),
+                "compression": { "level": null, "frame": null } } }),
         ),
         (
             &["export", "p", "v", "-", "--salvage"],
