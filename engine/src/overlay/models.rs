@@ -15,6 +15,7 @@ use super::*;
 use crate::{
     admission::{Admission, Admittable, Refusal},
     catalog::VolumeRecord,
+    compression::Compression,
 };
 
 const BLOCK: BlockAddress = BlockAddress(0);
@@ -28,7 +29,8 @@ struct Store {
 
 impl Store {
     fn new() -> Shared<Self> {
-        let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 4096, level: 1 };
+        let compression = Compression::default();
+        let record = VolumeRecord { id: 1, layer: LayerId(1), size_bytes: 4096, compression };
         let volume = VolumeCore::new("v", &record, vec![View::live(LayerId(1))], Sequence(0));
         let runtime = Arc::new(Timeless(Instant::now()));
         let admission = Admission::new(Sequence(0), 1 << 20, Duration::from_secs(1), runtime);

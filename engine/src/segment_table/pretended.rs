@@ -1,5 +1,7 @@
 //! A table of a pool that is full, without the pool.
 
+use siltstone_device::sync::atomic::Ordering;
+
 use super::{Segment, SegmentState, SegmentTable};
 use crate::{layout::Layout, segment_count::SegmentCount};
 
@@ -29,7 +31,7 @@ impl SegmentTable {
             inner.free -= 1;
             generation += 1;
         }
-        *table.next_generation.get_mut() = generation;
+        table.next_generation.store(generation, Ordering::Relaxed);
         table
     }
 }
