@@ -21,7 +21,7 @@ mod servers;
 use std::{error::Error, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use siltstone_benches::report::Report;
+use siltstone_benches::{cpu_time, report::Report};
 
 use crate::bed::Bed;
 
@@ -103,7 +103,7 @@ fn measure() -> Outcome {
         return Err(format!("no group's name contains {only:?}").into());
     }
     let seconds = Duration::from_secs_f64(arguments.seconds);
-    let load = load_average();
+    let load = cpu_time::load_average();
     let program = match arguments.program {
         Some(program) => program,
         None => servers::build()?,
@@ -120,10 +120,4 @@ fn measure() -> Outcome {
         report.save(&path, load)?;
     }
     Ok(())
-}
-
-/// How many threads wanted to run in the last minute.
-fn load_average() -> f64 {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }

@@ -23,6 +23,7 @@ use super::{
     options::{Caller, Options},
 };
 use crate::{
+    cpu_time,
     data::{self, BLOCK_BYTES, Distinct, IMAGE_BYTES},
     error::BenchError,
     raw::{self, Amount, Load},
@@ -68,7 +69,7 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) fn new(options: &Options, caller: &Caller) -> Result<Self, BenchError> {
-        let load = load_average();
+        let load = cpu_time::load_average();
         let directory = options.directory.as_ref().unwrap_or(&caller.directory);
         data::check_directory(directory)?;
         let free_bytes = free_bytes(directory)?;
@@ -222,12 +223,6 @@ impl fmt::Display for Bed {
         }
         Ok(())
     }
-}
-
-/// How many threads wanted to run in the last minute.
-fn load_average() -> f64 {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }
 
 /// What is free in a directory's file system.

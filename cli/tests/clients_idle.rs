@@ -13,7 +13,7 @@ use support::{Folder, Server};
 /// More than the limit under which the server is started.
 const CONNECTIONS: usize = 500;
 const FIRST_LIMIT: u64 = 300;
-/// What an idle connection may take; the server's own figure is half of it.
+/// What an idle connection may take: some times what it does take.
 const CONNECTION_BYTES: u64 = 32 << 10;
 /// What the first reads of the pool may take, whoever makes them.
 const SHARED_BYTES: u64 = 4 << 20;

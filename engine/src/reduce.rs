@@ -62,8 +62,6 @@ struct Block {
 /// Reduces batches; one a task.
 pub(crate) struct Reducer {
     compressor: Compressor,
-    /// For the batch at hand.
-    effort: Effort,
     gather: Vec<u8>,
     blocks: Vec<Block>,
     contiguous: Vec<bool>,
@@ -78,7 +76,6 @@ impl Reducer {
     pub(crate) fn new() -> Self {
         Self {
             compressor: Compressor::new(),
-            effort: Effort::Little,
             gather: vec![0; FRAME_BLOCKS * BLOCK_BYTES],
             blocks: Vec::new(),
             contiguous: Vec::new(),
@@ -102,7 +99,7 @@ impl Reducer {
         let Batch { number, changes, behind_bytes } = batch;
         let others_bytes = (core.tuning.reducers - 1) * core.tuning.batch_bytes;
         let by_load = Effort::by_load(behind_bytes, others_bytes, core.tuning.staging_bytes);
-        self.effort = core.tuning.effort.unwrap_or(by_load);
+        let effort = core.tuning.effort.unwrap_or(by_load);
         let mut entries = Vec::new();
         let timer = core.stats.time(Stage::Fingerprint);
         self.classify(core, &changes, &mut entries)?;
@@ -120,7 +117,7 @@ impl Reducer {
         let timer = core.stats.time(Stage::Compress);
         self.check_links(core, &changes)?;
         let stored = self.plan_entries(&changes, &units, &mut entries);
-        let parts = self.divide(core, &changes, stored, entries);
+        let parts = self.divide(core, &changes, effort, stored, entries);
         let mut registered = vec![None; registered_at.len()];
         let mut units = Vec::with_capacity(parts.len());
         for (unit, part) in parts.into_iter().enumerate() {
@@ -332,6 +329,7 @@ impl Reducer {
         &self,
         core: &Core,
         changes: &[Arc<Change>],
+        effort: Effort,
         stored: Vec<StoredBlock>,
         mut entries: Vec<PlannedEntry>,
     ) -> Vec<Part> {
@@ -347,15 +345,16 @@ impl Reducer {
         if hot_blocks.min(cold_blocks) < least {
             let temperature =
                 if hot_blocks > cold_blocks { Temperature::Hot } else { Temperature::Cold };
-            let frames = self.group_into_frames(temperature, &stored, changes);
+            let frames = self.group_into_frames(temperature, effort, &stored, changes);
             place_own(&mut entries, &frames);
             return vec![Part::new(temperature, entries, frames)];
         }
         add(&core.stats.counters.divided_batches, 1);
         let (hot, cold): (Vec<_>, Vec<_>) = stored.into_iter().partition(is_hot);
         let frames = [(Temperature::Hot, &hot), (Temperature::Cold, &cold)];
-        let frames = frames
-            .map(|(temperature, stored)| self.group_into_frames(temperature, stored, changes));
+        let frames = frames.map(|(temperature, stored)| {
+            self.group_into_frames(temperature, effort, stored, changes)
+        });
         for frames in &frames {
             place_own(&mut entries, frames);
         }
@@ -382,13 +381,14 @@ impl Reducer {
     fn group_into_frames(
         &self,
         temperature: Temperature,
+        effort: Effort,
         stored: &[StoredBlock],
         changes: &[Arc<Change>],
     ) -> Vec<FramePlan> {
         // Its room comes back soon.
         let effort = match temperature {
             Temperature::Hot => Effort::Little,
-            Temperature::Cold => self.effort,
+            Temperature::Cold => effort,
         };
         let framed = |stored: &StoredBlock| {
             let Block { change, index } = self.blocks[stored.block as usize];

@@ -86,6 +86,12 @@ impl Throttle {
         }
     }
 
+    /// Whether the room that is left must last: else a write need not ask how much that is.
+    fn is_at_work(&self, now: Instant) -> bool {
+        let state = self.0.lock();
+        state.period.is_some_and(|period| state.since(now, period).is_some())
+    }
+
     /// When a write of so many blocks may go on, with `free_bytes` left.
     fn turn(&self, now: Instant, blocks: u32, free_bytes: u64) -> Option<Instant> {
         let mut state = self.0.lock();
@@ -105,8 +111,12 @@ impl Throttle {
 impl Core {
     /// Lets a write of so many bytes of data wait as long as the room that is left demands.
     pub(crate) async fn pace_write(&self, data_bytes: usize) {
+        let now = self.runtime.now();
+        if !self.throttle.is_at_work(now) {
+            return;
+        }
         let blocks = data_bytes.div_ceil(BLOCK_BYTES) as u32;
-        let (now, free_bytes) = (self.runtime.now(), self.space.free_bytes(self.room()));
+        let free_bytes = self.space.free_bytes(self.room());
         if let Some(turn) = self.throttle.turn(now, blocks, free_bytes)
             && turn >= now + MIN_WAIT
         {

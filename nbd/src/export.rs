@@ -28,7 +28,8 @@ pub trait Catalog: Send + Sync + 'static {
 ///   task switch, and moves to a task of its own when it is woken (requests of
 ///   [`crate::INLINE_MAX_BYTES`] and more: at once). A first poll that takes more than some
 ///   microseconds delays the connection's other requests.
-/// - Futures are not cancelled when the client leaves; only a shutdown whose time ran out drops them.
+/// - Futures are not cancelled when the client leaves. After a shutdown whose time ran out they are dropped; one that
+///   waits then, when it is woken next.
 pub trait Export: Send + Sync + 'static {
     /// The name by which the catalog lists it.
     fn name(&self) -> String;
