@@ -1,5 +1,51 @@
 //! The map: (layer, address) -> place of a block, as a log-structured merge of immutable patches.
 //!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use siltstone_cursor::{
+//!     Epoch, Extent, Manifest, Map, MapConfig, SegmentGeometry, SegmentSource, Target, View,
+//!     Visibility,
+//! };
+//! use siltstone_device::{
+//!     BlockAddress, ByteOffset, LayerId, Place, SegmentId, Sequence, sim::SimDevice,
+//! };
+//!
+//! /// Gives the map segments for its pages.
+//! struct Segments(u32);
+//!
+//! impl SegmentSource for Segments {
+//!     fn allocate(&mut self) -> Option<SegmentId> {
+//!         self.0 += 1;
+//!         Some(SegmentId(self.0))
+//!     }
+//! }
+//!
+//! let geometry = SegmentGeometry { data_start: ByteOffset(0), segment_bytes: 1 << 20 };
+//! let config = || MapConfig::new(1, geometry, 1 << 20);
+//! let device = SimDevice::new(1 << 30);
+//! let map = Map::open(device.clone(), config(), Manifest::empty());
+//!
+//! // Block 7 of layer 1 is stored in segment 40, at byte 8192, as the first block of the frame there.
+//! let (layer, address) = (LayerId(1), BlockAddress(7));
+//! let target = Target::Stored(Place::new(SegmentId(40), 8192, 0));
+//! let extent = Extent { layer, epoch: Epoch::FIRST, address, len_blocks: 1, target };
+//! map.publish(&[(extent, Sequence(1))]);
+//!
+//! // A checkpoint writes it to the device; the manifest says where that is.
+//! pollster::block_on(async {
+//!     map.freeze();
+//!     map.write_frozen(&mut Segments(0), &|_| Visibility::live_root()).await?;
+//!     let map = Map::open(device, config(), map.manifest());
+//!     let mut runs = Vec::new();
+//!     map.lookup(&[View::live(layer)], address, 1, &mut runs).await?;
+//!     assert_eq!(runs[0].target, target);
+//!     Ok(())
+//! })
+//! # }
+//! ```
+//!
+//! The crate knows neither volumes nor frames: a layer is a number, and a place is where the engine says. It
+//! does no I/O but through the device that it is given, and starts no threads.
 //! Changes go to a memtable ([`Map::publish`]). A checkpoint freezes it ([`Map::freeze`]) and
 //! writes it as a patch ([`Map::write_frozen`]): sorted 24-byte entries in checksummed pages with
 //! a fence index, appended to metadata segments. In the background, patches are merged

@@ -303,8 +303,8 @@ impl Shared {
     }
 }
 
-/// Writes what `merge` yields and `outcome` keeps, until about `max_pages` are read or written;
-/// returns where it stopped, if before the end.
+/// Writes what `merge` yields and `outcome` keeps, until about `max_pages` are read or written or
+/// the relocator has moved enough; returns where it stopped, if before the end.
 async fn write_merged(
     merge: &mut Merge,
     counted: bool,
@@ -332,7 +332,9 @@ async fn write_merged(
         };
         outcome.retain_needed(stack, visibility);
         sink.push(stack).await?;
-        if merge.pages_consumed().max(sink.writer.pages_written()) >= max_pages.max(1) {
+        let is_bounded = max_pages < u64::MAX;
+        let pages = merge.pages_consumed().max(sink.writer.pages_written());
+        if pages >= max_pages.max(1) || is_bounded && sink.has_enough() {
             break Some(end);
         }
     };

@@ -71,6 +71,11 @@ impl<'a, 'b, 'c> Sink<'a, 'b, 'c> {
         Ok(())
     }
 
+    /// Whether a relocator has moved as much as it wants to.
+    pub(crate) fn has_enough(&self) -> bool {
+        self.relocator.as_ref().is_some_and(|relocator| relocator.has_enough())
+    }
+
     async fn relocate(&mut self) -> Result<(), MapError> {
         if let Some(relocator) = &mut self.relocator
             && self.moving_blocks > 0

@@ -62,6 +62,10 @@ pub trait Relocator: Send {
     /// each of these is one block. May leave what cannot be moved.
     fn relocate<'a>(&'a mut self, extents: &'a mut [Extent]) -> Relocating<'a>;
 
+    /// Whether the step shall end here: so much has been moved that more would keep others waiting. A
+    /// step that has moved nothing has not moved enough.
+    fn has_enough(&self) -> bool;
+
     /// Makes sure that everything can be read at its new place: readers see it from now on.
     fn complete(&mut self) -> Relocating<'_>;
 }

@@ -21,6 +21,14 @@ const BLOCKS: u64 = 3000;
 struct Move {
     stays: fn(Place) -> bool,
     completed: bool,
+    moved: usize,
+    enough: usize,
+}
+
+impl Move {
+    fn but_for(stays: fn(Place) -> bool) -> Self {
+        Self { stays, completed: true, moved: 0, enough: usize::MAX }
+    }
 }
 
 impl Relocator for Move {
@@ -36,10 +44,15 @@ impl Relocator for Move {
             {
                 assert_eq!(extent.len_blocks, 1);
                 extent.target = Target::Stored(moved(place));
+                self.moved += 1;
             }
         }
         self.completed = false;
         Box::pin(async { Ok(()) })
+    }
+
+    fn has_enough(&self) -> bool {
+        self.moved >= self.enough
     }
 
     fn complete(&mut self) -> Relocating<'_> {
@@ -141,12 +154,33 @@ fn every_version_moves_and_nothing_points_back() {
     let expected: Vec<_> = views.map(expected).into();
     let before = segments.data_references[&OLD];
     assert!(before > 2000);
-    sweep(&map, &mut segments, &mut Move { stays: |_| false, completed: true });
+    sweep(&map, &mut segments, &mut Move::but_for(|_| false));
     assert_eq!(segments.data_references.get(&OLD), None, "references are left");
     assert_eq!(segments.data_references[&NEW], before);
     for (view, expected) in views.into_iter().zip(expected) {
         assert_eq!(contents(&map, view), expected, "as of {view:?}");
     }
+}
+
+/// However few pages many blocks stand in.
+#[test]
+fn a_step_ends_soon_after_enough_has_been_moved() {
+    let mut segments = Segments::default();
+    let map = map_of_versions(&mut segments);
+    let before = segments.data_references[&OLD];
+    let (mut sweep, mut most, mut steps) = (map.sweep(), 0, 0);
+    loop {
+        let mut relocator = Move { enough: 1, ..Move::but_for(|_| false) };
+        let mut rewrite = Rewrite::new(&mut segments, &layers, 10_000);
+        rewrite.relocator = Some(&mut relocator);
+        let Some(edit) = block_on(map.sweep_step(rewrite, &mut sweep)).unwrap() else { break };
+        segments.apply(&edit);
+        most = most.max(relocator.moved);
+        steps += usize::from(relocator.moved > 0);
+    }
+    assert_eq!(segments.data_references.get(&OLD), None, "references are left");
+    assert_eq!(segments.data_references[&NEW], before);
+    assert!(steps > 2 && most < before as usize / 2, "{steps} steps, {most} blocks in one");
 }
 
 #[test]
@@ -155,7 +189,7 @@ fn what_cannot_be_moved_stays() {
     let map = map_of_versions(&mut segments);
     let stays: fn(Place) -> bool = |place| place.frame_offset_bytes() / 4096 % 3 == 0;
     let before = contents(&map, Epoch::MAX);
-    sweep(&map, &mut segments, &mut Move { stays, completed: true });
+    sweep(&map, &mut segments, &mut Move::but_for(stays));
     assert!(segments.data_references[&OLD] > 0 && segments.data_references[&NEW] > 0);
     for (old, new) in before.into_iter().zip(contents(&map, Epoch::MAX)) {
         let expected = match old {
@@ -197,7 +231,7 @@ fn damaged_patches_are_passed_over_and_the_rest_is_swept() {
         device.flip_bit(at.0 + 60, 3);
         let map = open(&device, 64, limits, map.manifest());
 
-        let mut relocator = Move { stays: |_| false, completed: true };
+        let mut relocator = Move::but_for(|_| false);
         let (mut damaged, mut steps) = (0, 0);
         let mut sweep = map.sweep();
         loop {

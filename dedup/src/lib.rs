@@ -4,6 +4,22 @@
 //! (about 1 MiB, in the order of a stream) and asks which of them become links; when a summary
 //! would help, the engine loads it.
 //!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use siltstone_dedup::{Index, UnitAddress, fingerprint, is_zero};
+//!
+//! let index = Index::new(1 << 20)?; // It never takes more than this mebibyte.
+//! let stored = fingerprint(&[7; 4096]).short();
+//! index.insert_batch(&[stored], UnitAddress::new(3));
+//!
+//! // Later, the same contents come again, and others.
+//! let mut hints = Vec::new();
+//! index.lookup_batch(&[stored, fingerprint(&[8; 4096]).short()], &mut hints);
+//! assert_eq!(hints, [Some(UnitAddress::new(3)), None]);
+//! assert!(is_zero(&[0; 4096])); // Never stored, and not looked up.
+//! # Ok(())
+//! # }
+//! ```
 //! # A batch's way
 //! 1. [`is_zero`] takes out the holes; [`fingerprint_blocks`] hashes the rest, sixteen blocks in
 //!    the SIMD lanes together.

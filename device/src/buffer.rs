@@ -2,7 +2,7 @@
 //!
 //! Invariants: an [`AlignedBuffer`]'s memory is aligned to [`BLOCK_BYTES`], always initialised
 //! (fresh memory is zero, recycled memory holds old contents), and owned by exactly one buffer.
-//! A pool keeps at most its configured number of idle bytes; the rest goes back to the allocator.
+//! A pool keeps idle memory within its limit; the rest goes back to the system.
 
 use std::{
     alloc::{self, Layout},
@@ -14,13 +14,22 @@ use std::{
 };
 
 use crate::{
-    huge_pages::{HUGE_PAGE_BYTES, prefer_huge_pages},
+    huge_pages::{HUGE_PAGE_BYTES, prefer_huge_pages, release_pages},
     sync::Mutex,
     units::BLOCK_BYTES,
 };
 
-/// Buffers of at most `4 KiB << (CLASSES - 1)` = 4 MiB are recycled; larger ones never are.
-const CLASSES: usize = 11;
+/// Buffers of at most [`FINE_FROM_BYTES`] come in powers of two,
+const COARSE_CLASSES: usize = 9;
+const FINE_FROM_BYTES: usize = BLOCK_BYTES << (COARSE_CLASSES - 1);
+/// and larger ones in so many steps from one power to the next: a write unit is a little larger than
+/// the batch in it.
+const FINE_STEPS: usize = 8;
+/// Buffers of at most 4 MiB are recycled; larger ones never are.
+const CLASSES: usize = COARSE_CLASSES + 2 * FINE_STEPS;
+
+/// Memory of this size or more goes back to the system, not only to the allocator.
+const MIN_RELEASED_BYTES: usize = 64 << 10;
 
 /// Memory aligned to [`BLOCK_BYTES`], usable for direct I/O.
 ///
@@ -89,6 +98,20 @@ fn layout(capacity: usize) -> Layout {
     Layout::from_size_align(capacity, align).expect("capacities are far below isize::MAX")
 }
 
+/// Gives memory back, to the system if it is large: allocators keep it for themselves as long as
+/// anything behind it is in use.
+///
+/// # Safety
+/// The memory is from [`AlignedBuffer::allocate`] with this capacity, and nobody uses it any more.
+unsafe fn deallocate(memory: NonNull<u8>, capacity: usize) {
+    if capacity >= MIN_RELEASED_BYTES {
+        // SAFETY: so many bytes are allocated there, and whole pages of them; nobody reads them again.
+        unsafe { release_pages(memory, capacity) };
+    }
+    // SAFETY: as promised by the caller, it is of this layout.
+    unsafe { alloc::dealloc(memory.as_ptr(), layout(capacity)) };
+}
+
 impl Deref for AlignedBuffer {
     type Target = [u8];
 
@@ -112,8 +135,8 @@ impl Drop for AlignedBuffer {
         {
             return;
         }
-        // SAFETY: allocated in `allocate` with the same layout; not kept by the pool.
-        unsafe { alloc::dealloc(self.memory.as_ptr(), layout(self.capacity)) };
+        // SAFETY: allocated in `allocate` with this capacity; not kept by the pool.
+        unsafe { deallocate(self.memory, self.capacity) };
     }
 }
 
@@ -133,13 +156,17 @@ pub struct BufferPool {
 
 struct PoolInner {
     idle: Mutex<Idle>,
-    max_idle_bytes: usize,
+    limit_bytes: usize,
+    /// Whether the limit is for what is in use and idle together, rather than for what is idle.
+    counts_in_use: bool,
 }
 
-/// Idle memory by size class; class `c` holds buffers of `4 KiB << c`.
+/// Idle memory by size class.
 struct Idle {
     classes: [Vec<NonNull<u8>>; CLASSES],
     bytes: usize,
+    /// Of buffers of these classes that are in use.
+    in_use_bytes: usize,
 }
 
 // SAFETY: the pointers are to memory that the pool owns exclusively while it is idle.
@@ -149,8 +176,19 @@ impl BufferPool {
     /// A pool that keeps at most `max_idle_bytes` of memory that nobody uses.
     #[must_use]
     pub fn new(max_idle_bytes: usize) -> Self {
-        let idle = Mutex::new(Idle { classes: Default::default(), bytes: 0 });
-        Self { inner: Arc::new(PoolInner { idle, max_idle_bytes }) }
+        Self::limited(max_idle_bytes, false)
+    }
+
+    /// A pool that keeps memory that nobody uses only as far as it is at most `max_bytes` together with
+    /// what is in use.
+    #[must_use]
+    pub fn within(max_bytes: usize) -> Self {
+        Self::limited(max_bytes, true)
+    }
+
+    fn limited(limit_bytes: usize, counts_in_use: bool) -> Self {
+        let idle = Mutex::new(Idle { classes: Default::default(), bytes: 0, in_use_bytes: 0 });
+        Self { inner: Arc::new(PoolInner { idle, limit_bytes, counts_in_use }) }
     }
 
     /// A buffer of `len` bytes with unspecified (but initialised) contents.
@@ -159,15 +197,40 @@ impl BufferPool {
         let Some(class) = class_of(len) else {
             return AlignedBuffer::zeroed(len);
         };
-        let capacity = BLOCK_BYTES << class;
+        let capacity = capacity_of_class(class);
         let pool = Arc::downgrade(&self.inner);
         let mut idle = self.inner.idle.lock();
-        if let Some(memory) = idle.classes[class].pop() {
-            idle.bytes -= capacity;
+        if let Some(memory) = idle.pop(class) {
+            idle.in_use_bytes += capacity;
             return AlignedBuffer { memory, len, capacity, pool };
         }
+        let given_up = self.inner.make_room(&mut idle, class);
+        idle.in_use_bytes += capacity;
         drop(idle);
+        give_up(given_up);
         AlignedBuffer::allocate(len, capacity, pool)
+    }
+
+    /// Gives idle memory back to the system until at most so much is left.
+    pub fn trim(&self, max_idle_bytes: usize) {
+        let mut given_up = GivenUp::new();
+        let mut idle = self.inner.idle.lock();
+        while idle.bytes > max_idle_bytes {
+            let largest = idle.largest_class();
+            let Some(memory) = idle.pop(largest) else { break };
+            given_up.push((memory, capacity_of_class(largest)));
+        }
+        drop(idle);
+        give_up(given_up);
+    }
+
+    /// What a buffer of `len` bytes takes.
+    #[must_use]
+    pub fn capacity_of(len: usize) -> usize {
+        match class_of(len) {
+            Some(class) => capacity_of_class(class),
+            None => len.next_multiple_of(BLOCK_BYTES),
+        }
     }
 
     /// Bytes kept for reuse at this moment.
@@ -179,22 +242,76 @@ impl BufferPool {
 
 /// The size class that holds `len` bytes, or `None` if such buffers are not recycled.
 fn class_of(len: usize) -> Option<usize> {
-    let blocks = len.div_ceil(BLOCK_BYTES).max(1).next_power_of_two();
-    let class = blocks.trailing_zeros() as usize;
-    (class < CLASSES).then_some(class)
+    (0..CLASSES).find(|&class| capacity_of_class(class) >= len)
 }
 
+const fn capacity_of_class(class: usize) -> usize {
+    let Some(fine) = class.checked_sub(COARSE_CLASSES) else { return BLOCK_BYTES << class };
+    let power = FINE_FROM_BYTES << (fine / FINE_STEPS);
+    power + power / FINE_STEPS * (fine % FINE_STEPS + 1)
+}
+const _: () = assert!(capacity_of_class(CLASSES - 1) == 4 << 20);
+
 impl PoolInner {
-    /// Takes idle memory over, unless that would exceed the limit.
+    /// Takes memory over that nobody uses any more, unless that would exceed the limit.
     fn keep(&self, memory: NonNull<u8>, capacity: usize) -> bool {
-        let class = (capacity / BLOCK_BYTES).trailing_zeros() as usize;
+        let class = class_of(capacity).expect("only recycled classes name their pool");
         let mut idle = self.idle.lock();
-        if idle.bytes + capacity > self.max_idle_bytes {
-            return false;
+        idle.in_use_bytes -= capacity;
+        let given_up = self.make_room(&mut idle, class);
+        let is_kept = self.counted(&idle) + capacity <= self.limit_bytes;
+        if is_kept {
+            idle.bytes += capacity;
+            idle.classes[class].push(memory);
         }
-        idle.bytes += capacity;
-        idle.classes[class].push(memory);
-        true
+        drop(idle);
+        give_up(given_up);
+        is_kept
+    }
+
+    /// What the limit is for.
+    fn counted(&self, idle: &Idle) -> usize {
+        idle.bytes + if self.counts_in_use { idle.in_use_bytes } else { 0 }
+    }
+
+    /// Memory of other sizes that has to go for a buffer of this class: what nobody asks for any more
+    /// must not keep out what is in use now. The size that has most of it gives way.
+    fn make_room(&self, idle: &mut Idle, class: usize) -> GivenUp {
+        let capacity = capacity_of_class(class);
+        let mut given_up = GivenUp::new();
+        while self.counted(idle) + capacity > self.limit_bytes && capacity <= self.limit_bytes {
+            let largest = idle.largest_class();
+            if largest == class {
+                break;
+            }
+            let Some(memory) = idle.pop(largest) else { break };
+            given_up.push((memory, capacity_of_class(largest)));
+        }
+        given_up
+    }
+}
+
+/// Idle memory that goes back to the system, with its capacities: once no lock is held.
+type GivenUp = Vec<(NonNull<u8>, usize)>;
+
+fn give_up(given_up: GivenUp) {
+    for (memory, capacity) in given_up {
+        // SAFETY: allocated by AlignedBuffer::allocate with its class's capacity; it was idle.
+        unsafe { deallocate(memory, capacity) };
+    }
+}
+
+impl Idle {
+    fn pop(&mut self, class: usize) -> Option<NonNull<u8>> {
+        let memory = self.classes[class].pop()?;
+        self.bytes -= capacity_of_class(class);
+        Some(memory)
+    }
+
+    /// The class that has the most bytes.
+    fn largest_class(&self) -> usize {
+        let bytes = |&class: &usize| self.classes[class].len() * capacity_of_class(class);
+        (0..CLASSES).max_by_key(bytes).expect("there are classes")
     }
 }
 
@@ -204,7 +321,7 @@ impl Drop for PoolInner {
         for (class, buffers) in idle.classes.iter_mut().enumerate() {
             for memory in buffers.drain(..) {
                 // SAFETY: allocated by AlignedBuffer::allocate with this class's capacity.
-                unsafe { alloc::dealloc(memory.as_ptr(), layout(BLOCK_BYTES << class)) };
+                unsafe { deallocate(memory, capacity_of_class(class)) };
             }
         }
     }
@@ -236,6 +353,16 @@ mod tests {
     }
 
     #[test]
+    fn little_is_taken_beyond_what_is_asked_for() {
+        for len in (1..4 << 20).step_by(1234) {
+            let capacity = BufferPool::capacity_of(len);
+            let most = if len > 1 << 20 { len + len / 8 } else { 2 * len };
+            assert!((len..=most.max(BLOCK_BYTES)).contains(&capacity), "{capacity} for {len}");
+            assert!(capacity.is_multiple_of(BLOCK_BYTES));
+        }
+    }
+
+    #[test]
     fn a_dropped_buffer_is_taken_again() {
         let pool = BufferPool::new(1 << 20);
         let mut buffer = pool.take(8192);
@@ -254,6 +381,39 @@ mod tests {
         let buffers: Vec<_> = (0..4).map(|_| pool.take(4096)).collect();
         drop(buffers);
         assert_eq!(pool.idle_bytes(), 8192);
+    }
+
+    #[test]
+    fn sizes_that_are_not_asked_for_any_more_give_way() {
+        let pool = BufferPool::new(8 << 12);
+        let small: Vec<_> = (0..8).map(|_| pool.take(4096)).collect();
+        drop(small);
+        let large = pool.take(4 << 12);
+        let memory = large.as_ptr();
+        drop(large);
+        assert_eq!(pool.idle_bytes(), 8 << 12);
+        assert_eq!(pool.take(4 << 12).as_ptr(), memory);
+        // As large as all of it: nothing else stays.
+        drop(pool.take(8 << 12));
+        assert_eq!(pool.idle_bytes(), 8 << 12);
+        drop(pool.take(16 << 12));
+        assert_eq!(pool.idle_bytes(), 8 << 12);
+        pool.trim(4 << 12);
+        assert_eq!(pool.idle_bytes(), 0, "one buffer has all of it");
+    }
+
+    #[test]
+    fn what_is_in_use_leaves_less_for_what_is_idle() {
+        let pool = BufferPool::within(4 << 12);
+        let mut buffers: Vec<_> = (0..6).map(|_| pool.take(4096)).collect();
+        drop(buffers.split_off(3));
+        assert_eq!(pool.idle_bytes(), 1 << 12);
+        let large = pool.take(2 << 12);
+        assert_eq!(pool.idle_bytes(), 0, "it was needed for the large one");
+        drop((buffers, large));
+        assert_eq!(pool.idle_bytes(), 4 << 12);
+        pool.trim(2 << 12);
+        assert_eq!(pool.idle_bytes(), 2 << 12);
     }
 
     #[test]

@@ -3,13 +3,40 @@
 //! Everything that touches a medium, the clock or randomness enters through this crate, so that
 //! the whole engine runs unchanged on a simulated machine that can cut the power at any write.
 //!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("device");
+//! use siltstone_device::{
+//!     AlignedBuffer, BLOCK_BYTES, ByteOffset, Device, Durability,
+//!     file::{self, Access, FileOptions},
+//!     request,
+//! };
+//!
+//! let access = Access::Create { size_bytes: 1 << 20 };
+//! let device = file::open(&path, &FileOptions { access, ..FileOptions::default() })?;
+//! let at = ByteOffset(8192);
+//! let hello = AlignedBuffer::from_bytes(b"hello");
+//! let back = pollster::block_on(async {
+//!     request::write(&*device, at, hello, Durability::Flush).await?;
+//!     request::flush(&*device).await?; // What was written before is durable from here on.
+//!     request::read(&*device, at, AlignedBuffer::zeroed(BLOCK_BYTES)).await
+//! })?;
+//! assert_eq!(&back[..5], b"hello");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The other crates know a medium only as a [`Device`], so who implements that trait can put the engine on
+//! anything: `engine/examples/custom_device.rs` does.
 //! - [`units`]: newtypes for what is counted (sequence numbers, segments, places).
 //! - [`buffer`]: block-aligned memory and the pool that recycles it.
 //! - [`huge_pages`]: large pages for large memory.
 //! - [`request`]: batched asynchronous operations, and futures over them.
+//! - [`validate`]: the check that every request passes first.
 //! - [`salvage`]: reads that give what a damaged medium gives.
 //! - [`header`]: the header that every metadata structure on disk begins with.
-//! - [`error`]: what can go wrong.
+//! - [`error`]: what can go wrong; [`failures()`] counts how often it did.
 //! - [`size`]: sizes as people read them.
 //!
 //! The media, each an implementation of [`Device`]:
@@ -31,6 +58,7 @@ pub mod buffer;
 mod completing;
 pub mod environment;
 pub mod error;
+mod failures;
 pub mod file;
 pub mod header;
 pub mod huge_pages;
@@ -47,11 +75,13 @@ pub mod sync;
 mod threads;
 pub mod units;
 mod uring;
-mod validate;
+pub mod validate;
 
 pub use buffer::{AlignedBuffer, BufferPool};
+pub use completing::when_submitted;
 pub use environment::{Entropy, SeededEntropy, SeededRandom, SystemEntropy};
 pub use error::{DeviceError, Operation};
+pub use failures::{Failures, failures};
 pub use huge_pages::prefer_huge_pages;
 pub use request::{Durability, Request};
 pub use runtime::{Runtime, Threads};

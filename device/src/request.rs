@@ -12,7 +12,7 @@ use std::{
 
 use futures_channel::oneshot;
 
-use crate::{AlignedBuffer, ByteOffset, Device, DeviceError, Operation};
+use crate::{AlignedBuffer, ByteOffset, Device, DeviceError, Operation, failures};
 
 /// Called once with the buffer and the outcome of a read or write.
 pub type BufferCompletion = Box<dyn FnOnce(AlignedBuffer, Result<(), DeviceError>) + Send>;
@@ -93,6 +93,9 @@ impl Request {
 
     /// Gives the request's outcome, and its buffer as it is, to whoever waits for it.
     pub fn complete(self, outcome: Result<(), DeviceError>) {
+        if let Err(error) = &outcome {
+            failures::note(error);
+        }
         match self {
             Self::Read { buffer, completion, .. } | Self::Write { buffer, completion, .. } => {
                 completion(buffer, outcome);

@@ -6,6 +6,9 @@
 //! inbox to the ring, submits and waits with a single system call, then reaps every completion
 //! there is and calls their closures, whose own submissions join the next such call.
 //!
+//! What a completion puts off until then ([`when_submitted`](crate::when_submitted)) is done between
+//! submitting and waiting.
+//!
 //! Reads that come while many short ones are under way wake nobody: one of those completes soon, and then
 //! the thread looks into the inbox. Under load submissions so ride on completions, several to a system
 //! call and to a notification of the device, which is what they cost most by.
@@ -37,7 +40,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     DeviceError, Durability, Request,
-    completing::{abort_on_panic, complete_all},
+    completing::{abort_on_panic, complete_all, keep_later, take_later},
     lock::LockedFile,
 };
 
@@ -199,12 +202,14 @@ impl RingThread {
     }
 
     fn run(mut self) {
+        keep_later();
         loop {
             let closing = self.receive();
             if !closing && !self.wake_armed {
                 self.arm_wake();
             }
             self.fill();
+            self.do_what_waited();
             let idle = self.free_slots.len() == self.slots.len();
             if closing && idle && !self.wake_armed {
                 break;
@@ -220,6 +225,18 @@ impl RingThread {
         // Closing the ring would let go of the file too, but some time later. A failure only
         // means that.
         let _ = self.ring.submitter().unregister_files();
+    }
+
+    /// Does what completions have put off until everything is submitted.
+    fn do_what_waited(&mut self) {
+        let later = take_later();
+        if later.is_empty() {
+            return;
+        }
+        if !self.ring.submission().is_empty() {
+            self.submit(0);
+        }
+        later.into_iter().for_each(|work| work());
     }
 
     /// Takes what has arrived; from here on, submitters must wake this thread. Returns whether
@@ -272,7 +289,12 @@ impl RingThread {
         if has_completions && self.ring.submission().is_empty() {
             return;
         }
-        match self.ring.submit_and_wait(usize::from(!has_completions)) {
+        self.submit(usize::from(!has_completions));
+    }
+
+    /// Gives the kernel what was pushed, and waits for so many completions.
+    fn submit(&mut self, wait_for: usize) {
+        match self.ring.submit_and_wait(wait_for) {
             Ok(_) => {}
             // Busy: completions must be reaped first; again: the kernel is short of memory.
             // Either way nothing was lost, and the next round tries again.

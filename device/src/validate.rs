@@ -1,10 +1,12 @@
-//! The one check that every request passes, whatever the medium.
+//! The one check that every request passes, whatever the medium: what an implementation of
+//! [`Device::submit`](crate::Device::submit) does first.
 
 use crate::{BLOCK_BYTES, DeviceError, Request};
 
 /// Returns the request if there is something to do. Otherwise completes it: a request that is
 /// unaligned or out of range fails, one of no bytes succeeds.
-pub(crate) fn admit(request: Request, size_bytes: u64) -> Option<Request> {
+#[must_use]
+pub fn admit(request: Request, size_bytes: u64) -> Option<Request> {
     if matches!(request, Request::Flush { .. }) {
         return Some(request);
     }

@@ -1,73 +1,151 @@
 //! Group commit: callers who wait for durability at the same time share the work.
 //!
-//! One caller leads: it runs the work that makes everything admitted so far durable, while those
-//! who come meanwhile follow. When the work is done, followers whose target it covers return, and
-//! one of the others leads next. A leader who is dropped midway only loses the lead; its followers
-//! are not harmed.
+//! Work is done in rounds, one at a time. A round makes everything durable that was admitted when it
+//! began; who comes meanwhile gathers for the next one.
+//!
+//! A round is either *begun* or *led*. What can be begun is a single operation of a device, whose
+//! completion ends the round ([`GroupCommit::end_round`]) and at once begins the next one for those who
+//! have gathered, on the device's own thread: the device waits for nobody to wake up. What takes more than
+//! that is led: one caller runs it as its own work. A leader who is dropped midway only loses the lead; its
+//! followers are not harmed.
 //!
 //! ```text
-//!             target covered, or failed
-//!   Waiting -----------------------------> done
-//!     |  ^                                  ^
-//!     |  | work covered less, or           |  work covered the target, or failed
-//!     |  | another one leads               |
-//!     v  |                                  |
-//!   Leading --------------------------------+      dropped: the lead is free again
+//!              covered, or failed
+//!   Gathering ---------------------------------------> done
+//!     |    ^                                             ^
+//!     |    | the round fell short                        |
+//!     |    |                                             |
+//!     |  Riding -----------------------------------------+
+//!     |    ^     the round has ended
+//!     |    | a round begins
+//!     +----+---- no round is under way: begins one and rides it, or leads one
 //! ```
 //!
 //! # Who is woken
-//! Waking a thread costs as much as a small write, and a whole group of them longer than the device takes.
-//! So those who wait are kept apart: who came before the round under way began rides it, and whoever
-//! came later gathers for the next. At the end of a round first one of the latter is woken, who
-//! leads the next, and only then those who are done.
+//! Waking a thread costs as much as a small write, and a whole group of them longer than the device
+//! takes. So nobody is woken before there is something for it to do, and when a round ends, what comes
+//! next comes first: those who are done are told only when the next round is on its way.
 
-use std::{future::Future, sync::Arc};
+mod seat;
 
-use event_listener::Event;
-use siltstone_device::{Sequence, sync::Mutex};
+use std::{future::Future, mem::take, sync::Arc};
+
+use seat::{Seat, Told};
+use siltstone_device::{Sequence, sync::Mutex, when_submitted};
 
 /// Shares commits among callers; `E` is the error that all of them get once one work failed.
 ///
-/// Thread safety: shared freely; the lock is never held while work runs or anybody waits.
+/// Thread safety: shared freely; the lock is never held while work runs, anybody waits or is woken.
 ///
-/// Invariants: at most one work runs at a time; what is durable never goes back; after a failure,
-/// what is durable no longer moves, and every target beyond it fails with the first error.
+/// Invariants: at most one round is under way; what is durable never goes back; after a failure,
+/// what is durable no longer moves, and every target beyond it fails with the first error. While no round
+/// is under way and somebody gathers, somebody has been told to look, or is about to.
 pub struct GroupCommit<E> {
     state: Mutex<State<E>>,
 }
 
 struct State<E> {
     durable: Sequence,
-    has_leader: bool,
     failed: Option<E>,
-    /// Rounds that have begun.
-    rounds: u64,
-    /// Tells those who came before the last round began. All of them are told when it ends.
-    riding: Arc<Event>,
-    /// Tells those who came later. One of them is told when the lead is free, and has to lead or to tell
-    /// another one.
-    gathering: Arc<Event>,
+    round: Round<E>,
+    /// What was durable when the round under way began.
+    before: Sequence,
+    /// Those who came before the round under way began.
+    riding: Vec<Arc<Seat>>,
+    /// Those who came later.
+    gathering: Vec<Arc<Seat>>,
 }
 
-impl<E> State<E> {
+enum Round<E> {
+    /// None is under way.
+    None,
+    /// Somebody leads, or is about to begin.
+    Led,
+    /// It was begun, and its end will be told.
+    Begun,
+    /// Its end was told before whoever begins it was back: that one goes on from here.
+    Ended(Result<Sequence, E>),
+}
+
+/// Those who are to be told, once the lock is let go.
+#[must_use = "they wait"]
+struct ToTell(Vec<(Arc<Seat>, Told)>);
+
+impl ToTell {
+    fn tell(self) {
+        for (seat, told) in self.0 {
+            seat.tell(told);
+        }
+    }
+}
+
+impl<E: Clone> State<E> {
     fn advance(&mut self, sequence: Sequence) {
         if self.failed.is_none() {
             self.durable = self.durable.max(sequence);
         }
     }
 
-    fn begin_round(&mut self) {
-        self.has_leader = true;
-        self.rounds += 1;
-        // Who gathered until now is told when this round ends. Of the last round nobody is left who was
-        // not told.
-        std::mem::swap(&mut self.riding, &mut self.gathering);
+    fn take_in(&mut self, outcome: Result<Sequence, E>) {
+        match outcome {
+            Ok(reached) => {
+                let before = self.before;
+                assert!(reached > before, "a commit from {before} on reached only {reached}");
+                self.advance(reached);
+            }
+            Err(error) => {
+                self.failed.get_or_insert(error);
+            }
+        }
     }
 
-    fn tell_everybody(&self) {
-        for event in [&self.gathering, &self.riding] {
-            event.notify(usize::MAX);
+    fn outcome(&self, target: Sequence) -> Option<Result<(), E>> {
+        match &self.failed {
+            _ if self.durable >= target => Some(Ok(())),
+            Some(error) => Some(Err(error.clone())),
+            None => None,
         }
+    }
+
+    /// Those who rode a round that has ended, and those for whom it settled things besides.
+    fn dismiss_riders(&mut self) -> ToTell {
+        let mut leaving = take(&mut self.riding);
+        self.take_settled(&mut leaving);
+        self.messages(leaving)
+    }
+
+    /// Those for whom there is an outcome, whatever the round does.
+    fn dismiss_settled(&mut self) -> ToTell {
+        let mut leaving = Vec::new();
+        self.take_settled(&mut leaving);
+        self.messages(leaving)
+    }
+
+    fn take_settled(&mut self, leaving: &mut Vec<Arc<Seat>>) {
+        let (durable, has_failed) = (self.durable, self.failed.is_some());
+        for list in [&mut self.riding, &mut self.gathering] {
+            leaving.extend(list.extract_if(.., |seat| seat.target <= durable || has_failed));
+        }
+    }
+
+    fn messages(&self, leaving: Vec<Arc<Seat>>) -> ToTell {
+        let message =
+            |seat: &Seat| if seat.target <= self.durable { Told::Durable } else { Told::Look };
+        ToTell(leaving.into_iter().map(|seat| (Arc::clone(&seat), message(&seat))).collect())
+    }
+
+    /// A round begins for all who have gathered.
+    fn begin_round(&mut self) {
+        self.round = Round::Led;
+        self.before = self.durable;
+        self.riding.append(&mut self.gathering);
+    }
+
+    /// No round is under way; if one is wanted, somebody is told to see to it.
+    fn free_lead(&mut self) -> ToTell {
+        self.round = Round::None;
+        let next = if self.gathering.is_empty() { None } else { Some(self.gathering.remove(0)) };
+        ToTell(next.into_iter().map(|seat| (seat, Told::Look)).collect())
     }
 }
 
@@ -75,15 +153,18 @@ impl<E: Clone> GroupCommit<E> {
     /// Everything up to `durable` is durable to begin with.
     #[must_use]
     pub fn new(durable: Sequence) -> Self {
-        let (riding, gathering) = (Arc::new(Event::new()), Arc::new(Event::new()));
-        let state =
-            State { durable, has_leader: false, failed: None, rounds: 0, riding, gathering };
+        let (riding, gathering) = (Vec::new(), Vec::new());
+        let (failed, round, before) = (None, Round::None, durable);
+        let state = State { durable, failed, round, before, riding, gathering };
         Self { state: Mutex::new(state) }
     }
 
-    /// Returns when everything up to `target` is durable. If nobody does that work yet, this
-    /// caller runs `work`, which makes durable at least what was admitted when it was called and
-    /// returns up to where everything is durable then. `target` was admitted before this call.
+    /// Returns when everything up to `target` is durable. If no round is under way, this caller has to
+    /// do with one. First it calls `begin`, which may start an operation that makes durable what is
+    /// admitted at that moment, and says whether it did; its end is told by
+    /// [`end_round`](Self::end_round). If it did not, this caller runs `work`, which makes durable at
+    /// least what was admitted when it was called and returns up to where everything is durable then.
+    /// `target` was admitted before this call.
     ///
     /// Others may wait for this one to go on: who has begun to poll it polls it on, or drops it.
     ///
@@ -92,61 +173,122 @@ impl<E: Clone> GroupCommit<E> {
     ///
     /// # Panics
     /// If work returns success without getting anywhere: it would be repeated for ever.
-    pub async fn commit<F, Fut>(&self, target: Sequence, mut work: F) -> Result<(), E>
+    pub async fn commit<B, F, Fut>(
+        &self,
+        target: Sequence,
+        mut begin: B,
+        mut work: F,
+    ) -> Result<(), E>
     where
+        B: FnMut() -> bool,
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<Sequence, E>>,
     {
-        let mut came_in_round = None;
         loop {
-            let (before, told) = {
+            let (seat, leads) = {
                 let mut state = self.state.lock();
-                let before = state.durable;
-                let outcome = match &state.failed {
-                    _ if before >= target => Some(Ok(())),
-                    Some(error) => Some(Err(error.clone())),
-                    None => None,
-                };
-                if let Some(outcome) = outcome {
-                    // Perhaps this one was told to lead.
-                    if !state.has_leader {
-                        state.gathering.notify(1);
-                    }
+                if let Some(outcome) = state.outcome(target) {
+                    // Perhaps this one was told to see to a round.
+                    let next = match state.round {
+                        Round::None => state.free_lead(),
+                        _ => ToTell(Vec::new()),
+                    };
+                    drop(state);
+                    next.tell();
                     return outcome;
                 }
-                let told = if state.has_leader {
-                    let rides = state.rounds > *came_in_round.get_or_insert(state.rounds);
-                    let event = if rides { &state.riding } else { &state.gathering };
-                    Some(event.listen())
-                } else {
+                let seat = Seat::new(target);
+                state.gathering.push(Arc::clone(&seat));
+                let leads = matches!(state.round, Round::None);
+                if leads {
                     state.begin_round();
-                    None
-                };
-                (before, told)
+                }
+                (seat, leads)
             };
-            match told {
-                Some(told) => told.await,
-                None => self.lead(before, &mut work).await,
+            let mut sitting = Sitting { group: self, seat, is_told: false };
+            if leads {
+                let lead = Lead { group: self };
+                if self.go_on(&mut begin) {
+                    std::mem::forget(lead);
+                } else {
+                    let outcome = work().await;
+                    self.state.lock().take_in(outcome);
+                    drop(lead);
+                }
+            }
+            let told = sitting.seat.wait().await;
+            sitting.is_told = true;
+            if told == Told::Durable {
+                return Ok(());
             }
         }
     }
 
-    async fn lead<F, Fut>(&self, before: Sequence, work: &mut F)
-    where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<Sequence, E>>,
-    {
-        // Frees the lead and tells the others, however this ends: returned, dropped or panicked.
-        let _lead = Lead { group: self };
-        let outcome = work().await;
+    /// The round that was begun has ended: everything up to the sequence is durable. Who rode it is told,
+    /// and if others have gathered, the next round begins, by `begin` as in [`commit`](Self::commit), or
+    /// one of them is woken to lead it.
+    ///
+    /// # Panics
+    /// If no round was begun, or it succeeded without getting anywhere.
+    pub fn end_round(&self, outcome: Result<Sequence, E>, begin: impl FnMut() -> bool) {
         let mut state = self.state.lock();
-        match outcome {
-            Ok(reached) => {
-                assert!(reached > before, "a commit from {before} on reached only {reached}");
-                state.advance(reached);
+        match state.round {
+            Round::Led => {
+                state.round = Round::Ended(outcome);
+                return;
             }
-            Err(error) => {
-                state.failed.get_or_insert(error);
+            Round::Begun => {}
+            Round::None | Round::Ended(_) => panic!("a round that was begun ends once"),
+        }
+        state.take_in(outcome);
+        let done = state.dismiss_riders();
+        if state.gathering.is_empty() {
+            state.round = Round::None;
+            drop(state);
+            done.tell();
+            return;
+        }
+        state.begin_round();
+        drop(state);
+        if self.go_on(begin) {
+            when_submitted(move || done.tell());
+            return;
+        }
+        let mut state = self.state.lock();
+        // Nobody rides what was not begun.
+        let riders = take(&mut state.riding);
+        state.gathering.splice(..0, riders);
+        let next = state.free_lead();
+        drop(state);
+        next.tell();
+        done.tell();
+    }
+
+    /// Begins the round that whoever calls this has the lead of, and any that follow while it is at it.
+    /// False if one has to be led: then the caller still has the lead.
+    fn go_on(&self, mut begin: impl FnMut() -> bool) -> bool {
+        loop {
+            if !begin() {
+                return false;
+            }
+            let mut state = self.state.lock();
+            let outcome = match std::mem::replace(&mut state.round, Round::Begun) {
+                Round::Led => return true,
+                Round::Ended(outcome) => outcome,
+                Round::None | Round::Begun => unreachable!("the lead is this caller's"),
+            };
+            state.take_in(outcome);
+            let done = state.dismiss_riders();
+            let is_over = state.gathering.is_empty();
+            if is_over {
+                state.round = Round::None;
+            } else {
+                state.begin_round();
+            }
+            drop(state);
+            done.tell();
+            if is_over {
+                return true;
             }
         }
     }
@@ -160,14 +302,18 @@ impl<E: Clone> GroupCommit<E> {
     pub fn advance(&self, sequence: Sequence) {
         let mut state = self.state.lock();
         state.advance(sequence);
-        state.tell_everybody();
+        let settled = state.dismiss_settled();
+        drop(state);
+        settled.tell();
     }
 
     /// Durability failed by other means. The first failure stays.
     pub fn fail(&self, error: E) {
         let mut state = self.state.lock();
         state.failed.get_or_insert(error);
-        state.tell_everybody();
+        let settled = state.dismiss_settled();
+        drop(state);
+        settled.tell();
     }
 
     /// The first failure, if there was one.
@@ -176,18 +322,47 @@ impl<E: Clone> GroupCommit<E> {
     }
 }
 
-struct Lead<'a, E> {
+/// Frees the lead and tells those who rode, however a round that is led ends: returned, dropped or
+/// panicked.
+struct Lead<'a, E: Clone> {
     group: &'a GroupCommit<E>,
 }
 
-impl<E> Drop for Lead<'_, E> {
+impl<E: Clone> Drop for Lead<'_, E> {
     fn drop(&mut self) {
         let mut state = self.group.state.lock();
-        state.has_leader = false;
-        state.gathering.notify(1);
-        let riding = Arc::clone(&state.riding);
+        let done = state.dismiss_riders();
+        let next = state.free_lead();
         drop(state);
-        riding.notify(usize::MAX);
+        next.tell();
+        done.tell();
+    }
+}
+
+/// One who waits; leaves its list when it is dropped.
+struct Sitting<'a, E: Clone> {
+    group: &'a GroupCommit<E>,
+    seat: Arc<Seat>,
+    is_told: bool,
+}
+
+impl<E: Clone> Drop for Sitting<'_, E> {
+    fn drop(&mut self) {
+        if self.is_told {
+            return;
+        }
+        let mut guard = self.group.state.lock();
+        let state = &mut *guard;
+        for list in [&mut state.gathering, &mut state.riding] {
+            list.retain(|seat| !Arc::ptr_eq(seat, &self.seat));
+        }
+        // Perhaps this one was told to look, or is about to be: then somebody else has to.
+        let next = match state.round {
+            Round::None => state.free_lead(),
+            _ => ToTell(Vec::new()),
+        };
+        drop(guard);
+        next.tell();
     }
 }
 

@@ -5,6 +5,38 @@
 //! not care whether that is the pool's own device, a file beside it, or mapped memory. Nothing
 //! here knows volumes, blocks the calling thread, or starts one.
 //!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use siltstone_device::{BlockAddress, ByteOffset, LayerId, SeededRandom, Sequence, sim::SimDevice};
+//! use siltstone_nvram::{Change, ChangeBody, Log, LogIdentity, Region};
+//!
+//! let device = SimDevice::new(1 << 20);
+//! let region = Region { offset: ByteOffset(0), len_bytes: 256 << 10 };
+//! let identity = LogIdentity { first: 1, second: 2 };
+//! pollster::block_on(async {
+//!     Log::format(device.clone(), region, identity).await?;
+//!     let (log, _) = Log::open(device.clone(), region, identity).await?;
+//!     let change = Change {
+//!         layer: LayerId(1),
+//!         address: BlockAddress(7),
+//!         len_blocks: 1,
+//!         sequence: Sequence(1),
+//!         body: ChangeBody::Data(&[42; 4096]),
+//!     };
+//!     log.append(&[change]).await?; // One device write, and the change is durable.
+//!
+//!     // The power fails, as late as it can. Whoever opens the log again finds the change.
+//!     let after = device.crash_at(device.history_len(), &mut SeededRandom::new(1));
+//!     let (_log, mut replay) = Log::open(after, region, identity).await?;
+//!     let record = replay.next_record().await?.expect("the change was acknowledged");
+//!     assert_eq!(record.changes().next(), Some(change));
+//!     Ok(())
+//! })
+//! # }
+//! ```
+//!
+//! The engine's flushes go this way when little is waiting; when much is, it goes to its segments at once, and
+//! is acknowledged from there. A checkpoint trims what it covers.
 //! - [`log`]: the ring of records; [`Log::append`] makes changes durable by one device write.
 //! - [`record`]: a record on disk.
 //! - [`replay`]: reading the live records back after [`Log::open`].

@@ -3,9 +3,10 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use event_listener::Event;
+use futures_channel::oneshot;
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, BufferPool, Device, DeviceError, Durability, Request, Sequence,
-    Unreadable, request, sync::Mutex,
+    AlignedBuffer, BLOCK_BYTES, BufferPool, Device, DeviceError, Durability, Operation, Request,
+    Sequence, Unreadable, request, sync::Mutex,
 };
 
 use crate::{
@@ -46,7 +47,8 @@ pub struct LogStats {
 /// same.
 ///
 /// Invariants: at most one write is in flight; no live record is overwritten; after a failed
-/// write nothing is written or reported durable any more.
+/// write nothing is written or reported durable any more. While the end of a write is being told,
+/// nothing is written but what that begins.
 pub struct Log {
     device: Arc<dyn Device>,
     region: Region,
@@ -60,16 +62,30 @@ pub struct Log {
 /// last to let go, and must not be the one that closes the device it runs on.
 struct Progress {
     state: Mutex<State>,
-    /// Notified whenever a write ends.
-    written: Event,
+    /// Notified whenever the turn becomes free.
+    free: Event,
 }
 
 struct State {
     ring: Ring,
-    in_flight: bool,
+    turn: Turn,
     failed: Option<LogError>,
     stats: LogStats,
 }
+
+/// Whose turn it is to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Anybody's.
+    Free,
+    /// A write is in flight, or about to be.
+    Writing,
+    /// The write of this record has ended, and whoever began it is being told.
+    Ending(u64),
+}
+
+/// Whom a write's end is told.
+type Then = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
 impl Log {
     /// Makes an empty log of the region: overwrites all of it, so that later writes find allocated
@@ -134,13 +150,13 @@ impl Log {
             tracing::warn!(record = torn.record, offset = torn.offset.0, "NVRAM log: torn tail");
         }
         tracing::debug!(newest, live = replay.records_left(), "NVRAM log opened");
-        let state = State { ring, in_flight: false, failed: None, stats: LogStats::default() };
+        let state = State { ring, turn: Turn::Free, failed: None, stats: LogStats::default() };
         let log = Self {
             device,
             region,
             identity,
             buffers: BufferPool::new(IDLE_BUFFER_BYTES),
-            progress: Arc::new(Progress { state: Mutex::new(state), written: Event::new() }),
+            progress: Arc::new(Progress { state: Mutex::new(state), free: Event::new() }),
             unreadable,
         };
         Ok((log, replay))
@@ -220,6 +236,46 @@ impl Log {
         }
     }
 
+    /// Begins to append, like [`append_checked`](Self::append_checked), if that can be done at once by a
+    /// single write, and says whether it was begun. Then `then` is told the outcome, perhaps before this
+    /// returns; on a thread of the device, so that it must not wait. It may begin the next append: until
+    /// it returns, nobody else can.
+    ///
+    /// # Errors
+    /// As `append_checked`, except for want of room; then nothing is told.
+    ///
+    /// # Panics
+    /// As `append`.
+    pub fn begin(
+        &self,
+        changes: &[Change<'_>],
+        is_good: impl Fn(usize, &[u8]) -> bool,
+        then: impl FnOnce(Result<(), LogError>) + Send + 'static,
+    ) -> Result<bool, LogError> {
+        assert!(!changes.is_empty(), "there is something to append");
+        record::assert_well_formed(changes);
+        let needed_bytes = record_bytes_for(changes.len(), record::data_bytes(changes));
+        let max_bytes = self.max_record_bytes();
+        if needed_bytes > max_bytes {
+            return Err(LogError::TooLarge { needed_bytes, max_bytes });
+        }
+        let placement = {
+            let mut state = self.progress.state.lock();
+            if let Some(error) = &state.failed {
+                return Err(error.clone());
+            }
+            match state.ring.plan(needed_bytes / BLOCK) {
+                Some(Plan::Record(placement)) if state.turn != Turn::Writing => {
+                    state.turn = Turn::Writing;
+                    placement
+                }
+                _ => return Ok(false),
+            }
+        };
+        self.submit(placement, changes, is_good, Box::new(then))?;
+        Ok(true)
+    }
+
     /// Forgets the records that hold nothing newer than `up_to`: those changes are durable
     /// elsewhere. The next record makes this durable; until then, recovery may replay them.
     pub fn trim(&self, up_to: Sequence) {
@@ -279,12 +335,31 @@ impl Log {
         self.progress.state.lock().stats
     }
 
-    /// Starts to write the record for which `placement` was reserved, and waits for it.
+    /// Writes the record for which `placement` was reserved, and waits for it.
     async fn write(
         &self,
         placement: Placement,
         changes: &[Change<'_>],
         is_good: impl Fn(usize, &[u8]) -> bool,
+    ) -> Result<(), LogError> {
+        let (told, outcome) = oneshot::channel();
+        let then = Box::new(move |outcome| {
+            // Whoever waited may have given up.
+            let _ = told.send(outcome);
+        });
+        self.submit(placement, changes, is_good, then)?;
+        let closed = DeviceError::Closed { operation: Operation::Write };
+        let failed = LogError::Failed { record: placement.number, cause: closed };
+        outcome.await.unwrap_or(Err(failed))
+    }
+
+    /// Starts to write the record for which `placement` was reserved.
+    fn submit(
+        &self,
+        placement: Placement,
+        changes: &[Change<'_>],
+        is_good: impl Fn(usize, &[u8]) -> bool,
+        then: Then,
     ) -> Result<(), LogError> {
         let address = |start: u64| self.region.offset.plus(start * BLOCK);
         let label = RecordLabel {
@@ -304,17 +379,17 @@ impl Log {
         let last_sequence = changes.last().map(|change| change.sequence);
         let progress = self.progress.clone();
         let completion = Box::new(move |_: AlignedBuffer, outcome: Result<(), DeviceError>| {
-            progress.complete(&placement, last_sequence, outcome);
+            progress.complete(&placement, last_sequence, outcome, then);
         });
         let durability = Durability::Immediate;
         let write = Request::Write { offset: label.address, buffer, durability, completion };
         self.device.submit(vec![write]);
-        self.progress.durable(placement.number).await
+        Ok(())
     }
 }
 
 impl Progress {
-    /// Waits until nothing is in flight, then takes the turn if `plan` finds something to write.
+    /// Waits until the turn is free, then takes it if `plan` finds something to write.
     /// Whoever gets `Some` submits that write before it awaits anything: no other is started until
     /// it completes.
     async fn reserve(
@@ -322,45 +397,31 @@ impl Progress {
         plan: impl Fn(&Ring) -> Option<Plan>,
     ) -> Result<Option<Plan>, LogError> {
         loop {
-            let written = {
+            let free = {
                 let mut state = self.state.lock();
                 if let Some(error) = &state.failed {
                     return Err(error.clone());
                 }
-                if !state.in_flight {
+                if state.turn == Turn::Free {
                     let plan = plan(&state.ring);
-                    state.in_flight = plan.is_some();
+                    if plan.is_some() {
+                        state.turn = Turn::Writing;
+                    }
                     return Ok(plan);
                 }
-                self.written.listen()
+                self.free.listen()
             };
-            written.await;
+            free.await;
         }
     }
 
     /// Gives back a turn whose write was not begun.
     fn give_up(&self) {
         let mut state = self.state.lock();
-        assert!(std::mem::take(&mut state.in_flight), "a turn is given back once");
+        assert_eq!(state.turn, Turn::Writing, "a turn is given back once");
+        state.turn = Turn::Free;
         drop(state);
-        self.written.notify(usize::MAX);
-    }
-
-    /// Waits until the record is durable, or never will be.
-    async fn durable(&self, record: u64) -> Result<(), LogError> {
-        loop {
-            let written = {
-                let state = self.state.lock();
-                if state.ring.newest() >= record {
-                    return Ok(());
-                }
-                if let Some(error) = &state.failed {
-                    return Err(error.clone());
-                }
-                self.written.listen()
-            };
-            written.await;
-        }
+        self.free.notify(usize::MAX);
     }
 
     /// The write of a record ended; `last_sequence` is `None` for a marker.
@@ -369,10 +430,12 @@ impl Progress {
         placement: &Placement,
         last_sequence: Option<Sequence>,
         outcome: Result<(), DeviceError>,
+        then: impl FnOnce(Result<(), LogError>),
     ) {
         let mut state = self.state.lock();
-        assert!(std::mem::take(&mut state.in_flight), "a write completes once");
-        match outcome {
+        assert_eq!(state.turn, Turn::Writing, "a write completes once");
+        state.turn = Turn::Ending(placement.number);
+        let outcome = match outcome {
             Ok(()) => {
                 state.ring.commit(placement, last_sequence.unwrap_or(placement.trimmed));
                 state.stats.bytes += placement.len_blocks * BLOCK;
@@ -380,14 +443,23 @@ impl Progress {
                     Some(_) => state.stats.records += 1,
                     None => state.stats.markers += 1,
                 }
+                Ok(())
             }
             Err(cause) => {
                 tracing::error!(record = placement.number, %cause, "NVRAM log failed");
-                state.failed = Some(LogError::Failed { record: placement.number, cause });
+                let error = LogError::Failed { record: placement.number, cause };
+                state.failed = Some(error.clone());
+                Err(error)
             }
-        }
+        };
         drop(state);
-        self.written.notify(usize::MAX);
+        then(outcome);
+        let mut state = self.state.lock();
+        if state.turn == Turn::Ending(placement.number) {
+            state.turn = Turn::Free;
+            drop(state);
+            self.free.notify(usize::MAX);
+        }
     }
 }
 

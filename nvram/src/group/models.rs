@@ -36,6 +36,11 @@ impl Medium {
     }
 }
 
+/// Rounds that have to be led.
+fn never() -> bool {
+    false
+}
+
 fn spawn(work: impl FnOnce() + 'static) -> thread::JoinHandle<()> {
     thread::spawn(work)
 }
@@ -49,7 +54,7 @@ fn a_commit_that_returns_is_durable_and_every_commit_returns() {
             move || {
                 let (group, medium) = &*shared;
                 let target = medium.admit();
-                block_on(group.commit(target, || medium.write())).unwrap();
+                block_on(group.commit(target, never, || medium.write())).unwrap();
                 assert!(medium.durable.load(Ordering::Acquire) >= target.0);
             }
         };
@@ -58,6 +63,39 @@ fn a_commit_that_returns_is_durable_and_every_commit_returns() {
         for other in others {
             other.join().unwrap();
         }
+    });
+}
+
+/// Rounds that are begun end on another thread, which begins the next one: nobody is forgotten between the
+/// end of one and those who come at that moment.
+#[test]
+fn a_round_that_is_begun_ends_elsewhere_and_begins_the_next() {
+    type Shared = Arc<(GroupCommit<&'static str>, Medium)>;
+    fn begin(shared: &Shared) -> bool {
+        let admitted = shared.1.admitted.load(Ordering::Acquire);
+        assert!(!shared.1.writing.swap(true, Ordering::AcqRel), "one operation at a time");
+        let device = Arc::clone(shared);
+        spawn(move || {
+            device.1.durable.store(admitted, Ordering::Release);
+            device.1.writing.store(false, Ordering::Release);
+            device.0.end_round(Ok(Sequence(admitted)), || begin(&device));
+        });
+        true
+    }
+    explore("group commit: the end of a round begins the next", Some(2), || {
+        let shared: Shared = Arc::new((GroupCommit::new(Sequence(0)), Medium::default()));
+        let caller = |shared: Shared| {
+            move || {
+                let (group, medium) = &*shared;
+                let target = medium.admit();
+                let lead = || async { panic!("every round can be begun") };
+                block_on(group.commit(target, || begin(&shared), lead)).unwrap();
+                assert!(medium.durable.load(Ordering::Acquire) >= target.0);
+            }
+        };
+        let other = spawn(caller(Arc::clone(&shared)));
+        caller(shared)();
+        other.join().unwrap();
     });
 }
 
@@ -71,12 +109,12 @@ fn a_leader_that_is_dropped_harms_nobody() {
             let shared = Arc::clone(&shared);
             spawn(move || {
                 let (group, medium) = &*shared;
-                block_on(group.commit(target, || medium.write())).unwrap();
+                block_on(group.commit(target, never, || medium.write())).unwrap();
                 assert!(medium.durable.load(Ordering::Acquire) >= target.0);
             })
         };
         {
-            let mut stuck = pin!(shared.0.commit(target, std::future::pending));
+            let mut stuck = pin!(shared.0.commit(target, never, std::future::pending));
             let mut context = Context::from_waker(Waker::noop());
             if let Poll::Ready(outcome) = stuck.as_mut().poll(&mut context) {
                 outcome.unwrap();
@@ -107,7 +145,7 @@ fn what_becomes_durable_by_other_means_lets_followers_go() {
             let (may_end, done) = (Arc::clone(&may_end), Arc::clone(&follower_done));
             spawn(move || {
                 let work = || work(Arc::clone(&may_end), Arc::clone(&done));
-                block_on(group.commit(Sequence(2), work)).unwrap();
+                block_on(group.commit(Sequence(2), never, work)).unwrap();
             })
         };
         let other = {
@@ -116,7 +154,7 @@ fn what_becomes_durable_by_other_means_lets_followers_go() {
         };
         // Whether it leads itself or follows the one whose work does not end yet.
         let lead = || std::future::ready(Ok(Sequence(1)));
-        block_on(group.commit(Sequence(1), lead)).unwrap();
+        block_on(group.commit(Sequence(1), never, lead)).unwrap();
         follower_done.store(true, Ordering::Release);
         may_end.notify(usize::MAX);
         leader.join().unwrap();
@@ -135,7 +173,8 @@ fn a_failure_reaches_whoever_waits() {
             spawn(move || group.fail("by other means"))
         };
         // Its own work succeeds, but what fails first counts.
-        let outcome = block_on(group.commit(Sequence(1), || std::future::ready(Ok(Sequence(1)))));
+        let outcome =
+            block_on(group.commit(Sequence(1), never, || std::future::ready(Ok(Sequence(1)))));
         other.join().unwrap();
         assert_eq!(group.failure(), Some("by other means"));
         assert_eq!(outcome.is_ok(), group.durable() == Sequence(1), "durable or told");
