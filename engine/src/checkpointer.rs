@@ -12,8 +12,7 @@
 //! 5  flush the device: units up to W, patch pages and table pages are durable
 //! 6  store the checkpoint record, durably, in the older of its two slots, with the volumes and
 //!    snapshots of the record before: changes of these are stored by themselves
-//! 7  discard freed segments, then let them be used; give the sealer its new frontier;
-//!    trim the log to W
+//! 7  let freed segments be used; give the sealer its new frontier; trim the log to W
 //! 8  write a durability mark
 //! ```
 //! A cut before 6 has completed leaves the old record, and everything that it needs: nothing that
@@ -25,7 +24,7 @@ use std::{sync::Arc, time::Duration, time::Instant};
 use event_listener::Event;
 use siltstone_cursor::{Edit, MapError, Packing, Relocator, Rewrite, SegmentSource, Visibility};
 use siltstone_device::{
-    BLOCK_BYTES, LayerId, Runtime, SegmentId, Sequence, request, runtime::either, sync::Mutex,
+    BLOCK_BYTES, LayerId, Runtime, SegmentId, Sequence, runtime::either, sync::Mutex,
 };
 
 use crate::{
@@ -45,9 +44,14 @@ const MERGE_PAGES: usize = 1536;
 /// Most merge steps in one checkpoint. What is left goes on in the next.
 const MERGE_STEPS: usize = 8;
 
+/// Of the buffers that a burst has left, a checkpoint lets those stay that take this share of staging.
+/// In a steady stream there are fewer.
+const KEPT_SHARE: usize = 8;
+
 /// Requests to the checkpointer, and who waits for them.
 pub(crate) struct Checkpointing {
     runtime: Arc<dyn Runtime>,
+    opened: Instant,
     state: Mutex<State>,
     work: Event,
     finished: Event,
@@ -61,6 +65,8 @@ struct State {
     requested: bool,
     /// Merge everything: space is wanted back.
     compact: bool,
+    /// When the last one finished.
+    finished_at: Option<Instant>,
     /// When the first change came that no checkpoint has seen.
     changed_at: Option<Instant>,
     /// When the collector or an adoption wants to go on.
@@ -71,7 +77,7 @@ struct State {
 impl Checkpointing {
     pub(crate) fn new(runtime: Arc<dyn Runtime>) -> Self {
         let (work, finished) = (Event::new(), Event::new());
-        Self { runtime, state: Mutex::default(), work, finished }
+        Self { opened: runtime.now(), runtime, state: Mutex::default(), work, finished }
     }
 
     /// Asks for a checkpoint that begins after this call; returns its number at once.
@@ -107,6 +113,17 @@ impl Checkpointing {
             drop(state);
             self.work.notify(usize::MAX);
         }
+    }
+
+    /// How long ago the last checkpoint was made (or the pool opened), and the first change came
+    /// that none has seen.
+    pub(crate) fn ages(&self) -> (Duration, Duration) {
+        let state = self.state.lock();
+        let (finished_at, changed_at) = (state.finished_at, state.changed_at);
+        drop(state);
+        let now = self.runtime.now();
+        let since = |then| now.saturating_duration_since(then);
+        (since(finished_at.unwrap_or(self.opened)), changed_at.map_or(Duration::ZERO, since))
     }
 
     /// Lets the collector or an adoption go on after a pause.
@@ -173,6 +190,7 @@ impl Checkpointing {
     fn finish(&self) {
         let mut state = self.state.lock();
         state.finished = state.begun;
+        state.finished_at = Some(self.runtime.now());
         drop(state);
         self.finished.notify(usize::MAX);
     }
@@ -211,11 +229,12 @@ pub(crate) async fn run(core: &Arc<Core>, mut collector: Collector) {
 
 /// Makes one checkpoint. See the module's page for the order and its reasons.
 pub(crate) async fn checkpoint(
-    core: &Core,
+    core: &Arc<Core>,
     collector: &mut Collector,
     compact: bool,
 ) -> Result<()> {
     let timer = core.stats.time(Stage::Checkpoint);
+    collector.begin_checkpoint();
     let published = {
         let published = core.publishing.lock();
         core.map.freeze();
@@ -233,7 +252,10 @@ pub(crate) async fn checkpoint(
     let made_before = core.map.next_patch();
     let mut steps = 0;
     // The sealer must not wait for a merge when its frontier is nearly used up.
-    while compact || (steps < MERGE_STEPS && !(steps > 0 && core.frontier.is_low())) {
+    let is_over = |steps, collector: &Collector| {
+        steps == MERGE_STEPS || (steps > 0 && core.frontier.is_low()) || collector.has_enough()
+    };
+    while compact || !is_over(steps, collector) {
         let step = merge_step(core, collector, &mut source, &layers, compact, made_before).await;
         let edit = match step {
             Ok(Some(edit)) => edit,
@@ -278,11 +300,12 @@ pub(crate) async fn checkpoint(
     };
     drop(record);
     core.epochs.write().forget(published.sequence);
-    discard(core, &stored.freeing).await;
+    core.frontier.extend(reservation.added);
     add(&core.stats.counters.freed_segments, stored.freeing.len() as u64);
     core.table.stored(stored);
-    core.frontier.extend(reservation.added);
+    core.discarder.note_freed();
     core.images.note_coverage(core.coverage(collector.open_segments().into_iter()));
+    core.write_buffers.trim(core.tuning.staging_bytes / KEPT_SHARE);
     core.log.trim(published.sequence);
     if published.sequence > Sequence(0) {
         core.commit.advance(published.sequence);
@@ -296,7 +319,7 @@ pub(crate) async fn checkpoint(
 
 /// Stores the segment table and then the record, of the state that was `published`.
 async fn store(
-    core: &Core,
+    core: &Arc<Core>,
     record: &mut CheckpointBody,
     published: Published,
     image: Option<IndexImage>,
@@ -336,7 +359,7 @@ async fn merge_step(
     compact: bool,
     made_before: u64,
 ) -> std::result::Result<Option<Edit>, MapError> {
-    let mut mover = collector.mover(core);
+    let mut mover = collector.mover(core, !compact);
     // Moving blocks takes longer than moving entries.
     let pages = if mover.is_some() { step_pages(core) } else { merge_pages(core) };
     let mut rewrite = Rewrite::new(source, layers, pages);
@@ -377,24 +400,6 @@ pub(crate) fn merge_pages(core: &Core) -> usize {
     let free = core.table.free_segments().saturating_sub(core.space.memtable_segments());
     let free_pages = free * segment_pages;
     MERGE_PAGES.min(free_pages as usize / 2).max(1)
-}
-
-/// Gives freed segments back to the medium before they are used again. A medium that cannot take
-/// them back loses nothing by it.
-async fn discard(core: &Core, freed: &[SegmentId]) {
-    let layout = &core.superblock.layout;
-    let discards: Vec<_> = freed
-        .iter()
-        .map(|&id| {
-            let start = layout.geometry().segment_start(id);
-            request::discard(&*core.device, start, layout.segment_bytes)
-        })
-        .collect();
-    for discard in discards {
-        if let Err(error) = discard.await {
-            tracing::debug!(%error, "the device does not take discarded space back");
-        }
-    }
 }
 
 /// Free segments for patches, but for the last `keep`.

@@ -26,9 +26,11 @@
 //! any more is then emptied, however much lives in it.
 //!
 //! # Pace
-//! Part of each checkpoint, since one task at a time may change patches: a step of a round moves a
-//! bounded number of bytes, so that the sealer never waits long for a checkpoint. While a round is
-//! under way checkpoints follow each other, with pauses that grow with the room that is left.
+//! Part of each checkpoint, since one task at a time may change patches: a checkpoint moves a
+//! bounded number of blocks, so that the sealer never waits long for one. While a round is
+//! under way checkpoints follow each other, with pauses that grow with the room that is left, unless
+//! writers wait for room. A round is the smaller the less map there is to sweep for it: what it
+//! empties comes free at its end, and little at a time keeps writers going evenly.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,7 +39,7 @@ use std::{
 };
 
 use siltstone_cursor::{MapError, Relocator, Rewrite, SegmentSource, Sweep, Visibility};
-use siltstone_device::{LayerId, SegmentId};
+use siltstone_device::{BLOCK_BYTES, LayerId, SegmentId};
 
 use crate::{checkpointer, core::Core, error::Result, segment_table::Segment, stats::add};
 
@@ -53,10 +55,15 @@ use victims::{Bounds, Room};
 
 /// Map pages that one step of a sweep reads or writes.
 const STEP_PAGES: usize = 48;
-/// Most blocks that a checkpoint moves: a fraction of a second of work.
-const MAX_BLOCKS_A_CHECKPOINT: usize = 8192;
+/// Blocks that are enough for one checkpoint: about a tenth of a second of work.
+const MAX_BLOCKS_A_CHECKPOINT: usize = 4096;
 /// A round moves at most one part in so many of the pool, so that victims come free soon.
 const MAX_SHARE_OF_POOL: u64 = 16;
+/// And so many times as many bytes as the map has, which it sweeps: reading these is then no large part
+/// of its work.
+const TIMES_OF_MAP: u64 = 8;
+/// But for one part in so many of the pool, however small the map is.
+const MIN_SHARE_OF_POOL: u64 = 64;
 /// And no more than this: a round remembers where each block went.
 const MAX_ROUND_BYTES: u64 = 2 << 30;
 /// The shortest pause between two steps that nobody waits for.
@@ -139,6 +146,8 @@ pub(crate) struct Collector {
     /// of blocks or of the map: trying again would find it there.
     immovable: BTreeMap<SegmentId, u64>,
     repairing: Repairing,
+    /// A round has just ended: whether another one is worth it is to be seen at once.
+    has_ended: bool,
 }
 
 /// The repair under way.
@@ -184,6 +193,8 @@ struct Round {
     damaged: BTreeSet<SegmentId>,
     /// There was no room for some blocks, which stay where they are.
     is_full: bool,
+    /// How many blocks will have been moved when that is enough for this checkpoint.
+    enough_blocks: usize,
     /// Checkpoints in a row that brought no space.
     times_stuck: u32,
 }
@@ -205,7 +216,8 @@ impl Collector {
     pub(crate) fn new() -> Self {
         let (output, survey) = (Output::new(), Survey::default());
         let (immovable, repairing) = (BTreeMap::new(), Repairing::default());
-        Self { state: State::Idle, output, survey, surveyed_at: None, immovable, repairing }
+        let (state, surveyed_at, has_ended) = (State::Idle, None, false);
+        Self { state, output, survey, surveyed_at, immovable, repairing, has_ended }
     }
 
     /// The segments that moved blocks go to: not to be freed, even if nothing refers to them yet.
@@ -214,10 +226,30 @@ impl Collector {
     }
 
     /// Who moves blocks while patches are merged, if a round is under way: what is merged need not be
-    /// swept.
-    pub(crate) fn mover<'a>(&'a mut self, core: &'a Core) -> Option<impl Relocator + 'a> {
+    /// swept. With `is_bounded`, they say when that is enough for this checkpoint.
+    pub(crate) fn mover<'a>(
+        &'a mut self,
+        core: &'a Core,
+        is_bounded: bool,
+    ) -> Option<impl Relocator + 'a> {
         let State::Sweeping(round) = &mut self.state else { return None };
-        Some(round.mover(core, &mut self.output).0)
+        let (mut mover, _) = round.mover(core, &mut self.output);
+        if !is_bounded {
+            mover.enough_blocks = usize::MAX;
+        }
+        Some(mover)
+    }
+
+    /// A checkpoint begins: so much may be moved again.
+    pub(crate) fn begin_checkpoint(&mut self) {
+        if let State::Sweeping(round) = &mut self.state {
+            round.enough_blocks = round.moved.len() + MAX_BLOCKS_A_CHECKPOINT;
+        }
+    }
+
+    /// Whether this checkpoint has moved enough.
+    pub(crate) fn has_enough(&self) -> bool {
+        matches!(&self.state, State::Sweeping(round) if round.has_enough())
     }
 
     /// Does a bounded piece of work, or none if there is enough room.
@@ -240,7 +272,7 @@ impl Collector {
                     }
                 }
                 self.state = State::Idle;
-                self.begin_round(&step, true);
+                self.begin_round(&step);
             }
             State::Settling { aim, victims, started } if *started <= step.covered => {
                 let aim = *aim;
@@ -255,6 +287,7 @@ impl Collector {
                     moved: Moved::default(),
                     damaged: BTreeSet::new(),
                     is_full: false,
+                    enough_blocks: MAX_BLOCKS_A_CHECKPOINT,
                     times_stuck: 0,
                 });
                 self.sweep(step).await?;
@@ -277,26 +310,26 @@ impl Collector {
     }
 
     fn begin(&mut self, step: &Step<'_>) {
+        let core = step.core;
+        self.has_ended = false;
         if self.wants_survey(step) {
-            self.state = State::Surveying(Surveying::begin(step.core));
-            step.core.throttle.note_begin(step.core.runtime.now());
-            step.core.collection.busy.store(true, Ordering::Release);
+            self.state = State::Surveying(Surveying::begin(core));
+            core.throttle.note_begin(core.runtime.now(), core.usage());
+            core.collection.busy.store(true, Ordering::Release);
         } else {
-            self.begin_round(step, false);
+            self.begin_round(step);
         }
     }
 
     /// Begins a round if one is worth it, going by a survey or, for what was asked for, without one.
-    fn begin_round(&mut self, step: &Step<'_>, is_surveyed: bool) {
+    fn begin_round(&mut self, step: &Step<'_>) {
         let core = step.core;
         self.output.close_damaged(core);
         let is_begun =
             self.begin_repair(step) || self.begin_forced(step) || self.begin_for_room(step);
         if !is_begun {
             self.output.close_dead(core);
-            if is_surveyed {
-                core.throttle.note_none();
-            }
+            core.throttle.note_none();
         }
         core.collection.busy.store(is_begun, Ordering::Release);
     }
@@ -310,7 +343,7 @@ impl Collector {
         }
         let tried = &self.repairing.tried;
         let open = self.output.open_segments();
-        let segments = core.table.data_segments().into_iter();
+        let segments = core.table.data_segments();
         let victims: Victims = segments
             .filter(|(id, segment)| segment.is_damaged && !open.contains(id))
             .map(|(id, segment)| (id, segment.generation))
@@ -360,8 +393,14 @@ impl Collector {
             return false;
         }
         tracing::debug!(segments = victims.len(), "a garbage collection begins");
-        step.core.throttle.note_begin(step.core.runtime.now());
-        step.core.table.refuse_links(victims.keys().copied());
+        let core = step.core;
+        core.throttle.note_begin(core.runtime.now(), core.usage());
+        let segment = |&id| Some(self.survey.corrected(id, core.table.segment(id)?));
+        let segments: Vec<Segment> = victims.keys().filter_map(segment).collect();
+        let live_blocks = |segment: &Segment| segment.references.min(segment.stored_blocks.into());
+        let blocks = segments.iter().map(live_blocks).sum();
+        core.throttle.note_aim(blocks, segments.iter().map(victims::live_bytes).sum());
+        core.table.refuse_links(victims.keys().copied());
         let started = (step.count_started)();
         self.state = State::Settling { aim, victims, started };
         true
@@ -378,11 +417,15 @@ impl Collector {
                 && !open.contains(id)
                 && self.immovable.get(id) != Some(&segment.generation)
         };
-        let segments = core.table.data_segments().into_iter();
+        let segments = core.table.data_segments();
         let segments = segments.filter(|(id, segment)| is_movable(id, segment));
         let segments = segments.map(|(id, segment)| (id, self.survey.corrected(id, segment)));
         // One segment whatever the pool's size, if there is room.
-        let share = (pool_bytes / MAX_SHARE_OF_POOL).min(MAX_ROUND_BYTES).max(segment_bytes);
+        let map_bytes = core.map.stats().pages * BLOCK_BYTES as u64;
+        let share = (map_bytes * TIMES_OF_MAP)
+            .clamp(pool_bytes / MIN_SHARE_OF_POOL, pool_bytes / MAX_SHARE_OF_POOL)
+            .min(MAX_ROUND_BYTES)
+            .max(segment_bytes);
         // The survey's estimates are a few in a hundred off, and what does not fit makes all of a round
         // worth next to nothing.
         let move_bytes = (self.output.room_bytes(core) / 4 * 3).min(share);
@@ -409,8 +452,10 @@ impl Collector {
     async fn sweep(&mut self, step: Step<'_>) -> Result<()> {
         let Step { core, source, layers, .. } = step;
         let State::Sweeping(round) = &mut self.state else { return Ok(()) };
-        let moved_before = round.moved.len();
         let is_over = loop {
+            if round.has_enough() {
+                break false;
+            }
             let (mut mover, sweep) = round.mover(core, &mut self.output);
             let mut rewrite = Rewrite::new(source, layers, step_pages(core));
             rewrite.relocator = Some(&mut mover);
@@ -441,8 +486,7 @@ impl Collector {
                 // Nothing of what is left to sweep could change.
                 break true;
             }
-            let is_enough = round.moved.len() - moved_before >= MAX_BLOCKS_A_CHECKPOINT;
-            if is_enough || core.frontier.is_low() {
+            if core.frontier.is_low() {
                 break false;
             }
         };
@@ -457,7 +501,8 @@ impl Collector {
     fn end_round(&mut self, core: &Core) {
         self.state = State::Idle;
         self.surveyed_at = None;
-        core.throttle.note_end(core.runtime.now(), core.collection.is_forced());
+        self.has_ended = true;
+        core.throttle.note_end(core.runtime.now(), core.usage(), core.collection.is_forced());
         add(&core.stats.counters.collector_rounds, 1);
         core.collection.rounds.fetch_add(1, Ordering::AcqRel);
         core.collection.busy.store(false, Ordering::Release);
@@ -467,12 +512,15 @@ impl Collector {
     /// took `took`; `None` if there is none to do.
     pub(crate) fn pause(&self, core: &Core, took: Duration) -> Option<Duration> {
         let is_forced = core.collection.is_forced();
-        if matches!(self.state, State::Idle) && !is_forced {
+        if matches!(self.state, State::Idle) && !self.has_ended && !is_forced {
             return None;
         }
-        let times = if is_forced { 0 } else { room_of(core).pause_times() };
+        let is_hurried = is_forced || core.throttle.is_holding(core.runtime.now());
+        let times = if is_hurried { 0 } else { room_of(core).pause_times() };
         // While batches are on their way, there is nothing to do but to let them come.
-        Some((took * times).max(MIN_PAUSE))
+        let pause = (took * times).max(MIN_PAUSE);
+        core.throttle.note_pause(pause);
+        Some(pause)
     }
 }
 
@@ -484,8 +532,23 @@ impl Round {
         output: &'a mut Output,
     ) -> (Mover<'a>, &'a mut Sweep) {
         let Self { aim, victims, expected, sweep, moved, damaged, is_full, .. } = self;
-        let mends = *aim == Aim::Mend;
-        (Mover { core, victims, expected, mends, moved, damaged, is_full, output }, sweep)
+        let (mends, enough_blocks) = (*aim == Aim::Mend, self.enough_blocks);
+        let mover = Mover {
+            core,
+            victims,
+            expected,
+            mends,
+            moved,
+            enough_blocks,
+            damaged,
+            is_full,
+            output,
+        };
+        (mover, sweep)
+    }
+
+    fn has_enough(&self) -> bool {
+        self.moved.len() >= self.enough_blocks
     }
 
     /// Victims, with their generations, to which something still refers that no other round will
@@ -506,12 +569,12 @@ impl Round {
 
 /// How the pool's bytes are used.
 fn room_of(core: &Core) -> Room {
-    let segments = core.table.data_segments();
-    let used = segments.iter().map(|(_, segment)| u64::from(segment.used_bytes)).sum::<u64>();
-    let live: u64 = segments.iter().map(|(_, segment)| victims::live_bytes(segment)).sum();
+    let dead = |(_, segment): (SegmentId, Segment)| {
+        u64::from(segment.used_bytes) - victims::live_bytes(&segment)
+    };
     Room {
         free: core.space.free_bytes(core.room()),
-        dead: used - live,
+        dead: core.table.data_segments().map(dead).sum(),
         total: u64::from(core.table.len()) * core.superblock.layout.segment_bytes,
     }
 }

@@ -95,6 +95,9 @@ pub struct Tuning {
     /// How long after something became durable that is noted on the device; damage of it that
     /// comes together with a power cut within that time is taken for a torn write.
     pub mark_delay: Duration,
+    /// How long a segment stays free, at least, before its space is given back to the medium; at most
+    /// twice as long.
+    pub discard_delay: Duration,
     /// At so many hundredths of its room a pool warns that it is filling up; garbage does not count.
     pub warn_percent: u8,
     /// And at so many that it is almost full.
@@ -122,6 +125,7 @@ impl Default for Tuning {
             checkpoint_interval: Duration::from_secs(10),
             log_commit_bytes: 256 << 10,
             mark_delay: Duration::from_millis(50),
+            discard_delay: Duration::from_secs(5),
             warn_percent: 80,
             critical_percent: 95,
             warm_index: true,

@@ -25,6 +25,7 @@ use crate::{
     collector::Collection,
     compression::{Compression, Framing},
     config::Tuning,
+    discarder::Discarder,
     effort::Effort,
     epochs::Epochs,
     error::{EngineError, Result},
@@ -66,7 +67,9 @@ pub(crate) struct Core {
     pub(crate) read_only: bool,
     pub(crate) threshold: u32,
     pub(crate) buffers: BufferPool,
-    pub(crate) health: Arc<Health>,
+    /// Memory of staged data and of write units.
+    pub(crate) write_buffers: BufferPool,
+    pub(crate) health: Health,
     pub(crate) stats: Stats,
     /// Held while the device is flushed.
     pub(crate) flushing: tokio::sync::Mutex<()>,
@@ -81,6 +84,8 @@ pub(crate) struct Core {
     pub(crate) epochs: RwLock<Epochs>,
 
     pub(crate) staging: Budget,
+    /// The buffers of write units that are being filled, or wait for the device.
+    pub(crate) unit_buffers: Budget,
     pub(crate) admission: Admission,
     pub(crate) commit: GroupCommit<EngineError>,
     pub(crate) log: Log,
@@ -108,6 +113,7 @@ pub(crate) struct Core {
     pub(crate) collection: Collection,
     pub(crate) adoptions: Adoptions,
     pub(crate) marks: Marks,
+    pub(crate) discarder: Discarder,
     /// What redundancy made good when the pool was opened.
     pub(crate) repairs: Vec<Repair>,
     pub(crate) frame_cache: Arc<FrameCache>,
@@ -135,24 +141,25 @@ impl Core {
         let volumes = self.volumes.read();
         let owner = volumes.values().find(|volume| volume.layer == layer);
         // A layer that only clones look through has none.
-        let compression = owner.map_or(Compression::default(), |volume| volume.compression);
+        let compression = owner.map_or(Compression::default(), |volume| volume.compression());
         let framing = compression.framing(Effort::Great);
         Framing { level: framing.level.max(LEAST_LEVEL_OF_MOVES), ..framing }
     }
 
-    /// Flushes the device. The only way to do so: the completion itself makes a failure final,
-    /// before anyone can flush again and take the next success for this one's (the system reports
-    /// a failed write-back once), and one flush is under way at a time for the same reason.
-    pub(crate) async fn flush_device(&self) -> Result<()> {
+    /// Flushes the device. The only way to do so: the completion itself makes a failure the pool's,
+    /// whoever waits and whether anyone still does, before anyone can flush again and take the next
+    /// success for this one's (the system reports a failed write-back once). One flush is under way
+    /// at a time for the same reason.
+    pub(crate) async fn flush_device(self: &Arc<Self>) -> Result<()> {
         let _alone = self.flushing.lock().await;
         self.health.check()?;
         // A unit is published after its write has completed.
         let unit = self.publishing.lock().unit;
         let (answer, outcome) = tokio::sync::oneshot::channel();
-        let health = Arc::clone(&self.health);
+        let core = Arc::downgrade(self);
         let completion = Box::new(move |flushed: std::result::Result<(), DeviceError>| {
-            if let Err(error) = &flushed {
-                health.fail(error.clone().into());
+            if let (Err(error), Some(core)) = (&flushed, core.upgrade()) {
+                core.fail(error.clone().into());
             }
             // Whoever asked may have given up.
             let _ = answer.send(flushed);
@@ -230,6 +237,7 @@ impl Core {
         let cause = self.health.failure().expect("it has just been set");
         self.commit.fail(EngineError::Failed { cause });
         self.staging.close();
+        self.unit_buffers.close();
         self.in_flight.gate().close();
         self.admission.close();
         self.checkpointing.stop();
@@ -259,6 +267,7 @@ impl Core {
         self.frontier.wake();
         self.checkpointing.wake();
         self.marks.wake();
+        self.discarder.wake();
         self.index_is_warm.wake();
         self.images.wake();
     }

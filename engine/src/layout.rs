@@ -52,6 +52,11 @@ const NVRAM_BYTES: RangeInclusive<u64> = 128 << 10..=4 << 30;
 /// The fewest segments with which a pool works: frontier, patches and reserve need some each.
 const MIN_SEGMENTS: u64 = 16;
 
+/// Below this, segments are small.
+const SMALL_POOL_BYTES: u64 = 2 << 30;
+/// From this on, they are as large as can be.
+const LARGE_POOL_BYTES: u64 = 4 << 40;
+
 /// The regions of a pool, but for where the last one ends. Fixed at creation, kept in the superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
@@ -76,8 +81,7 @@ impl Layout {
                 allowed: "at most 512 TiB",
             });
         }
-        let small = size_bytes < 2 << 30;
-        let segment_bytes = options.segment_bytes.unwrap_or(if small { 2 << 20 } else { 8 << 20 });
+        let segment_bytes = options.segment_bytes.unwrap_or(default_segment_bytes(size_bytes));
         if !segment_bytes.is_power_of_two()
             || !(256 << 10..=MAX_SEGMENT_BYTES).contains(&segment_bytes)
         {
@@ -189,6 +193,16 @@ impl Layout {
             && self.data_start.0 < size_bytes
             && size_bytes <= self.max_size_bytes()
             && u64::from(self.segment_count(size_bytes)) >= MIN_SEGMENTS
+    }
+}
+
+/// Segments for a pool of this size: small pools need a number of them, and of a large one memory
+/// holds something for each.
+fn default_segment_bytes(size_bytes: u64) -> u64 {
+    match size_bytes {
+        ..SMALL_POOL_BYTES => 2 << 20,
+        SMALL_POOL_BYTES..LARGE_POOL_BYTES => 8 << 20,
+        LARGE_POOL_BYTES.. => MAX_SEGMENT_BYTES,
     }
 }
 

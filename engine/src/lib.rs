@@ -1,8 +1,41 @@
 //! The Siltstone engine: a pool of segments on a device, and thin volumes in it that are
 //! deduplicated and compressed as they are written.
 //!
-//! Begin with [`Pool`] and [`Volume`]; `docs/architecture.md` tells the whole story. In the order of
-//! a write's life:
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("pool");
+//! use siltstone_engine::{CreateOptions, OpenOptions, Pool, VolumeOptions};
+//!
+//! let options = CreateOptions { size_bytes: Some(1 << 30), ..CreateOptions::default() };
+//! Pool::create(&path, &options)?;
+//! let pool = Pool::open(&path, &OpenOptions::default())?;
+//! let disk = pool.create_volume("disk", &VolumeOptions::new(10 << 30))?;
+//! disk.write_at(8192, b"hello")?;
+//! disk.flush()?; // What was written before survives a power cut from here on.
+//!
+//! pool.create_snapshots(&["disk@greeting".parse()?])?;
+//! disk.discard(0, 1 << 20)?;
+//! let mut back = [0; 5];
+//! pool.volume("disk@greeting")?.read_at(8192, &mut back)?;
+//! assert_eq!(&back, b"hello");
+//! pool.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A program that embeds a pool needs this crate alone. Handles are cheap to clone and may be used from any
+//! thread; every operation also comes as a future that any executor can drive (`write` beside `write_at`). What
+//! fails says so in a sentence for people, and is of a [kind](ErrorKind) for programs. What an operator is to
+//! know without asking goes to `tracing`.
+//!
+//! Below it are `siltstone-device` (what a pool lies on: give [`Pool::open_on`] a device of your own),
+//! `siltstone-nvram`, `siltstone-dedup` and `siltstone-cursor`; above it the server and the program, which use
+//! no more than what is public here. `examples/` has a pool in ten lines (`embed`) and one on a custom
+//! device (`custom_device`).
+//!
+//! # The inside
+//! `docs/architecture.md` tells the whole story. In the order of a write's life:
 //!
 //! - `volume` and `admission`: a write gets its memory, its space and its place in the total order,
 //!   and is visible at once through the volume's `overlay`; `staged_data` has the checksums that
@@ -13,7 +46,7 @@
 //!   publishes them once the device has them.
 //! - `commit`: flushes, through the NVRAM log or the pipeline; `marks`: a note of what they made durable.
 //! - `checkpointer` (with `segment_table`, `segment_count`, `frontier`, `space`, `throttle`, `record`, `catalog`): makes the state
-//!   a place to recover from, and frees what nothing refers to.
+//!   a place to recover from, and frees what nothing refers to; `discarder` gives it back to the medium.
 //! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
 //! - `recovery` (with `repair`, `marks`, `warm` and `index_image`): coming back.
 //! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which;
@@ -42,9 +75,11 @@ mod compress;
 pub mod compression;
 pub mod config;
 mod core;
-pub mod effort;
+pub mod discarder;
+mod effort;
 mod epochs;
 pub mod error;
+mod error_kind;
 pub mod estimate;
 pub mod explain;
 pub mod findings;
@@ -97,6 +132,7 @@ pub use compression::{Compression, FrameSize, Levels};
 pub use config::{CreateOptions, OpenOptions, Tuning, VolumeOptions};
 pub use effort::Effort;
 pub use error::{EngineError, Result};
+pub use error_kind::ErrorKind;
 pub use estimate::{EstimateError, EstimateOptions, EstimateProgress, EstimateReport, estimate};
 pub use explain::{Activity, Bound, Explanation, StageUse};
 pub use findings::{Findings, LostCause, LostRange, Problem};

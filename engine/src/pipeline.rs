@@ -1,5 +1,6 @@
 //! The write pipeline's tasks: reducers, sealer, checkpointer, the one that marks what is durable,
-//! and the one that fills the index after opening and keeps an image of it.
+//! the one that gives freed space back to the medium, and the one that fills the index after opening
+//! and keeps an image of it.
 
 use std::{
     io, panic,
@@ -14,6 +15,7 @@ use crate::{
     checkpointer,
     collector::Collector,
     core::Core,
+    discarder,
     error::{EngineError, Result},
     index_image, marks, recovery,
     reduce::Reducer,
@@ -29,6 +31,7 @@ pub(crate) struct Pipeline {
     to_sealer: mpsc::UnboundedSender<Message>,
     checkpointer: Joining,
     marker: Joining,
+    discarder: Joining,
     index_keeper: Option<Joining>,
 }
 
@@ -54,6 +57,8 @@ impl Pipeline {
             spawn(pool, "checkpointer", async move { checkpointer::run(&core, collector).await })?;
         let core = Arc::clone(pool);
         let marker = spawn(pool, "marker", async move { marks::run(&core).await })?;
+        let core = Arc::clone(pool);
+        let discarder = spawn(pool, "discarder", async move { discarder::run(&core).await })?;
         let index_keeper = if pool.tuning.warm_index {
             let core = Arc::clone(pool);
             let work = async move {
@@ -65,7 +70,7 @@ impl Pipeline {
             pool.index_is_warm.set();
             None
         };
-        Ok(Self { reducers, sealer, to_sealer, checkpointer, marker, index_keeper })
+        Ok(Self { reducers, sealer, to_sealer, checkpointer, marker, discarder, index_keeper })
     }
 
     /// Has everything that is placed from now on go to other segments than what was placed before.
@@ -100,13 +105,17 @@ impl Pipeline {
         ended.push(self.checkpointer.await);
         core.marks.stop();
         ended.push(self.marker.await);
+        core.discarder.stop();
+        ended.push(self.discarder.await);
         if let Some(panic) = ended.into_iter().find_map(|task| task.err()) {
             // A broken invariant must not be mistaken for a clean end. All others have ended.
             panic::resume_unwind(panic);
         }
         last?;
         core.log.persist_trim().await?;
-        core.write_mark_if_behind().await
+        core.write_mark_if_behind().await?;
+        core.give_everything_back(true).await;
+        Ok(())
     }
 }
 

@@ -123,4 +123,6 @@ pub(crate) struct ReducedBatch {
     pub(crate) units: Vec<ReducedUnit>,
     /// For each block that was registered as in flight, where it stands if it is stored here.
     pub(crate) registered: Vec<Option<OwnBlock>>,
+    /// What the units' buffers have taken of their budget.
+    pub(crate) buffer_bytes: usize,
 }

@@ -108,7 +108,7 @@ impl Pool {
     }
 
     /// Collects garbage until of what was written before this call none is left that is worth it,
-    /// however much room there is. What cannot be read stays where it is, and of the map what lies
+    /// however much room there is, and gives all that is free back to the medium. What cannot be read stays where it is, and of the map what lies
     /// behind a damaged page: that is told in the log, and counted
     /// ([`damaged_patches`](crate::stats::CounterValues::damaged_patches)).
     ///
@@ -137,7 +137,10 @@ impl Pool {
         core.collection.force(core.table.next_generation());
         // Merged first, so that nothing is moved that a newer patch has superseded.
         core.checkpointing.run(true, || core.health.check()).await?;
-        self.finish_collection().await
+        self.finish_collection().await?;
+        core.table.suspect_all_undiscarded();
+        core.give_everything_back(false).await;
+        Ok(())
     }
 
     /// Mends segments in which damage was found ([`scrub`](Self::scrub) and reading find it), as far as

@@ -15,7 +15,7 @@ use siltstone_dedup::{
     Candidate, Fingerprint, GateClosed, Kind, Registration, Run, ShortFingerprint, Target,
     UnitAddress, fingerprint_blocks, is_zero,
 };
-use siltstone_device::{BLOCK_BYTES, units::PLACE_GRAIN_BYTES};
+use siltstone_device::{BLOCK_BYTES, BufferPool, units::PLACE_GRAIN_BYTES};
 
 use crate::{
     admission::Batch,
@@ -109,10 +109,7 @@ impl Reducer {
         let timer = core.stats.time(Stage::Index);
         let units = self.find_stored(core).await;
         drop(timer);
-        let registered_at = self.register(core, number).await?;
-        self.runs.clear();
-        let threshold = core.threshold as usize;
-        siltstone_dedup::run::plan(&self.targets, &self.contiguous, threshold, &mut self.runs);
+        let (registered_at, buffer_bytes) = self.register(core, number, entries.len()).await?;
 
         let timer = core.stats.time(Stage::Compress);
         self.check_links(core, &changes)?;
@@ -125,7 +122,7 @@ impl Reducer {
             units.push(self.fill(core, &changes, part)?);
         }
         drop(timer);
-        Ok(ReducedBatch { number, changes, units, registered })
+        Ok(ReducedBatch { number, changes, units, registered, buffer_bytes })
     }
 
     /// Splits changes into holes, which become entries, and blocks with data.
@@ -253,9 +250,17 @@ impl Reducer {
         units.into_iter().filter_map(|(unit, frames)| Some((unit, frames?))).collect()
     }
 
-    /// Registers what was not found, in batch order, and completes `targets`. Returns the blocks
-    /// that were registered.
-    async fn register(&mut self, core: &Core, number: u64) -> Result<Vec<u32>, Stopped> {
+    /// Registers what was not found, in batch order, completes `targets` and plans `runs`. Returns
+    /// the blocks that were registered, and what was taken of the budget of units' buffers.
+    ///
+    /// That is taken in batch order, too: units are placed in that order, so a batch that waits for
+    /// memory must not be behind later ones that have it.
+    async fn register(
+        &mut self,
+        core: &Core,
+        number: u64,
+        hole_count: usize,
+    ) -> Result<(Vec<u32>, usize), Stopped> {
         let mut unknown = Vec::new();
         let mut positions = Vec::new();
         for (at, candidate) in (0..).zip(&self.candidates) {
@@ -268,8 +273,6 @@ impl Reducer {
         let timer = core.stats.time(Stage::Gate);
         let turn = core.in_flight.gate().enter(number).await?;
         core.in_flight.register_batch(&turn, &unknown, &mut registrations);
-        drop(turn);
-        drop(timer);
         self.targets.clear();
         self.targets.extend(self.candidates.iter().map(|found| found.map(Target::Stored)));
         for (&at, registration) in positions.iter().zip(registrations) {
@@ -277,7 +280,23 @@ impl Reducer {
                 self.targets[at as usize] = Some(Target::InFlight { batch, position });
             }
         }
-        Ok(positions)
+        self.runs.clear();
+        let threshold = core.threshold as usize;
+        siltstone_dedup::run::plan(&self.targets, &self.contiguous, threshold, &mut self.runs);
+        let buffer_bytes = self.buffer_bytes(hole_count);
+        drop(timer);
+        core.unit_buffers.take(buffer_bytes).await.map_err(|_| Stopped)?;
+        drop(turn);
+        Ok((positions, buffer_bytes))
+    }
+
+    /// What the buffer of the batch's unit takes at most, now that `runs` are planned. If there
+    /// are two units, they may take half more.
+    fn buffer_bytes(&self, hole_count: usize) -> usize {
+        let stored = self.runs.iter().filter(|run| matches!(run.kind, Kind::Store));
+        let stored_blocks = stored.map(|run| run.len).sum();
+        let entries = hole_count + self.blocks.len();
+        BufferPool::capacity_of(worst_unit_bytes(entries, stored_blocks, stored_blocks))
     }
 
     /// Adds an entry for every run; returns the blocks to store, in order, each with the entry
@@ -394,7 +413,7 @@ impl Reducer {
             let Block { change, index } = self.blocks[stored.block as usize];
             let change = &changes[change as usize];
             let (address, framing) =
-                (change.address.plus(index.into()), change.volume.compression.framing(effort));
+                (change.address.plus(index.into()), change.volume.compression().framing(effort));
             Framed { layer: change.layer(), address, framing }
         };
         let plan = |range: Range<usize>| {
@@ -418,7 +437,7 @@ impl Reducer {
         let summary = summary_bytes(entries.len(), frames.len(), block_count);
         let grain = PLACE_GRAIN_BYTES as usize;
         let worst = worst_unit_bytes(entries.len(), frames.len(), block_count);
-        let mut buffer = core.buffers.take(worst);
+        let mut buffer = core.write_buffers.take(worst);
         let mut planned = Vec::with_capacity(frames.len());
         let mut fingerprints = Vec::with_capacity(block_count);
         let mut end = frames_start(summary);

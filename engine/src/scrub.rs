@@ -55,7 +55,7 @@ impl Default for ScrubOptions {
 }
 
 /// How far a pass has come.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct ScrubProgress {
     /// Segments looked at.
     pub segments: u64,
@@ -170,8 +170,18 @@ struct Pass<'a> {
     progress: &'a mut (dyn FnMut(ScrubProgress) -> ControlFlow<()> + Send),
 }
 
+/// No pass is under way any more when this is dropped, however it ended.
+struct UnderWay<'a>(&'a Core);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        *self.0.stats.scrub.lock() = None;
+    }
+}
+
 impl Pass<'_> {
     async fn run(mut self) -> ScrubReport {
+        let _under_way = UnderWay(self.core);
         let outcome = self.read_everything().await;
         let Self { core, mut report, pace, started, .. } = self;
         report.complete = outcome.is_continue();
@@ -228,7 +238,9 @@ impl Pass<'_> {
         }
         let segments_total = self.core.table.len().into();
         let bytes_total = self.bytes_total.max(bytes);
-        (self.progress)(ScrubProgress { segments, segments_total, bytes, bytes_total })
+        let progress = ScrubProgress { segments, segments_total, bytes, bytes_total };
+        *self.core.stats.scrub.lock() = Some(progress);
+        (self.progress)(progress)
     }
 
     /// What there is to read in the segments from this one on, at this moment.

@@ -66,6 +66,8 @@ struct Sealed {
     submitted_at: Instant,
     /// Units that are not on the device yet.
     unwritten: usize,
+    /// Of the budget of units' buffers, until all of them are on the device.
+    buffer_bytes: usize,
 }
 
 impl Sealed {
@@ -216,7 +218,7 @@ impl Sealer {
     /// Places a batch and submits its units. False if the pool has failed.
     async fn seal(&mut self, batch: ReducedBatch) -> bool {
         let core = Arc::clone(&self.core);
-        let ReducedBatch { number, changes, units, registered } = batch;
+        let ReducedBatch { number, changes, units, registered, buffer_bytes } = batch;
         let first_sequence = changes.first().expect("a batch has changes").sequence;
         let last_sequence = changes.last().expect("a batch has changes").sequence;
         // All of them before any is completed: one may refer to what stands in the other.
@@ -260,7 +262,8 @@ impl Sealer {
         add(&core.stats.counters.batches, 1);
         drop(timer);
         let submitted_at = Instant::now();
-        self.sealed.push_back(Sealed { changes, units: sealed, submitted_at, unwritten });
+        let units = sealed;
+        self.sealed.push_back(Sealed { changes, units, submitted_at, unwritten, buffer_bytes });
         self.next_batch += 1;
         if core.frontier.is_low() {
             core.checkpointing.request();
@@ -417,6 +420,9 @@ impl Sealer {
         let first = self.next_batch - self.sealed.len() as u64;
         let sealed = &mut self.sealed[(batch - first) as usize];
         sealed.unwritten -= 1;
+        if sealed.is_written() {
+            self.core.unit_buffers.give_back(sealed.buffer_bytes);
+        }
         let (count, since) = &mut self.on_their_way;
         *count -= 1;
         self.core.stats.record(Stage::DeviceBusy, *since);

@@ -1,7 +1,7 @@
 //! The segment table: for each segment what it is used for and what is known about its contents.
 //!
-//! In memory the table has one owner of truth, a mutex; generations alone are also kept in
-//! atomics, because every frame read compares one. On disk it is an array of 4 KiB pages in a
+//! In memory the table has one owner of truth, a mutex ([`packed`]); generations alone are kept in
+//! atomics, because every frame read compares one, and change under that mutex only. On disk it is an array of 4 KiB pages in a
 //! region of its own, two slots a page, two copies a slot ([`pages`]). A checkpoint writes the pages
 //! that changed since the last one, each into the slot that does not hold its newest durable
 //! version, before the checkpoint record that makes them valid. A page's version is the number of
@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use siltstone_cursor::Edit;
 use siltstone_device::{
-    BLOCK_BYTES, SegmentId,
+    SegmentId,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -45,15 +45,19 @@ use crate::{error::Result, layout::Layout, segment_count::SegmentCount};
 
 mod generations;
 mod image;
+mod packed;
 mod pages;
 mod pretended;
 mod store;
+mod undiscarded;
 mod usage;
 
 use generations::Generations;
+use packed::{Packed, UNUSED};
 pub(crate) use pages::{COPIES, ENTRIES_PER_PAGE, SLOTS_PER_PAGE};
 use pages::{NEVER_WRITTEN, Newest, inconsistent};
 pub(crate) use store::{StoredPages, TableRecord};
+use undiscarded::Undiscarded;
 
 /// What a segment is used for. The discriminants are on-disk values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,16 +94,6 @@ pub(crate) struct Segment {
     /// Damage was found in its write units: no new links into them.
     pub(crate) is_damaged: bool,
 }
-
-const UNUSED: Segment = Segment {
-    state: SegmentState::Free,
-    generation: 0,
-    references: 0,
-    stored_blocks: 0,
-    used_bytes: 0,
-    pages: 0,
-    is_damaged: false,
-};
 
 /// What a page's version adds to the sum that the checkpoint record carries: an odd multiple of
 /// the version that differs from page to page, so that no single wrong version goes unnoticed.
@@ -140,7 +134,7 @@ pub(crate) struct SegmentTable {
 }
 
 struct Inner {
-    segments: Vec<Segment>,
+    segments: Vec<Packed>,
     free: u64,
     /// Where the search for a free segment goes on.
     search_from: usize,
@@ -156,6 +150,7 @@ struct Inner {
     /// Segments that are being emptied: whatever refers to them, no new link may.
     refused: BTreeSet<SegmentId>,
     freeing: Vec<SegmentId>,
+    undiscarded: Undiscarded,
     /// Data segments that units were added to since the last stored record, and how far they were
     /// used in it. What lies behind is no part of the pool for whoever recovers from that record,
     /// so nothing that can outlive the record may link to it.
@@ -166,9 +161,10 @@ impl SegmentTable {
     /// The table of a new pool: everything is free.
     pub(crate) fn new(pool: u64, layout: Layout, count: SegmentCount) -> Self {
         let segments = vec![UNUSED; count.get() as usize];
+        let generations = vec![0; segments.len()];
         let pages = segments.len().div_ceil(ENTRIES_PER_PAGE);
-        let mut table =
-            Self::assemble(pool, layout, count, segments, vec![NEVER_WRITTEN; pages], 1);
+        let newest = vec![NEVER_WRITTEN; pages];
+        let mut table = Self::assemble(pool, layout, count, (segments, generations), newest, 1);
         table.inner.get_mut().dirty_pages = (0..pages).collect();
         table
     }
@@ -177,15 +173,16 @@ impl SegmentTable {
         pool: u64,
         layout: Layout,
         count: SegmentCount,
-        segments: Vec<Segment>,
+        (segments, generations): (Vec<Packed>, Vec<u64>),
         newest: Vec<Newest>,
         next_generation: u64,
     ) -> Self {
-        let linkable = |s: &Segment| s.generation | if s.is_damaged { CONDEMNED } else { 0 };
-        let generations = Generations::new(count, segments.iter().map(linkable));
-        let is_suspect = |s: &Segment| match s.state {
-            SegmentState::Data => s.references == 0,
-            SegmentState::Metadata => s.pages == 0,
+        let refused = segments.iter().map(|s| if s.is_damaged { CONDEMNED } else { 0 });
+        let generations = generations.into_iter().zip(refused);
+        let generations = Generations::new(count, generations.map(|(number, bit)| number | bit));
+        let is_suspect = |s: &Packed| match s.state {
+            SegmentState::Data => s.references() == 0,
+            SegmentState::Metadata => s.pages() == 0,
             _ => false,
         };
         let suspects = segments.iter().enumerate().filter(|(_, s)| is_suspect(s));
@@ -199,6 +196,7 @@ impl SegmentTable {
             suspects: suspects.map(|(id, _)| SegmentId(id as u32)).collect(),
             refused: BTreeSet::new(),
             freeing: Vec::new(),
+            undiscarded: Undiscarded::default(),
             unrecorded: BTreeMap::new(),
             segments,
         };
@@ -234,14 +232,25 @@ impl SegmentTable {
 
     /// What is known of one segment.
     pub(crate) fn segment(&self, id: SegmentId) -> Option<Segment> {
-        self.inner.lock().segments.get(id.0 as usize).copied()
+        let inner = self.inner.lock();
+        Some(inner.segments.get(id.0 as usize)?.in_use(self.use_of(id)?))
     }
 
-    /// What is known of all segments with data, as of one moment.
-    pub(crate) fn data_segments(&self) -> Vec<(SegmentId, Segment)> {
-        let inner = self.inner.lock();
-        let numbered = (0..).map(SegmentId).zip(inner.segments.iter().copied());
-        numbered.filter(|(_, segment)| segment.state == SegmentState::Data).collect()
+    /// What is known of all segments with data. Of a few at a time, each time as of one moment: a copy
+    /// of a large table would be large, too, and holding the lock for all of it would take long.
+    pub(crate) fn data_segments(&self) -> impl Iterator<Item = (SegmentId, Segment)> {
+        const SEGMENTS_AT_ONCE: u32 = 1024;
+        let starts = (0..self.len()).step_by(SEGMENTS_AT_ONCE as usize);
+        starts.flat_map(|start| {
+            let inner = self.inner.lock();
+            let ids = (start..self.len().min(start + SEGMENTS_AT_ONCE)).map(SegmentId);
+            let data = ids.filter_map(|id| {
+                let packed = inner.segments.get(id.0 as usize)?;
+                let is_data = packed.state == SegmentState::Data;
+                is_data.then(|| Some((id, packed.in_use(self.use_of(id)?)))).flatten()
+            });
+            data.collect::<Vec<_>>()
+        })
     }
 
     /// How many segments there are.
@@ -262,6 +271,11 @@ impl SegmentTable {
         inner.newest.resize(pages, NEVER_WRITTEN);
         inner.dirty_pages.extend(old_pages..pages);
         self.generations.grow_to(count);
+    }
+
+    /// A segment's generation, whether or not new links into it are allowed.
+    fn use_of(&self, id: SegmentId) -> Option<u64> {
+        self.generation(id).map(|(generation, _)| generation)
     }
 
     /// The atomic of a segment that is in the table.
@@ -287,16 +301,16 @@ impl SegmentTable {
         if inner.free == 0 {
             return None;
         }
-        let count = inner.segments.len();
-        let from = inner.search_from;
-        let mut order = (from..count).chain(0..from);
-        let segments = &inner.segments;
-        let at = order.find(|&at| segments[at].state == SegmentState::Free)?;
+        // What was freed last first: the medium need not find room for it anew.
+        let at = match inner.undiscarded.pop_newest() {
+            Some(id) => id.0 as usize,
+            None => inner.next_free()?,
+        };
+        assert_eq!(inner.segments[at].state, SegmentState::Free, "what is taken is free");
         // Before the segment can be written, and so before anything in it can be found.
         let generation = self.next_generation.fetch_add(1, Ordering::SeqCst);
-        inner.search_from = at + 1;
         inner.free -= 1;
-        inner.segments[at] = Segment { state, generation, ..UNUSED };
+        inner.segments[at] = Packed::empty(state);
         if state == SegmentState::Data {
             // Nothing may ever refer to what is moved there.
             inner.suspects.insert(SegmentId(at as u32));
@@ -309,7 +323,7 @@ impl SegmentTable {
     /// A write unit with `blocks` blocks in its frames has been placed in a segment.
     pub(crate) fn note_unit(&self, id: SegmentId, blocks: u32, bytes: u32) {
         let mut inner = self.inner.lock();
-        let Segment { state, used_bytes, .. } = inner.segments[id.0 as usize];
+        let Packed { state, used_bytes, .. } = inner.segments[id.0 as usize];
         assert!(matches!(state, SegmentState::Frontier | SegmentState::Data));
         if state == SegmentState::Data {
             inner.unrecorded.entry(id).or_insert(used_bytes);
@@ -349,8 +363,9 @@ impl SegmentTable {
         for (&id, &change) in &edit.data_references {
             let segment = inner.segments.get_mut(id.0 as usize);
             let counted = segment.and_then(|segment| {
-                segment.references = segment.references.checked_add_signed(change)?;
-                Some(segment.references)
+                let references = segment.references().checked_add_signed(change)?;
+                *segment = segment.with_references(references)?;
+                Some(references)
             });
             let references = counted.ok_or_else(|| inconsistent("reference count", id.0.into()))?;
             if references == 0 {
@@ -361,9 +376,8 @@ impl SegmentTable {
         for (&id, &change) in &edit.pages {
             let segment = inner.segments.get_mut(id.0 as usize);
             let counted = segment.and_then(|segment| {
-                segment.pages = segment.pages.checked_add_signed(i32::try_from(change).ok()?)?;
-                segment.used_bytes = segment.pages.checked_mul(BLOCK_BYTES as u32)?;
-                Some(segment.pages)
+                *segment = segment.with_more_pages(change)?;
+                Some(segment.pages())
             });
             let pages = counted.ok_or_else(|| inconsistent("page count", id.0.into()))?;
             if pages == 0 {
@@ -386,7 +400,7 @@ impl SegmentTable {
         let mut inner = self.inner.lock();
         let condemned = std::mem::take(&mut inner.condemned);
         for (id, started_then) in condemned {
-            if inner.segments[id.0 as usize].references != 0 {
+            if inner.segments[id.0 as usize].references() != 0 {
                 // A link that was under way has arrived after all.
                 self.allow_links_again(&inner, id);
             } else if started_then <= covered {
@@ -404,7 +418,7 @@ impl SegmentTable {
                 _ if keep.contains(&id) => {
                     inner.suspects.insert(id);
                 }
-                SegmentState::Data if segment.references == 0 => {
+                SegmentState::Data if segment.references() == 0 => {
                     let already = inner.condemned.contains_key(&id);
                     if !already {
                         self.generation_of(id).fetch_or(CONDEMNED, Ordering::AcqRel);
@@ -412,7 +426,7 @@ impl SegmentTable {
                         newly_condemned.push(id);
                     }
                 }
-                SegmentState::Metadata if segment.pages == 0 => inner.free_later(id),
+                SegmentState::Metadata if segment.pages() == 0 => inner.free_later(id),
                 _ => {}
             }
         }
@@ -437,7 +451,7 @@ impl SegmentTable {
         for id in ids {
             inner.refused.remove(&id);
             let segment = inner.segments[id.0 as usize];
-            if segment.state == SegmentState::Data && segment.references > 0 {
+            if segment.state == SegmentState::Data && segment.references() > 0 {
                 self.allow_links_again(&inner, id);
             }
         }
@@ -456,8 +470,11 @@ impl SegmentTable {
     /// it for a while.
     pub(crate) fn forget_damage(&self, id: SegmentId, generation: u64) {
         let mut inner = self.inner.lock();
+        if self.use_of(id) != Some(generation) {
+            return;
+        }
         let Some(segment) = inner.segments.get_mut(id.0 as usize) else { return };
-        if segment.generation == generation && segment.is_damaged {
+        if segment.is_damaged {
             segment.is_damaged = false;
             inner.mark_dirty(id.0 as usize);
             self.allow_links_again(&inner, id);
@@ -467,9 +484,10 @@ impl SegmentTable {
     /// Damage was found in a segment's units, in this use of it. Returns whether that is new.
     pub(crate) fn note_damage(&self, id: SegmentId, generation: u64) -> bool {
         let mut inner = self.inner.lock();
+        let is_same_use = self.use_of(id) == Some(generation);
         let Some(segment) = inner.segments.get_mut(id.0 as usize) else { return false };
         let holds_units = matches!(segment.state, SegmentState::Frontier | SegmentState::Data);
-        if segment.generation != generation || !holds_units || segment.is_damaged {
+        if !is_same_use || !holds_units || segment.is_damaged {
             return false;
         }
         segment.is_damaged = true;
@@ -504,7 +522,7 @@ impl SegmentTable {
         let at = id.0 as usize;
         assert_eq!(inner.segments[at].state, SegmentState::Frontier, "{id} was in the frontier");
         // The generation stays: stale units of it must not pass for those of a later use.
-        inner.segments[at] = Segment { generation: inner.segments[at].generation, ..UNUSED };
+        inner.segments[at] = UNUSED;
         inner.free += 1;
         inner.mark_dirty(at);
     }
@@ -524,10 +542,18 @@ impl Inner {
         self.dirty_pages.insert(at / ENTRIES_PER_PAGE);
     }
 
+    /// The next free segment, round and round.
+    fn next_free(&mut self) -> Option<usize> {
+        let (from, count) = (self.search_from, self.segments.len());
+        let mut order = (from..count).chain(0..from);
+        let at = order.find(|&at| self.segments[at].state == SegmentState::Free)?;
+        self.search_from = at + 1;
+        Some(at)
+    }
+
     fn free_later(&mut self, id: SegmentId) {
         let at = id.0 as usize;
-        let generation = self.segments[at].generation;
-        self.segments[at] = Segment { state: SegmentState::Freeing, generation, ..UNUSED };
+        self.segments[at] = Packed::empty(SegmentState::Freeing);
         self.refused.remove(&id);
         self.freeing.push(id);
         self.mark_dirty(at);

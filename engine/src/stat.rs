@@ -1,6 +1,6 @@
 //! What a pool holds and what it costs: the figures behind `siltstone stat`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 use siltstone_device::BLOCK_BYTES;
@@ -12,6 +12,7 @@ use crate::{
     fullness::Fullness,
     index_image::reader,
     pool::Pool,
+    scrub::ScrubProgress,
     stats::{CounterValues, LastScrub, StageTime},
     volume_core::VolumeCore,
 };
@@ -50,16 +51,34 @@ pub struct PoolStat {
     pub map_entries: u64,
     /// Bytes of the map's patches.
     pub map_bytes: u64,
-    /// Bytes of the NVRAM log in use.
+    /// Bytes of the NVRAM log in use, of `nvram_bytes`.
     pub nvram_used_bytes: u64,
+    /// The size of the NVRAM log.
+    pub nvram_bytes: u64,
     /// Bytes of staging in use, of `staging_limit_bytes`.
     pub staging_bytes: u64,
     /// The staging budget.
     pub staging_limit_bytes: u64,
     /// Changes admitted and not yet in the map.
     pub pending_changes: u64,
-    /// Bytes of decoded frames in the cache.
+    /// Bytes of write units that are being filled or wait for the device, of `unit_buffers_limit_bytes`.
+    pub unit_buffers_bytes: u64,
+    /// The budget of write units.
+    pub unit_buffers_limit_bytes: u64,
+    /// Bytes of decoded frames in the cache, of `frame_cache_limit_bytes`.
     pub frame_cache_bytes: u64,
+    /// The frame cache's budget.
+    pub frame_cache_limit_bytes: u64,
+    /// Bytes of the map's pages in the cache, of `page_cache_limit_bytes`.
+    pub page_cache_bytes: u64,
+    /// The page cache's budget.
+    pub page_cache_limit_bytes: u64,
+    /// How long ago the last checkpoint was made, or the pool opened.
+    pub checkpoint_age_ms: u64,
+    /// How long ago the first change came that no checkpoint has seen; 0 if there is none.
+    pub checkpoint_lag_ms: u64,
+    /// Whether garbage is being collected.
+    pub is_collecting: bool,
     /// Summaries loaded to check hints of the index.
     pub summary_loads: u64,
     /// Every change up to here is durable.
@@ -73,6 +92,8 @@ pub struct PoolStat {
     pub repairs: Vec<String>,
     /// Why the pool accepts no changes, if it does not.
     pub failure: Option<String>,
+    /// How far the scrub has come that is under way.
+    pub scrub: Option<ScrubProgress>,
     /// The last scrub that has seen everything since the pool was opened.
     pub last_scrub: Option<ScrubStat>,
     /// By volume.
@@ -238,13 +259,14 @@ fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -
         list.push(VolumeStat {
             name: volume.name.clone(),
             size_bytes: volume.size_bytes(),
-            compression: volume.compression,
+            compression: volume.compression(),
             content: holdings.map(|holdings| volume_content(&holdings.readers[at])),
         });
     }
     let index = core.index.stats();
     let map = core.map.stats();
     let last_scrub = *core.stats.last_scrub.lock();
+    let (checkpoint_age, checkpoint_lag) = core.checkpointing.ages();
     let scrub_stat = |last: LastScrub| ScrubStat {
         finished_seconds_ago: last.finished.elapsed().as_secs(),
         elapsed_ms: last.elapsed_ms,
@@ -269,16 +291,26 @@ fn stat(core: &Core, volumes: &[Arc<VolumeCore>], holdings: Option<&Holdings>) -
         map_entries: map.entries,
         map_bytes: map.pages * BLOCK_BYTES as u64,
         nvram_used_bytes: core.log.used_bytes(),
+        nvram_bytes: core.log.capacity_bytes(),
         staging_bytes: core.staging.used_bytes() as u64,
         staging_limit_bytes: core.staging.limit_bytes() as u64,
         pending_changes: core.admission.pending() as u64,
+        unit_buffers_bytes: core.unit_buffers.used_bytes() as u64,
+        unit_buffers_limit_bytes: core.unit_buffers.limit_bytes() as u64,
         frame_cache_bytes: core.frame_cache.bytes() as u64,
+        frame_cache_limit_bytes: core.tuning.frame_cache_bytes as u64,
+        page_cache_bytes: map.page_cache_bytes,
+        page_cache_limit_bytes: core.tuning.page_cache_bytes as u64,
+        checkpoint_age_ms: in_ms(checkpoint_age),
+        checkpoint_lag_ms: in_ms(checkpoint_lag),
+        is_collecting: core.collection.is_busy(),
         summary_loads: core.summaries.loads(),
         durable_sequence: core.commit.durable().0,
         marked_sequence: core.marks.newest().sequence.0,
         damaged_segments: core.table.totals().damaged_segments,
         repairs: core.repairs.iter().map(ToString::to_string).collect(),
         failure: core.health.failure().map(|failure| failure.to_string()),
+        scrub: *core.stats.scrub.lock(),
         last_scrub: last_scrub.map(scrub_stat),
         volumes: of_volumes,
         snapshots: of_snapshots,
@@ -344,6 +376,10 @@ fn written(core: &Core) -> WrittenStat {
         device_bytes,
         amplification: (received_bytes > 0).then(|| ratio(device_bytes, received_bytes)),
     }
+}
+
+fn in_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn in_bytes(blocks: u64) -> u64 {

@@ -8,6 +8,8 @@ use std::{
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::scrub::ScrubProgress;
+
 /// The stages of the pipeline whose time is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -182,6 +184,8 @@ pub struct StageTime {
 pub(crate) struct Stats {
     pub(crate) counters: Counters,
     stages: [StageCounter; STAGES],
+    /// How far the scrub has come that is under way; of several, the one that told it last.
+    pub(crate) scrub: Mutex<Option<ScrubProgress>>,
     pub(crate) last_scrub: Mutex<Option<LastScrub>>,
 }
 

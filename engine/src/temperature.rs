@@ -29,8 +29,8 @@ use crate::overlay::{Change, ChangeBody};
 const BLOCKS_A_SLOT: u64 = 128;
 /// 2 KiB.
 const MIN_SLOTS: u64 = 1 << 10;
-/// 8 MiB.
-const MAX_SLOTS: u64 = 4 << 20;
+/// 2 MiB.
+const MAX_SLOTS: u64 = 1 << 20;
 /// Pools with fewer segments have none to spare for telling blocks apart.
 const MIN_SEGMENTS: u32 = 64;
 

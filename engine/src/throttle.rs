@@ -1,16 +1,25 @@
-//! Slowing writes down while garbage collection makes the room for them, so that none has to wait for a whole
-//! round of it.
+//! Slowing writes down while garbage collection makes the room for them, so that none has to wait for a
+//! whole round of it.
 //!
 //! Most of what a round empties comes free at its end, all at once. Writers who go on at full speed until
-//! nothing is left then wait for that end, all of them. So from the end of one round to that of the next
-//! the room that there is is made to last: each block of a write costs the time until the round should end, divided by the blocks that there is
-//! room for. How long that takes is known from the rounds before. Where there is plenty of room a block so costs next to nothing.
+//! nothing is left then wait for that end, all of them. So while rounds follow each other, the room that
+//! there is beyond what the round itself fills is made to last until the end of the next round: a block
+//! of a write costs the time until then, divided by the blocks that the room holds as they are stored
+//! lately. Over a round of period *P* half of that room is used at an even rate, and a round's yield *Y*
+//! comes on top at its end; the room so tends to 2 *Y* at the beginning of a round and *Y* at its end,
+//! whatever it was at first, and the rate to *Y* / *P*, which is what collection can sustain. Where there
+//! is more room than that, a block costs less than it takes anyway.
+//!
+//! How long a round will take is known from those before, and, better the further it is, from its
+//! own progress. Pauses of the collector do not count: it makes none while writers wait.
 //! All writers share one sequence of pauses, so more of them do not write more.
 //!
-//! A pool that fills up and has nothing to collect is not slowed down: there is nothing to wait for. Nor
-//! is anyone during the first round after an opening.
+//! A pool that fills up and has nothing to collect is not slowed down: there is nothing to wait for.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use siltstone_device::BLOCK_BYTES;
@@ -23,84 +32,161 @@ const MAX_PAUSE: Duration = Duration::from_millis(5);
 const MAX_WAIT: Duration = Duration::from_secs(1);
 /// Pauses are put together until they are worth a wait: timers are no finer.
 const MIN_WAIT: Duration = Duration::from_millis(1);
-/// A round that ends later than those before is expected to do so after this part of their period.
-const OVERTIME_PART: u32 = 8;
-/// Rounds that begin at once after each other take no longer from end to end than so many times
-/// what they take themselves.
-const MAX_IDLE_PARTS: u32 = 2;
+/// Progress from which a round says by itself how long it takes.
+const MIN_DONE: f64 = 0.1;
+/// Progress of a round that has moved all that it expected to: the rest of the map is still to be looked at.
+const MAX_DONE: f64 = 0.9;
+/// Bytes written from which it is said what they take.
+const MIN_WRITTEN_BYTES: u64 = 8 << 20;
+/// The most bytes that a written one takes, with all that goes with it.
+const MAX_SHARE: f64 = 1.25;
+/// The fewest: of what is all known, or compresses to next to nothing.
+const MIN_SHARE: f64 = 1.0 / 64.0;
 
 /// See the module's page.
 #[derive(Default)]
 pub(crate) struct Throttle(Mutex<State>);
 
+/// Totals of the pipeline.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// What clients wrote.
+    pub(crate) written_bytes: u64,
+    /// What write units took.
+    pub(crate) unit_bytes: u64,
+}
+
 #[derive(Default)]
 struct State {
     /// When the last pause ends.
     pauses_end: Option<Instant>,
-    /// When the round under way began.
-    round_began: Option<Instant>,
-    /// When the last round ended.
-    round_ended: Option<Instant>,
-    /// From the end of a round to that of the next, the later ones counting more; `None` before the first
-    /// has ended.
+    round: Option<Round>,
+    /// How long rounds take, the later ones counting more; `None` before the first has ended.
     period: Option<Duration>,
+    /// What there was when the share below was last looked at.
+    usage: Usage,
+    /// Bytes stored for a byte written; `None` if that is not known.
+    stored_share: Option<f64>,
+}
+
+/// A round under way, or what may lead to one.
+#[derive(Clone, Copy)]
+struct Round {
+    /// Later by all pauses of the collector.
+    began: Instant,
+    moved_blocks: u64,
+    /// At least one.
+    expected_blocks: u64,
+    /// What the expected blocks will take.
+    expected_bytes: u64,
+}
+
+impl Round {
+    fn at(began: Instant) -> Self {
+        Self { began, moved_blocks: 0, expected_blocks: 1, expected_bytes: 0 }
+    }
+
+    fn done(&self) -> f64 {
+        (self.moved_blocks as f64 / self.expected_blocks as f64).min(MAX_DONE)
+    }
+
+    /// The time until it ends, and that which one takes; `None` if it is the first and has just begun.
+    fn forecast(&self, now: Instant, period: Option<Duration>) -> Option<(Duration, Duration)> {
+        let elapsed = now.saturating_duration_since(self.began);
+        let done = self.done();
+        let whole = match period {
+            // By what it has taken itself, as far as it is.
+            Some(period) => period.mul_f64(1.0 - done) + elapsed,
+            None if done >= MIN_DONE => elapsed.div_f64(done),
+            None => return None,
+        };
+        Some((whole.mul_f64(1.0 - done), period.unwrap_or(whole)))
+    }
+
+    /// Of the room that is free, what it will not fill itself.
+    fn room_beyond(&self, free_bytes: u64) -> u64 {
+        let to_fill = self.expected_bytes as f64 * (1.0 - self.done());
+        free_bytes.saturating_sub(to_fill as u64)
+    }
 }
 
 impl State {
-    /// Since when the room is to last that there is; `None` if nobody collects.
-    fn since(&self, now: Instant, period: Duration) -> Option<Instant> {
-        let ended = self.round_ended.filter(|&ended| now < ended + period);
-        let follows =
-            |began: &Instant| self.round_ended.is_none_or(|ended| *began > ended + period);
-        match self.round_began {
-            // A round that follows another at once began, for writers, when that one ended.
-            Some(began) if follows(&began) => Some(began),
-            Some(_) => self.round_ended,
-            None => ended,
+    fn note_usage(&mut self, usage: Usage) {
+        let written = usage.written_bytes.saturating_sub(self.usage.written_bytes);
+        let stored = usage.unit_bytes.saturating_sub(self.usage.unit_bytes);
+        if written >= MIN_WRITTEN_BYTES {
+            let share = (stored as f64 / written as f64).clamp(MIN_SHARE, MAX_SHARE);
+            self.stored_share = Some(share);
+            self.usage = usage;
         }
     }
 }
 
 impl Throttle {
     /// A round begins, or what may lead to one.
-    pub(crate) fn note_begin(&self, now: Instant) {
-        self.0.lock().round_began.get_or_insert(now);
+    pub(crate) fn note_begin(&self, now: Instant, usage: Usage) {
+        let mut state = self.0.lock();
+        state.note_usage(usage);
+        state.round.get_or_insert(Round::at(now));
+    }
+
+    /// It is known what there is to move.
+    pub(crate) fn note_aim(&self, expected_blocks: u64, expected_bytes: u64) {
+        if let Some(round) = &mut self.0.lock().round {
+            (round.expected_blocks, round.expected_bytes) =
+                (expected_blocks.max(1), expected_bytes);
+        }
+    }
+
+    /// So many blocks have been moved.
+    pub(crate) fn note_moved(&self, blocks: u64) {
+        if let Some(round) = &mut self.0.lock().round {
+            round.moved_blocks += blocks;
+        }
+    }
+
+    /// The collector pauses.
+    pub(crate) fn note_pause(&self, pause: Duration) {
+        if let Some(round) = &mut self.0.lock().round {
+            round.began += pause;
+        }
     }
 
     /// It has led to none: there is nothing to collect, and so nothing to wait for.
     pub(crate) fn note_none(&self) {
-        let mut state = self.0.lock();
-        (state.round_began, state.round_ended) = (None, None);
+        self.0.lock().round = None;
     }
 
-    /// It has ended. One that was asked for, however much room there is, says nothing of others.
-    pub(crate) fn note_end(&self, now: Instant, is_forced: bool) {
+    /// It has ended, and the next may begin at once. One that was asked for, however much room there is,
+    /// says nothing of others.
+    pub(crate) fn note_end(&self, now: Instant, usage: Usage, is_forced: bool) {
         let mut state = self.0.lock();
-        if let Some(began) = state.round_began.take().filter(|_| !is_forced) {
-            let took = now.saturating_duration_since(began);
-            let since_end =
-                state.round_ended.map_or(took, |ended| now.saturating_duration_since(ended));
-            let period = since_end.clamp(took, took * MAX_IDLE_PARTS);
-            state.period = Some(state.period.map_or(period, |before| (before + period) / 2));
-            state.round_ended = Some(now);
+        state.note_usage(usage);
+        if let Some(round) = state.round.take().filter(|_| !is_forced) {
+            let took = now.saturating_duration_since(round.began);
+            state.period = Some(state.period.map_or(took, |before| (before + took) / 2));
+            state.round = Some(Round::at(now));
         }
     }
 
+    /// Whether writers are held up.
+    pub(crate) fn is_holding(&self, now: Instant) -> bool {
+        self.0.lock().pauses_end.is_some_and(|end| end > now)
+    }
+
     /// Whether the room that is left must last: else a write need not ask how much that is.
-    fn is_at_work(&self, now: Instant) -> bool {
-        let state = self.0.lock();
-        state.period.is_some_and(|period| state.since(now, period).is_some())
+    fn is_at_work(&self) -> bool {
+        self.0.lock().round.is_some()
     }
 
     /// When a write of so many blocks may go on, with `free_bytes` left.
     fn turn(&self, now: Instant, blocks: u32, free_bytes: u64) -> Option<Instant> {
         let mut state = self.0.lock();
-        let period = state.period?;
-        let since = state.since(now, period)?;
-        let left =
-            period.saturating_sub(now.saturating_duration_since(since)).max(period / OVERTIME_PART);
-        let room_blocks = (free_bytes / BLOCK_BYTES as u64).max(1);
-        let pause = left.div_f64(room_blocks as f64).min(MAX_PAUSE) * blocks;
+        let round = state.round?;
+        let (left, period) = round.forecast(now, state.period)?;
+        let block_bytes = BLOCK_BYTES as f64 * state.stored_share.unwrap_or(MAX_SHARE);
+        let room_blocks = (round.room_beyond(free_bytes) as f64 / block_bytes).max(1.0);
+        let pause = (left + period).div_f64(room_blocks).min(MAX_PAUSE) * blocks;
         let begins = state.pauses_end.map_or(now, |end| end.max(now));
         let end = (begins + pause).min(now + MAX_WAIT);
         state.pauses_end = Some(end);
@@ -109,12 +195,21 @@ impl Throttle {
 }
 
 impl Core {
+    /// What the pipeline has done.
+    pub(crate) fn usage(&self) -> Usage {
+        let counters = &self.stats.counters;
+        Usage {
+            written_bytes: counters.written_bytes.load(Ordering::Relaxed),
+            unit_bytes: counters.unit_bytes.load(Ordering::Relaxed),
+        }
+    }
+
     /// Lets a write of so many bytes of data wait as long as the room that is left demands.
     pub(crate) async fn pace_write(&self, data_bytes: usize) {
-        let now = self.runtime.now();
-        if !self.throttle.is_at_work(now) {
+        if !self.throttle.is_at_work() {
             return;
         }
+        let now = self.runtime.now();
         let blocks = data_bytes.div_ceil(BLOCK_BYTES) as u32;
         let free_bytes = self.space.free_bytes(self.room());
         if let Some(turn) = self.throttle.turn(now, blocks, free_bytes)
@@ -131,88 +226,142 @@ mod tests {
     use super::*;
 
     const ROUND: Duration = Duration::from_millis(800);
+    const BLOCK: u64 = BLOCK_BYTES as u64;
 
-    /// In a round, after one that took `ROUND`.
+    /// A pool in which a written block takes one, at the beginning of a round, after one that took `ROUND`.
     fn in_a_round() -> (Throttle, Instant) {
         let (throttle, began) = (Throttle::default(), Instant::now());
-        throttle.note_begin(began);
-        throttle.note_end(began + ROUND, false);
-        throttle.note_begin(began + ROUND);
+        let usage = Usage { written_bytes: 1 << 30, unit_bytes: 1 << 30 };
+        throttle.note_begin(began, usage);
+        throttle.note_end(began + ROUND, usage, false);
         (throttle, began + ROUND)
     }
 
-    #[test]
-    fn what_is_left_lasts_until_the_round_should_end() {
-        let (throttle, began) = in_a_round();
-        let (mut now, mut free_blocks) = (began, 2000);
+    /// Writes block by block until `until`, with so many blocks of room; returns how many are left.
+    fn write(throttle: &Throttle, from: Instant, until: Instant, mut free_blocks: u64) -> u64 {
+        let mut now = from;
         while free_blocks > 0 {
-            now = throttle.turn(now, 1, free_blocks * BLOCK_BYTES as u64).unwrap();
+            now = throttle.turn(now, 1, free_blocks * BLOCK).unwrap();
+            if now > until {
+                break;
+            }
             free_blocks -= 1;
         }
-        let took = now - began;
-        assert!(took >= ROUND / 10 * 9 && took < 2 * ROUND, "{took:?}");
+        free_blocks
     }
 
     #[test]
-    fn pauses_grow_as_room_shrinks_and_up_to_a_bound() {
-        let (throttle, now) = in_a_round();
-        let pause = |blocks: u64| {
-            throttle.0.lock().pauses_end = None;
-            throttle.turn(now, 1, blocks * BLOCK_BYTES as u64).unwrap() - now
+    fn half_of_the_room_is_used_in_a_round_at_an_even_rate() {
+        let (throttle, began) = in_a_round();
+        throttle.note_aim(100, 0);
+        let (mut now, mut free) = (began, 4000);
+        let mut used = Vec::new();
+        for done in 1..=10 {
+            let until = began + ROUND * done / 10;
+            let left = write(&throttle, now, until, free);
+            used.push(free - left);
+            (now, free) = (until, left);
+            throttle.note_moved(10);
+        }
+        assert!((1900..2300).contains(&free), "{free} are left; {used:?}");
+        let (least, most) = (used.iter().min().unwrap(), used.iter().max().unwrap());
+        assert!(most - least < most / 3, "{used:?}");
+    }
+
+    /// From whatever there is at first, to twice a round's yield at its beginning.
+    #[test]
+    fn the_room_tends_to_what_rounds_yield() {
+        const YIELD: u64 = 1000;
+        for first in [300, 9000] {
+            let (throttle, mut now) = in_a_round();
+            let mut free = first;
+            for _ in 0..8 {
+                throttle.note_aim(10, 0);
+                for _ in 0..10 {
+                    free = write(&throttle, now, now + ROUND / 10, free);
+                    now += ROUND / 10;
+                    throttle.note_moved(1);
+                }
+                throttle.note_end(now, Usage::default(), false);
+                free += YIELD;
+            }
+            assert!((YIELD * 3 / 2..YIELD * 5 / 2).contains(&free), "from {first}: {free}");
+        }
+    }
+
+    #[test]
+    fn a_round_that_is_slower_than_those_before_is_waited_for_longer() {
+        let (throttle, began) = in_a_round();
+        throttle.note_aim(100, 0);
+        let forecast = |now: Instant| {
+            let state = throttle.0.lock();
+            state.round.unwrap().forecast(now, state.period).unwrap().0
         };
-        assert_eq!(pause(8000), ROUND / 8000);
-        assert_eq!(pause(800), ROUND / 800);
+        let is_near = |is: Duration, expected: Duration| {
+            let (is, expected) = (is.as_secs_f64(), expected.as_secs_f64());
+            (is - expected).abs() < expected / 50.0
+        };
+        assert!(is_near(forecast(began), ROUND));
+        throttle.note_moved(50);
+        assert!(is_near(forecast(began + ROUND / 2), ROUND / 2));
+        let slow = forecast(began + 2 * ROUND);
+        assert!(is_near(slow, ROUND * 5 / 4), "{slow:?}");
+        throttle.note_pause(ROUND);
+        assert!(is_near(forecast(began + 2 * ROUND), ROUND * 3 / 4), "pauses do not count");
+    }
+
+    #[test]
+    fn the_first_round_is_foretold_by_its_own_progress() {
+        let (throttle, now) = (Throttle::default(), Instant::now());
+        assert_eq!(throttle.turn(now, 1, 0), None, "nobody collects");
+        throttle.note_begin(now, Usage { written_bytes: 1 << 30, unit_bytes: 1 << 30 });
+        throttle.note_aim(100, 0);
+        assert_eq!(throttle.turn(now + ROUND / 100, 1, 0), None);
+        throttle.note_moved(50);
+        // Half a round, and another one.
+        let turn = throttle.turn(now + ROUND / 2, 1, 800 * BLOCK).unwrap();
+        assert_eq!(turn - (now + ROUND / 2), (ROUND + ROUND / 2) / 800);
+    }
+
+    #[test]
+    fn a_block_costs_what_it_takes_and_not_what_collection_needs_itself() {
+        let (throttle, now) = in_a_round();
+        let pause = |free_blocks: u64| {
+            throttle.0.lock().pauses_end = None;
+            throttle.turn(now, 1, free_blocks * BLOCK).unwrap() - now
+        };
+        assert_eq!(pause(800), 2 * ROUND / 800);
+        throttle.note_aim(100, 300 * BLOCK);
+        assert_eq!(pause(1100), 2 * ROUND / 800);
         assert_eq!((pause(10), pause(0)), (MAX_PAUSE, MAX_PAUSE));
-        let overtime = throttle.turn(now + 3 * ROUND, 1, 800 * BLOCK_BYTES as u64).unwrap();
-        assert_eq!(overtime - now, 3 * ROUND + ROUND / 8 / 800);
+        let usage = Usage { written_bytes: 2 << 30, unit_bytes: (1 << 30) + (256 << 20) };
+        throttle.note_end(now, usage, false);
+        throttle.note_aim(100, 0);
+        throttle.0.lock().period = Some(ROUND);
+        assert_eq!(pause(200), 2 * ROUND / 800, "four times as many blocks fit");
     }
 
     #[test]
     fn writers_share_one_sequence_and_none_waits_for_long() {
         let (throttle, now) = in_a_round();
+        assert!(!throttle.is_holding(now));
         let turn = |at| throttle.turn(at, 6, 0).unwrap() - now;
         let ends: Vec<_> = (0..50).map(|_| turn(now)).collect();
         assert_eq!(ends[..3], [6 * MAX_PAUSE, 12 * MAX_PAUSE, 18 * MAX_PAUSE]);
         assert_eq!(ends[40..], [MAX_WAIT; 10]);
+        assert!(throttle.is_holding(now + MAX_WAIT / 2));
         let later = Duration::from_secs(2);
         assert_eq!(turn(now + later), later + 6 * MAX_PAUSE, "time that has passed is no debt");
     }
 
     #[test]
-    fn the_room_is_made_to_last_between_rounds_too_and_no_longer_than_one_takes() {
-        let (throttle, began) = (Throttle::default(), Instant::now());
-        throttle.note_begin(began);
-        throttle.note_end(began + ROUND, false);
-        let ended = began + ROUND;
-        let pause = |now: Instant| {
-            throttle.0.lock().pauses_end = None;
-            throttle.turn(now, 1, 800 * BLOCK_BYTES as u64).map(|turn| turn - now)
-        };
-        assert_eq!(pause(ended), Some(ROUND / 800));
-        assert_eq!(pause(ended + ROUND / 2), Some(ROUND / 2 / 800));
-        // The next round began late, for writers when the last one ended.
-        throttle.note_begin(ended + ROUND / 2);
-        assert_eq!(pause(ended + ROUND / 2), Some(ROUND / 2 / 800));
+    fn nobody_waits_when_there_is_nothing_to_collect() {
+        let (throttle, now) = in_a_round();
+        assert!(throttle.turn(now, 1, 800 * BLOCK).is_some());
         throttle.note_none();
-        assert_eq!(pause(ended + ROUND / 2), None, "there is nothing to collect");
-        throttle.note_begin(ended + ROUND / 2);
-        throttle.note_end(ended + ROUND, true);
-        assert_eq!(pause(ended + ROUND), None, "it was asked for");
-        throttle.note_begin(ended + 5 * ROUND);
-        assert_eq!(pause(ended + 5 * ROUND), Some(ROUND / 800), "a round of its own");
-    }
-
-    #[test]
-    fn nobody_waits_without_a_round_or_before_its_length_is_known() {
-        let (throttle, now) = (Throttle::default(), Instant::now());
         assert_eq!(throttle.turn(now, 1, 0), None);
-        throttle.note_begin(now);
-        assert_eq!(throttle.turn(now, 1, 0), None);
-        throttle.note_end(now + ROUND, false);
-        let later = now + 3 * ROUND;
-        assert_eq!(throttle.turn(later, 1, 0), None);
-        throttle.note_begin(later);
-        throttle.note_none();
-        assert_eq!(throttle.turn(later, 1, 0), None);
+        throttle.note_begin(now, Usage::default());
+        throttle.note_end(now + ROUND, Usage::default(), true);
+        assert_eq!(throttle.turn(now + ROUND, 1, 0), None, "it was asked for");
     }
 }

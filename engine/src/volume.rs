@@ -162,7 +162,7 @@ impl Volume {
     pub fn buffer(&self, offset_bytes: u64, len_bytes: usize) -> WriteBuffer {
         let skip = (offset_bytes % BLOCK) as usize;
         let blocks = (skip + len_bytes).div_ceil(BLOCK_BYTES);
-        let memory = self.core.buffers.take(blocks * BLOCK_BYTES);
+        let memory = self.core.write_buffers.take(blocks * BLOCK_BYTES);
         WriteBuffer { memory, offset_bytes, len_bytes }
     }
 

@@ -25,7 +25,7 @@ pub(crate) struct VolumeCore {
     /// The layer and its ancestors, newest first.
     chain: RwLock<Arc<[View]>>,
     is_snapshot: bool,
-    pub(crate) compression: Compression,
+    compression: RwLock<Compression>,
     size_bytes: AtomicU64,
     /// Whether handles are of use, as an [`End`].
     end: AtomicU8,
@@ -58,7 +58,7 @@ impl VolumeCore {
         Self {
             name: name.into(),
             layer: record.layer,
-            compression: record.compression,
+            compression: RwLock::new(record.compression),
             size_bytes: AtomicU64::new(record.size_bytes),
             end: AtomicU8::new(0),
             inherited_up_to: AtomicU64::new(inherited_up_to.0),
@@ -137,6 +137,15 @@ impl VolumeCore {
 
     pub(crate) fn set_size_bytes(&self, size_bytes: u64) {
         self.size_bytes.store(size_bytes, Ordering::Release);
+    }
+
+    /// How what is stored from now on is compressed.
+    pub(crate) fn compression(&self) -> Compression {
+        *self.compression.read()
+    }
+
+    pub(crate) fn set_compression(&self, compression: Compression) {
+        *self.compression.write() = compression;
     }
 
     pub(crate) fn len_blocks(&self) -> u64 {

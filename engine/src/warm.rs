@@ -46,6 +46,7 @@ pub(crate) async fn warm_index(core: &Core) {
         image.as_ref().is_some_and(|image| image.covers(id, segment.generation))
     };
     let mut uncovered_bytes = 0;
+    let next_generation = core.table.next_generation();
     let ids = (0..core.table.len()).map(SegmentId);
     let mut segments: Vec<_> = ids
         .filter_map(|id| Some((id, core.table.segment(id)?)))
@@ -55,18 +56,20 @@ pub(crate) async fn warm_index(core: &Core) {
         .filter(|(id, segment)| !is_covered(*id, segment))
         .map(|(id, segment)| {
             uncovered_bytes += u64::from(segment.used_bytes);
-            (segment.generation, id)
+            id
         })
         .collect();
-    segments.sort_unstable();
+    // Of all of them that would be much.
+    segments.shrink_to_fit();
+    segments.sort_by_cached_key(|&id| core.table.generation(id));
     let mut readings: Vec<Reading> = Vec::new();
     loop {
         while readings.len() < SEGMENTS_AT_ONCE
-            && let Some((generation, id)) = segments.pop()
+            && let Some(id) = segments.pop()
         {
             // It may have been freed and used again since; what is written now is told anyway.
             let segment = core.table.segment(id).expect("the table does not shrink");
-            if segment.generation == generation {
+            if segment.generation < next_generation {
                 add(&core.stats.counters.index_scanned_segments, 1);
                 readings.push(Reading::of(core, id, &segment));
             }

@@ -100,6 +100,31 @@ fn what_is_written_is_read_back_before_and_after_reopening() {
 }
 
 #[test]
+fn how_long_changes_wait_for_a_checkpoint_can_be_asked() {
+    let (_device, pool) = pool(128 * MIB);
+    let disk = pool.create_volume("disk", &VolumeOptions::new(64 * MIB)).unwrap();
+    pool.checkpoint().unwrap();
+    let checkpointed = std::time::Instant::now();
+    assert_eq!(pool.quick_stat().checkpoint_lag_ms, 0);
+    disk.write_at(0, &[7; 4096]).unwrap();
+    let stat = loop {
+        let stat = pool.quick_stat();
+        if stat.checkpoint_lag_ms > 0 {
+            break stat;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    assert!(stat.checkpoint_lag_ms <= stat.checkpoint_age_ms, "it came after the checkpoint");
+    pool.checkpoint().unwrap();
+    let stat = pool.quick_stat();
+    assert_eq!(stat.checkpoint_lag_ms, 0);
+    assert!(u128::from(stat.checkpoint_age_ms) <= checkpointed.elapsed().as_millis());
+    assert!(stat.nvram_used_bytes <= stat.nvram_bytes && stat.nvram_bytes > 0);
+    assert!(stat.page_cache_bytes <= stat.page_cache_limit_bytes);
+    assert!(stat.unit_buffers_bytes <= stat.unit_buffers_limit_bytes);
+}
+
+#[test]
 fn many_clients_at_once_see_their_own_writes() {
     let (_device, pool) = pool(512 * MIB);
     let disk = pool.create_volume("disk", &VolumeOptions::new(64 * MIB)).unwrap();

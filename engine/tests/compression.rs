@@ -1,5 +1,6 @@
 //! Promises: a volume's frames are as large as it says, also what garbage collection makes of them; what is
-//! written while nothing waits is compressed harder, within the volume's levels; both stay with it.
+//! written while nothing waits is compressed harder, within the volume's levels; both stay with it, and can
+//! be changed for what is written from then on.
 #![allow(clippy::unwrap_used)] // a failed step of a test should stop it
 
 mod support;
@@ -121,5 +122,54 @@ fn compression_stays_with_a_volume_and_its_snapshots() {
     for volume in pool.volumes() {
         assert_eq!(volume.compression, compression, "{}", volume.name);
     }
+    pool.close().unwrap();
+}
+
+/// What the first read of a block in a pool just opened takes from the device.
+fn bytes_of_first_read(pool: &Pool, block: u64) -> u64 {
+    let mut out = [0; BLOCK as usize];
+    pool.volume("disk").unwrap().read_at(block * BLOCK, &mut out).unwrap();
+    pool.counters().frame_read_bytes
+}
+
+#[test]
+fn what_is_changed_of_a_volume_counts_for_what_is_written_afterwards() {
+    let device = pools::create();
+    let name: SnapshotName = "disk@before".parse().unwrap();
+    let (before, after) = (compression("1..3", "32K"), compression("1..9", "4K"));
+    {
+        let pool = Pool::open_on(device.clone(), None, &options(None)).unwrap();
+        write(&pool, before, &noise());
+        pool.create_snapshots(std::slice::from_ref(&name)).unwrap();
+        let disk = pool.volume("disk").unwrap();
+        let changed = pool.change_compression("disk", move |found| {
+            assert_eq!(found, before);
+            after
+        });
+        assert_eq!(changed.unwrap(), after);
+        // A handle from before writes as the volume is now.
+        let mut others = vec![0; 8 * BLOCK as usize];
+        SeededRandom::new(2).fill(&mut others);
+        disk.write_at(0, &others).unwrap();
+        drop(disk);
+        pool.close().unwrap();
+    }
+    let open = || Pool::open_on(device.clone(), None, &options(None)).unwrap();
+    for (block, frame_bytes) in [(5, BLOCK), (21, 8 * BLOCK)] {
+        let pool = open();
+        let read_bytes = bytes_of_first_read(&pool, block);
+        let expected = frame_bytes..=frame_bytes + 2 * BLOCK;
+        assert!(expected.contains(&read_bytes), "block {block}: {read_bytes} bytes");
+        pool.close().unwrap();
+    }
+    let pool = open();
+    pool.clone_snapshot(&name, "clone").unwrap();
+    let found: Vec<_> = pool.volumes().into_iter().map(|v| (v.name, v.compression)).collect();
+    assert_eq!(found, [("clone".to_owned(), before), ("disk".to_owned(), after)]);
+    // The volume keeps it whatever it holds.
+    pool.roll_back(&name).unwrap();
+    assert_eq!(pool.volumes()[1].compression, after);
+    pool.change_compression("disk@before", |found| found).unwrap_err();
+    pool.change_compression("none", |found| found).unwrap_err();
     pool.close().unwrap();
 }

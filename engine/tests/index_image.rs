@@ -91,15 +91,21 @@ fn with_image(index_memory_bytes: u64, mib: u64) -> Arc<SimDevice> {
     device
 }
 
-/// Where the chunks of an image are.
+/// Where the chunks of the newest image are. Those of images before may still stand in its segments.
 fn chunks(device: &SimDevice) -> Vec<u64> {
     let image = device.peek(0, POOL_BYTES as usize);
     let is_chunk = |at: &usize| image[*at..].starts_with(b"SLTS\x09\x00");
-    (0..image.len()).step_by(4096).filter(is_chunk).map(|at| at as u64).collect()
+    let number = |at: usize| u64::from_le_bytes(image[at + 32..][..8].try_into().unwrap());
+    let all: Vec<usize> = (0..image.len()).step_by(4096).filter(is_chunk).collect();
+    let newest = all.iter().map(|&at| number(at)).max();
+    all.into_iter().filter(|&at| Some(number(at)) == newest).map(|at| at as u64).collect()
 }
 
+/// An image that was begun shortly before a pool was closed will do: it may lack so many of a hundred segments.
+const MOST_UNCOVERED: u64 = 8;
+
 #[test]
-fn a_pool_that_was_closed_knows_everything_without_reading_summaries() {
+fn a_pool_that_was_closed_knows_everything_and_reads_hardly_a_summary() {
     for index_memory_bytes in [64 * KIB, MIB, 8 * MIB] {
         let device = with_image(index_memory_bytes, 24);
         let entries = {
@@ -109,14 +115,20 @@ fn a_pool_that_was_closed_knows_everything_without_reading_summaries() {
             let entries = pool.quick_stat().index_entries;
             pool.wait_index_warm().unwrap();
             assert!(pool.quick_stat().index_entries > entries, "also if it is only read");
-            assert_eq!(pool.counters().index_scanned_segments, 0);
+            assert!(pool.counters().index_scanned_segments <= MOST_UNCOVERED);
             pool.quick_stat().index_entries
         };
         let pool = open(&device, ALWAYS);
         let found = found_again(&pool, 1, 24);
         let counters = pool.counters();
-        assert_eq!(counters.index_scanned_segments, 0);
-        assert!(counters.index_loaded_entries + 64 > entries, "all but the frontier's");
+        let scanned = counters.index_scanned_segments;
+        assert!(scanned <= MOST_UNCOVERED, "{scanned}");
+        // A segment of these pools has 64 blocks at most.
+        let elsewhere = 64 * (scanned + 1);
+        assert!(
+            counters.index_loaded_entries + elsewhere > entries,
+            "all but theirs, and the frontier's"
+        );
         assert!(found > if index_memory_bytes < MIB { 0.9 } else { 0.999 }, "{found}");
         pool.close().unwrap();
     }

@@ -480,6 +480,21 @@ fn a_scrub_ends_when_it_is_told_to() {
 }
 
 #[test]
+fn how_far_a_scrub_has_come_can_be_asked_until_it_ends() {
+    let device = pools::base(MIB, 10);
+    let pool = Pool::open_on(device, None, &options(true)).unwrap();
+    let mut seen = 0;
+    let mut look = |progress: siltstone_engine::ScrubProgress| {
+        let told = pool.quick_stat().scrub.unwrap();
+        assert_eq!((told.bytes, told.bytes_total), (progress.bytes, progress.bytes_total));
+        seen += 1;
+        if seen == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    pool.scrub(&ScrubOptions::default(), &mut look);
+    assert!(seen == 3 && pool.quick_stat().scrub.is_none());
+}
+
+#[test]
 fn a_scrub_knows_how_much_there_is_to_read() {
     let device = pools::base(MIB, 10);
     let pool = Pool::open_on(device, None, &options(true)).unwrap();

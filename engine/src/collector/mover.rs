@@ -38,7 +38,7 @@ pub(super) struct Moved {
 }
 
 impl Moved {
-    /// How many blocks have been moved.
+    /// How many blocks have been moved, or found elsewhere.
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }
@@ -64,6 +64,8 @@ pub(super) struct Mover<'a> {
     /// Only what is damaged is dealt with.
     pub(super) mends: bool,
     pub(super) moved: &'a mut Moved,
+    /// How many blocks the round will have moved when that is enough for one checkpoint.
+    pub(super) enough_blocks: usize,
     /// Victims in which something cannot be read.
     pub(super) damaged: &'a mut BTreeSet<SegmentId>,
     /// Set once there is no room for a block. Those that follow stay where they are; what has been
@@ -94,7 +96,10 @@ impl Relocator for Mover<'_> {
                     let place = self.output.place_for(self.core, age);
                     let room = self.output.unit_blocks(self.core, place);
                     let Some(runs) = take_unit(&mut moving, room) else { break };
-                    self.move_runs(&runs, place).await?;
+                    let moved_before = self.moved.len();
+                    let outcome = self.move_runs(&runs, place).await;
+                    self.core.throttle.note_moved((self.moved.len() - moved_before) as u64);
+                    outcome?;
                 }
             }
             for extent in extents {
@@ -109,6 +114,10 @@ impl Relocator for Mover<'_> {
             }
             Ok(())
         })
+    }
+
+    fn has_enough(&self) -> bool {
+        self.moved.len() >= self.enough_blocks
     }
 
     fn complete(&mut self) -> Relocating<'_> {

@@ -38,7 +38,7 @@ use crate::{
 /// Most blocks in one unit.
 const UNIT_BLOCKS: usize = 256;
 /// Units under way to the device.
-const MAX_IN_FLIGHT: usize = 8;
+const MAX_IN_FLIGHT: usize = 4;
 
 /// Pools with fewer segments do not tell blocks by age.
 const MIN_SEGMENTS_BY_AGE: u32 = 128;

@@ -41,13 +41,15 @@ pub(super) struct Survey {
 impl Surveying {
     /// Begins a walk over the map of this moment.
     pub(super) fn begin(core: &Core) -> Self {
-        let data = core.table.data_segments().into_iter();
+        let data = core.table.data_segments();
         let bitmap = |(id, segment): (SegmentId, Segment)| {
             let bits = (segment.stored_blocks as usize / 2).max(MIN_BITS);
             let words = vec![0; bits.div_ceil(64)].into();
             (id, Bitmap { generation: segment.generation, words })
         };
-        Self { walk: core.map.cursor_all(WALK_BYTES), bitmaps: data.map(bitmap).collect() }
+        // Before the walk begins: what is there only later is not what it counts.
+        let bitmaps = data.map(bitmap).collect();
+        Self { walk: core.map.cursor_all(WALK_BYTES), bitmaps }
     }
 
     /// Walks on a little. Returns the outcome at the end.

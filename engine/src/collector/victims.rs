@@ -29,7 +29,7 @@ const LIVE_AT_PLENTY: u64 = 1024 * 25 / 100;
 /// Most that may live in a victim at all: emptying one that is fuller yields next to nothing.
 pub(super) const LIVE_AT_MOST: u64 = 1024 * 95 / 100;
 /// The longest pause between two steps of a round.
-const MAX_PAUSE_TIMES: u32 = 8;
+const MAX_PAUSE_TIMES: u32 = 2;
 
 /// How a pool's bytes are used at some moment.
 #[derive(Clone, Copy, Debug)]

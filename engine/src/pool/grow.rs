@@ -86,3 +86,30 @@ impl Pool {
         self.core.revision.lock().size_bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use siltstone_device::{
+        Operation,
+        sim::{Cause, Fault, SimDevice, Times},
+    };
+
+    use super::*;
+    use crate::config::{CreateOptions, OpenOptions};
+
+    /// Others wait for the same device, and would never hear of it.
+    #[test]
+    fn a_failed_flush_reaches_all_who_wait_though_a_growth_asked_for_it() {
+        let device = SimDevice::new(64 << 20);
+        Pool::create_on(device.clone(), None, &CreateOptions::default()).expect("room enough");
+        let pool = Pool::open_on(device.clone(), None, &OpenOptions::default()).expect("a pool");
+        device.inject(Fault {
+            operation: Operation::Flush,
+            range_bytes: 0..u64::MAX,
+            times: Times::Count(1),
+            cause: Cause::Errno(5),
+        });
+        pool.grow(Some(80 << 20)).expect_err("its flush has failed");
+        assert!(pool.core.commit.failure().is_some(), "who waits for a commit was told");
+    }
+}

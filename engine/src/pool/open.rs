@@ -27,6 +27,7 @@ use crate::{
     collector::{Collection, Collector},
     config::{OpenOptions, Tuning},
     core::{Core, Published},
+    discarder::Discarder,
     error::{EngineError, MetadataError, Result},
     frame_cache::FrameCache,
     frontier::Frontier,
@@ -51,9 +52,11 @@ use crate::{
     volume_core::VolumeCore,
 };
 
-/// Idle buffer memory that is kept for reuse. More than the pipeline ever holds, so that steady
-/// work never gives memory back to the system: that would interrupt every core.
-const IDLE_BUFFER_BYTES: usize = 96 << 20;
+/// Memory that reads, frames and summaries leave for the next ones.
+const IDLE_BUFFER_BYTES: usize = 4 << 20;
+
+/// Write units that wait for the device or are on their way to it, when reducers have to wait.
+const UNITS_ON_THEIR_WAY: usize = 12;
 
 impl Pool {
     /// Opens a pool in a file or on a block device, and recovers it if it was not closed.
@@ -173,6 +176,7 @@ async fn open_on(
     repairs.extend(table_repairs);
     let tuning = fitted(&options.tuning, &layout, &*runtime);
     let buffers = BufferPool::new(IDLE_BUFFER_BYTES);
+    let write_buffers = BufferPool::within(tuning.staging_bytes + unit_buffers_bytes(&tuning));
     let mut recovered =
         recovery::scan_frontier(&device, &buffers, pool, &layout, &body, &table).await?;
     let map_config = MapConfig::new(pool, layout.geometry(), tuning.page_cache_bytes);
@@ -191,7 +195,7 @@ async fn open_on(
     let mut core = Core {
         threshold: superblock.threshold,
         read_only: options.read_only,
-        health: Arc::new(Health::default()),
+        health: Health::default(),
         flushing: tokio::sync::Mutex::new(()),
         stats: Stats::default(),
         volumes: RwLock::new(volumes(&body.catalog, recovered.sequence)),
@@ -199,6 +203,7 @@ async fn open_on(
         epochs: RwLock::new(body.epochs.clone()),
         catalog: Mutex::new(body.catalog.clone()),
         staging: Budget::new(tuning.staging_bytes),
+        unit_buffers: Budget::new(unit_buffers_bytes(&tuning)),
         admission: Admission::new(
             recovered.sequence,
             tuning.batch_bytes,
@@ -224,6 +229,7 @@ async fn open_on(
         }),
         checkpoints,
         marks: Marks::new(marks, body.unit),
+        discarder: Discarder::default(),
         record: tokio::sync::Mutex::new(body),
         checkpointing: Checkpointing::new(Arc::clone(&runtime)),
         collection: Collection::default(),
@@ -239,6 +245,7 @@ async fn open_on(
         revision: Mutex::new(revision),
         tuning,
         buffers,
+        write_buffers,
     };
     pipeline::know_units(&core, &recovered.covered);
     pipeline::apply_units(&core, std::mem::take(&mut recovered.units));
@@ -280,6 +287,16 @@ fn volumes(catalog: &Catalog, inherited_up_to: Sequence) -> BTreeMap<String, Arc
     };
     let volumes = catalog.volumes.iter().map(volume);
     volumes.chain(catalog.snapshots().map(snapshot)).collect()
+}
+
+/// What the buffers of write units may take, from when reducers fill them until the device has them:
+/// one for each reducer, and as many for the device as keep it busy. Less if staging, whose data they
+/// hold, is small.
+fn unit_buffers_bytes(tuning: &Tuning) -> usize {
+    // With its summary.
+    let unit_bytes = BufferPool::capacity_of(tuning.batch_bytes + tuning.batch_bytes / 16);
+    let most = (tuning.reducers + UNITS_ON_THEIR_WAY) * unit_bytes;
+    most.min(tuning.staging_bytes).max(unit_bytes)
 }
 
 /// The tuning as far as the pool's shape allows it: the tail of a segment that a unit does not

@@ -54,7 +54,7 @@ pub(super) async fn replay_log(
             };
             let body = match change.body {
                 siltstone_nvram::ChangeBody::Data(data) => {
-                    let mut memory = core.buffers.take(data.len());
+                    let mut memory = core.write_buffers.take(data.len());
                     let sums = BlockSums::of_copied(data, &mut memory);
                     ChangeBody::Data(StagedData::new(memory, sums))
                 }

@@ -1,4 +1,4 @@
-//! The volumes of a pool: finding, creating, resizing and deleting them.
+//! The volumes of a pool: finding, creating, changing and deleting them.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ impl Pool {
         let info = |volume: &Arc<VolumeCore>| VolumeInfo {
             name: volume.name.clone(),
             size_bytes: volume.size_bytes(),
-            compression: volume.compression,
+            compression: volume.compression(),
         };
         volumes.values().filter(|volume| !volume.is_snapshot()).map(info).collect()
     }
@@ -157,6 +157,45 @@ impl Pool {
             core.replace_catalog(catalog).await?;
             volume.shared.set_size_bytes(size_bytes);
             Ok(())
+        };
+        self.core.to_its_end(change).await
+    }
+
+    /// Changes how a volume's data is compressed, and returns how that is now. What is stored stays as it is
+    /// until it is written again or garbage collection moves it; snapshots, and so their clones, keep
+    /// what they were taken with.
+    ///
+    /// # Errors
+    /// If there is no such volume, or the pool accepts no changes.
+    pub fn change_compression(
+        &self,
+        name: &str,
+        change: impl FnOnce(Compression) -> Compression + Send + 'static,
+    ) -> Result<Compression> {
+        pollster::block_on(self.change_compression_async(name, change))
+    }
+
+    /// As [`change_compression`](Self::change_compression).
+    ///
+    /// # Errors
+    /// As `change_compression`.
+    pub async fn change_compression_async(
+        &self,
+        name: &str,
+        change: impl FnOnce(Compression) -> Compression + Send + 'static,
+    ) -> Result<Compression> {
+        let (core, name) = (Arc::clone(&self.core), name.to_owned());
+        let change = async move {
+            let volume = Volume { shared: core.find_volume(&name)?, core: Arc::clone(&core) };
+            volume.check_writable()?;
+            let compression = change(volume.shared.compression());
+            let (catalog, ()) = core.changed_catalog(|catalog| {
+                catalog.volume_mut(&name)?.compression = compression;
+                Ok(())
+            })?;
+            core.replace_catalog(catalog).await?;
+            volume.shared.set_compression(compression);
+            Ok(compression)
         };
         self.core.to_its_end(change).await
     }

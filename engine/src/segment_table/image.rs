@@ -11,9 +11,14 @@ impl SegmentTable {
     /// The segments of the image whose generations are these, in the order in which it took them.
     pub(crate) fn image_segments(&self, generations: &Range<u64>) -> Vec<(SegmentId, Segment)> {
         let inner = self.inner.lock();
-        let numbered = (0..).map(SegmentId).zip(inner.segments.iter().copied());
+        let of_images = (0..)
+            .map(SegmentId)
+            .zip(&inner.segments)
+            .filter(|(_, packed)| packed.state == SegmentState::IndexImage);
+        let known =
+            of_images.filter_map(|(id, packed)| Some((id, packed.in_use(self.use_of(id)?))));
         let mut segments: Vec<_> =
-            numbered.filter(|(_, segment)| is_of(segment, generations)).collect();
+            known.filter(|(_, segment)| generations.contains(&segment.generation)).collect();
         segments.sort_unstable_by_key(|(_, segment)| segment.generation);
         segments
     }
@@ -39,16 +44,15 @@ impl SegmentTable {
     pub(crate) fn recover_images(&self, generations: &Range<u64>) {
         let mut inner = self.inner.lock();
         for at in 0..inner.segments.len() {
-            let segment = inner.segments[at];
-            if segment.state == SegmentState::IndexImage && !is_of(&segment, generations) {
-                inner.segments[at] = Segment { generation: segment.generation, ..UNUSED };
+            let is_stored = || {
+                let generation = self.use_of(SegmentId(at as u32));
+                generation.is_some_and(|generation| generations.contains(&generation))
+            };
+            if inner.segments[at].state == SegmentState::IndexImage && !is_stored() {
+                inner.segments[at] = UNUSED;
                 inner.free += 1;
                 inner.mark_dirty(at);
             }
         }
     }
-}
-
-fn is_of(segment: &Segment, generations: &Range<u64>) -> bool {
-    segment.state == SegmentState::IndexImage && generations.contains(&segment.generation)
 }

@@ -21,7 +21,7 @@ use zerocopy::{
     little_endian::{U32, U64},
 };
 
-use super::{CONDEMNED, Segment, SegmentState};
+use super::{CONDEMNED, Segment, SegmentState, packed::Packed};
 use crate::{
     error::{MetadataError, Result},
     layout::Layout,
@@ -102,19 +102,16 @@ fn identity(pool: u64, address: ByteOffset) -> Identity {
     Identity { kind: Kind::SegmentTable, version: VERSION, pool, address_bytes: address.0 }
 }
 
-/// A page's contents as one copy of it, of checkpoint `number`.
+/// A page's contents as one copy of it, of checkpoint `number`: the first segments of `segments`.
 pub(super) fn encode_page(
-    segments: &[Segment],
-    page: usize,
+    segments: impl Iterator<Item = Segment>,
     pool: u64,
     address: ByteOffset,
     number: u64,
 ) -> AlignedBuffer {
     let mut buffer = AlignedBuffer::zeroed(BLOCK_BYTES);
-    let first = page * ENTRIES_PER_PAGE;
-    let last = segments.len().min(first + ENTRIES_PER_PAGE);
     let slots = buffer[ENTRIES_START..].chunks_exact_mut(size_of::<Entry>());
-    for (segment, slot) in segments[first..last].iter().zip(slots) {
+    for (slot, segment) in slots.zip(segments) {
         let state = match segment.state {
             SegmentState::Freeing => SegmentState::Free,
             state => state,
@@ -156,6 +153,9 @@ impl FoundCopy<'_> {
     }
 }
 
+/// Segments as they are read, and their generations.
+pub(super) type FoundSegments = (Vec<Packed>, Vec<u64>);
+
 /// Decodes the newest version of a page that is not above checkpoint `number`, and appends its
 /// segments: the rest of `count` in all.
 pub(super) fn decode_page(
@@ -164,7 +164,7 @@ pub(super) fn decode_page(
     layout: &Layout,
     page: usize,
     number: u64,
-    segments: &mut Vec<Segment>,
+    segments: &mut FoundSegments,
     count: usize,
 ) -> Result<FoundPage> {
     let mut found = Vec::with_capacity((SLOTS_PER_PAGE * COPIES) as usize);
@@ -232,7 +232,11 @@ pub(super) fn decode_page(
     Ok(FoundPage { newest, repair, passed_over, has_later_slot })
 }
 
-fn decode_entries(page: &[u8], segments: &mut Vec<Segment>, count: usize) -> Result<()> {
+fn decode_entries(
+    page: &[u8],
+    (segments, generations): &mut FoundSegments,
+    count: usize,
+) -> Result<()> {
     let entries = &page[ENTRIES_START..][..ENTRIES_PER_PAGE * size_of::<Entry>()];
     let here = ENTRIES_PER_PAGE.min(count - segments.len());
     for bytes in entries.chunks_exact(size_of::<Entry>()).take(here) {
@@ -254,7 +258,7 @@ fn decode_entries(page: &[u8], segments: &mut Vec<Segment>, count: usize) -> Res
             DAMAGED => true,
             other => return Err(inconsistent("flags", u64::from(other))),
         };
-        segments.push(Segment {
+        let segment = Segment {
             state,
             generation,
             references: entry.references.get(),
@@ -262,7 +266,12 @@ fn decode_entries(page: &[u8], segments: &mut Vec<Segment>, count: usize) -> Res
             used_bytes: entry.used_bytes.get(),
             pages: entry.pages.get(),
             is_damaged,
-        });
+        };
+        let number = segments.len() as u64;
+        let packed =
+            Packed::of(&segment).ok_or_else(|| inconsistent("counts of segment", number))?;
+        generations.push(generation);
+        segments.push(packed);
     }
     Ok(())
 }

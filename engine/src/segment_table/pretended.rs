@@ -1,8 +1,8 @@
 //! A table of a pool that is full, without the pool.
 
-use siltstone_device::sync::atomic::Ordering;
+use siltstone_device::{SegmentId, sync::atomic::Ordering};
 
-use super::{Segment, SegmentState, SegmentTable};
+use super::{Packed, SegmentState, SegmentTable};
 use crate::{layout::Layout, segment_count::SegmentCount};
 
 /// So many segments are free for each that is.
@@ -19,16 +19,14 @@ impl SegmentTable {
             if at.is_multiple_of(SEGMENTS_A_FREE_ONE) {
                 continue;
             }
-            *segment = Segment {
-                state: SegmentState::Data,
-                generation,
-                references: blocks.into(),
-                stored_blocks: blocks,
-                used_bytes: layout.segment_bytes as u32,
-                pages: 0,
-                is_damaged: false,
-            };
+            let data = Packed::empty(SegmentState::Data).with_references(blocks.into());
+            *segment = data.expect("a count of references has room for the blocks of a segment");
+            segment.stored_blocks = blocks;
+            segment.used_bytes = layout.segment_bytes as u32;
             inner.free -= 1;
+            let id = SegmentId(at as u32);
+            let known = table.generations.get(id).expect("each segment has a generation");
+            known.store(generation, Ordering::Relaxed);
             generation += 1;
         }
         table.next_generation.store(generation, Ordering::Relaxed);

@@ -8,7 +8,7 @@ use siltstone_device::{
 };
 
 use super::{
-    SegmentState, SegmentTable, UNUSED,
+    CONDEMNED, Inner, Segment, SegmentTable, UNUSED,
     pages::{
         COPIES, ENTRIES_PER_PAGE, FoundPage, NEVER_WRITTEN, Newest, SLOTS_PER_PAGE, decode_page,
         encode_page, inconsistent, slot_offset,
@@ -50,7 +50,7 @@ impl SegmentTable {
         const SLOTS_BYTES: usize = SLOTS_PER_PAGE as usize * BLOCK_BYTES;
         let count = segment_count as usize;
         let pages = count.div_ceil(ENTRIES_PER_PAGE);
-        let mut segments = Vec::with_capacity(count);
+        let mut segments = (Vec::with_capacity(count), Vec::with_capacity(count));
         let mut newest = Vec::with_capacity(pages);
         let mut suspect: Option<HeaderError> = None;
         let mut repairs = Vec::new();
@@ -91,7 +91,8 @@ impl SegmentTable {
         if now < count {
             return Err(inconsistent("segment count", segment_count.into()));
         }
-        segments.resize(now, UNUSED);
+        segments.0.resize(now, UNUSED);
+        segments.1.resize(now, 0);
         let pages_now = now.div_ceil(ENTRIES_PER_PAGE);
         newest.resize(pages_now, NEVER_WRITTEN);
         dirty_pages.extend(pages..pages_now);
@@ -121,7 +122,7 @@ impl SegmentTable {
                 inner.versions_sum = inner.versions_sum.wrapping_add(change);
                 for copy in 0..COPIES {
                     let address = slot_offset(&self.layout, page, slot, copy);
-                    let buffer = encode_page(&inner.segments, page, self.pool, address, number);
+                    let buffer = encode_page(self.page(&inner, page), self.pool, address, number);
                     writes.push((address, buffer));
                 }
                 pages.push((page, Newest { version: number, slot }));
@@ -139,6 +140,14 @@ impl SegmentTable {
         Ok(StoredPages { pages, freeing, versions_sum, segment_count })
     }
 
+    /// The segments of a page.
+    fn page(&self, inner: &Inner, page: usize) -> impl Iterator<Item = Segment> {
+        let first = page * ENTRIES_PER_PAGE;
+        let ids = (first as u32..).map(SegmentId).take(ENTRIES_PER_PAGE);
+        ids.zip(&inner.segments[first..])
+            .filter_map(|(id, packed)| Some(packed.in_use(self.use_of(id)?)))
+    }
+
     /// The checkpoint record is durable: the written pages are the newest, and what it lets go of
     /// is free.
     pub(crate) fn stored(&self, stored: StoredPages) {
@@ -149,13 +158,10 @@ impl SegmentTable {
             inner.newest[page] = newest;
         }
         for &id in &stored.freeing {
-            let segment = &mut inner.segments[id.0 as usize];
-            assert_eq!(segment.state, SegmentState::Freeing, "{id} was let go of");
-            segment.state = SegmentState::Free;
-            inner.free += 1;
-            let at = id.0 as usize;
-            self.generation_of(id).store(inner.segments[at].generation, Ordering::Release);
+            inner.set_free(id);
+            self.generation_of(id).fetch_and(!CONDEMNED, Ordering::Release);
         }
+        inner.undiscarded.extend(&stored.freeing);
     }
 }
 

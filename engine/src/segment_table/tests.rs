@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)] // a failed step of a test should stop it
 
 use siltstone_device::{
+    BLOCK_BYTES,
     header::{self, Identity, Kind},
     sim::SimDevice,
 };
@@ -46,7 +47,7 @@ fn load(device: &SimDevice, number: u64, like: &SegmentTable, sum: u64) -> Resul
 }
 
 fn segments(table: &SegmentTable) -> Vec<Segment> {
-    table.inner.lock().segments.clone()
+    (0..table.len()).map(|id| table.segment(SegmentId(id)).unwrap()).collect()
 }
 
 /// A checkpoint whose record was never stored leaves pages that bear the number of the next one.

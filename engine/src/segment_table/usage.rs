@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use siltstone_device::{BLOCK_BYTES, SegmentId};
 
-use super::{Segment, SegmentState, SegmentTable};
+use super::{Packed, SegmentState, SegmentTable};
 
 /// Each byte of each segment is in one of `room_bytes`, `unit_bytes`, `map_bytes`, `image_bytes`,
 /// `tail_bytes`, `metadata_rest_bytes` and `freeing_bytes`.
@@ -76,11 +76,11 @@ impl SegmentTable {
 }
 
 /// What of a segment's `bytes` its references allow to live.
-fn live_share(segment: &Segment, bytes: u64) -> u64 {
+fn live_share(segment: &Packed, bytes: u64) -> u64 {
     if segment.state == SegmentState::Frontier {
         // What refers to it is not in patches yet.
         return bytes;
     }
     let stored = u64::from(segment.stored_blocks);
-    bytes * segment.references.min(stored) / stored.max(1)
+    bytes * segment.references().min(stored) / stored.max(1)
 }

@@ -72,7 +72,7 @@ impl Volume {
             self.merge_at(start, &bytes[..whole.start], end).await?;
         }
         if !whole.is_empty() {
-            let mut memory = self.core.buffers.take(whole.len());
+            let mut memory = self.core.write_buffers.take(whole.len());
             memory.copy_from_slice(&bytes[whole.clone()]);
             let data = StagedData::new(memory, sums);
             self.admit_blocks(BlockAddress(at(whole.start) / BLOCK), data, end).await?;
@@ -124,7 +124,7 @@ impl Volume {
         debug_assert!(skip + data.len() <= BLOCK_BYTES);
         add(&self.core.stats.counters.merged_writes, 1);
         let merge: Merge<'_> = self.shared.overlay.begin_merge(address).await;
-        let mut block = self.core.buffers.take(BLOCK_BYTES);
+        let mut block = self.core.write_buffers.take(BLOCK_BYTES);
         loop {
             merge.restart();
             self.core.read_blocks(&self.shared, address, &mut block, &mut |_, _| {}).await?;
