@@ -4,6 +4,9 @@
 //! by its waker, and becomes a task when it is woken: so there is no task, and no thread is woken
 //! for one, before there is something to do. What the waiting brings, decompression for example,
 //! is done by that task on whichever thread has time.
+//!
+//! A request that waits belongs to those who will wake it. If nobody does, nothing ends it: a connection that
+//! is cut off gives up those of its own ([`Waiting`]).
 
 use std::{
     future::Future,
@@ -18,23 +21,28 @@ use tokio::runtime::Handle;
 
 type BoxedFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Runs `future` to its end, which is not waited for. Polls it once before it returns.
-/// Must be called within a tokio runtime.
-pub(crate) fn run(mut future: BoxedFuture) {
+/// Runs `future` to its end, which is not waited for. Polls it once before it returns; what is returned can
+/// give it up. Must be called within a tokio runtime.
+fn run(mut future: BoxedFuture) -> Option<Arc<Apart>> {
     let apart = Arc::new(Apart { state: Mutex::new(State::Polled), runtime: Handle::current() });
     let waker = Waker::from(Arc::clone(&apart));
     let mut context = Context::from_waker(&waker);
     // As in a task of its own, a panic is the request's, not the connection's.
     let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context)));
     if !matches!(polled, Ok(Poll::Pending)) {
-        return;
+        return None;
     }
     let mut state = apart.state.lock();
     match *state {
-        State::Polled => *state = State::Waiting(future),
+        State::Polled => {
+            *state = State::Waiting(future);
+            drop(state);
+            Some(apart)
+        }
         State::Woken => {
             drop(state);
             apart.runtime.spawn(Begun { future: Some(future) });
+            None
         }
         State::Waiting(_) => unreachable!("only the first poll makes it wait"),
     }
@@ -66,6 +74,42 @@ impl Wake for Apart {
     }
 }
 
+/// The requests that a connection runs apart, each at a place of its own.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    places: Vec<Option<Arc<Apart>>>,
+    free: Vec<usize>,
+}
+
+impl Waiting {
+    /// Runs the future that `request` makes for its place, which it gives back ([`Self::ended`]) when it has
+    /// ended. Must be called within a tokio runtime.
+    pub(crate) fn run(&mut self, request: impl FnOnce(usize) -> BoxedFuture) {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            self.places.len() - 1
+        });
+        self.places[place] = run(request(place));
+    }
+
+    /// The request at that place has ended.
+    pub(crate) fn ended(&mut self, place: usize) {
+        self.places[place] = None;
+        self.free.push(place);
+    }
+}
+
+/// Nobody is left who waits for them. Those that were woken are the runtime's, which drops them with itself.
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        for apart in self.places.iter().flatten() {
+            let state = std::mem::replace(&mut *apart.state.lock(), State::Woken);
+            // Not under the lock: it may wake itself.
+            drop(state);
+        }
+    }
+}
+
 /// A request's task. A runtime that is being shut down drops it at once, where it was woken: by someone who may
 /// hold the very lock that the request's own wait takes when it is given up. So a request that has not ended
 /// is dropped on a thread of its own.
@@ -90,7 +134,7 @@ impl Future for Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         if let Some(future) = self.future.take() {
-            // Without a thread it stays, as a request does that is never woken: the process ends soon.
+            // Without a thread it stays: the process ends soon.
             let spare = std::thread::Builder::new().name("given-up".into());
             let _ = spare.spawn(move || drop(future));
         }
@@ -109,7 +153,7 @@ mod tests {
     async fn a_request_that_is_woken_later_is_finished_elsewhere() {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let (sender, receiver) = mpsc::channel();
-        run(Box::pin(async move {
+        let _apart = run(Box::pin(async move {
             // It tells what it got.
             let _ = sender.send(answered.await);
         }));
@@ -129,6 +173,34 @@ mod tests {
             // It tells that it got there.
             let _ = self.1.send(());
         }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_never_woken_goes_with_its_connection() {
+        let held = Arc::new(());
+        let (for_ended, for_stuck) = (Arc::clone(&held), Arc::clone(&held));
+        let waker = Arc::new(Mutex::new(None::<Waker>));
+        let list = Arc::clone(&waker);
+        let mut waiting = Waiting::default();
+        waiting.run(|_| Box::pin(async move { drop(for_ended) }));
+        assert_eq!(Arc::strong_count(&held), 2, "what is at hand is gone at once");
+        waiting.ended(0);
+        waiting.run(|_| {
+            Box::pin(async move {
+                let _held = for_stuck;
+                // The list that it waits in knows it, and it knows the list.
+                poll_fn::<(), _>(|context| {
+                    *list.lock() = Some(context.waker().clone());
+                    Poll::Pending
+                })
+                .await;
+            })
+        });
+        assert_eq!(Arc::strong_count(&held), 2);
+        drop(waiting);
+        assert_eq!(Arc::strong_count(&held), 1);
+        // It is too late now, and does no harm.
+        waker.lock().take().unwrap().wake();
     }
 
     /// Whoever wakes may hold the lock of the list that the request waits in.

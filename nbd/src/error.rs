@@ -145,6 +145,17 @@ pub enum ConfigError {
         /// What a connection may hold.
         max_held_bytes: usize,
     },
+    /// All connections together must be allowed what one of them is.
+    #[error(
+        "max_held_bytes ({max_held_bytes}) must be at most max_held_total_bytes \
+         ({max_held_total_bytes})"
+    )]
+    HeldTotal {
+        /// What a connection may hold.
+        max_held_bytes: usize,
+        /// What all of them may.
+        max_held_total_bytes: usize,
+    },
 }
 
 /// Why a negotiation ended without an export being served.
@@ -197,6 +208,15 @@ pub enum HandshakeError {
         /// What it asked for.
         name: String,
     },
+    /// EXPORT_NAME before TLS, where nothing is served without it; cannot be answered with an error.
+    #[error("the client asked for an export without TLS, which this server needs")]
+    ExportNameWithoutTls,
+    /// Something that came with STARTTLS, before TLS: whoever put it there, it is not acted on.
+    #[error("the client sent plaintext behind STARTTLS")]
+    PlaintextBehindStartTls,
+    /// TLS did not come about.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(#[source] io::Error),
     /// EXPORT_NAME after extended headers, which the protocol forbids.
     #[error("the client used EXPORT_NAME after it had negotiated extended headers")]
     ExportNameAfterExtendedHeaders,
@@ -225,6 +245,12 @@ pub enum TransmissionError {
         /// Its length.
         len_bytes: u64,
     },
+    /// The client kept others waiting for memory.
+    #[error("the client stalled with {held_bytes} bytes of memory that others wait for")]
+    Stalled {
+        /// What it held.
+        held_bytes: usize,
+    },
 }
 
 /// Why a connection ended other than by the client's or the server's wish.
@@ -236,9 +262,23 @@ pub enum ConnectionError {
     /// While an export was served.
     #[error(transparent)]
     Transmission(#[from] TransmissionError),
-    /// The limits make no sense.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
+}
+
+/// A process that listens on a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketOwner {
+    /// Its number.
+    pub pid: i32,
+    /// What it is called; empty if that cannot be known.
+    pub name: String,
+}
+
+fn owner(listener: Option<&SocketOwner>) -> String {
+    match listener {
+        Some(SocketOwner { pid, name }) if name.is_empty() => format!("process {pid}"),
+        Some(SocketOwner { pid, name }) => format!("process {pid} ({name})"),
+        None => "another server".to_owned(),
+    }
 }
 
 /// Why a server could not be started.
@@ -266,12 +306,37 @@ pub enum ServerError {
         /// Why.
         source: io::Error,
     },
+    /// A unix socket cannot be opened to whom it should be.
+    #[error("cannot set group and mode of unix socket {path}: {source}")]
+    UnixPermissions {
+        /// The socket's path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A server answers on the unix socket.
-    #[error("another server is listening on unix socket {path}; stop it or choose another path")]
+    #[error(
+        "{} is listening on unix socket {path} already; stop it or choose another path",
+        owner(.listener.as_ref())
+    )]
     UnixInUse {
         /// The socket's path.
         path: PathBuf,
+        /// Who listens, if that can be known.
+        listener: Option<SocketOwner>,
     },
+    /// A socket that the service manager passed cannot be used.
+    #[error("cannot use a socket that was passed by the service manager: {source}")]
+    Passed {
+        /// Why.
+        source: io::Error,
+    },
+    /// What the service manager passed is no address for clients.
+    #[error(
+        "the service manager passed something other than a listening stream socket (TCP, or unix \
+         with a path); see ListenStream= of its socket unit"
+    )]
+    PassedOther,
     /// Something else lies where the unix socket should be.
     #[error("{path} exists and is not a socket; remove it or choose another path")]
     NotASocket {
@@ -305,5 +370,64 @@ pub enum ParseListenError {
         host: String,
         /// Why.
         source: io::Error,
+    },
+}
+
+/// Why TLS credentials could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{path} is not a sound PEM file: {source}")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There should be a certificate.
+    #[error("{path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate cannot be used.
+    #[error("a certificate in {path} cannot be used: {source}")]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There should be a private key.
+    #[error(
+        "{path} holds no private key in PEM form that is not encrypted (-----BEGIN PRIVATE KEY-----)"
+    )]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A private key cannot be used.
+    #[error("the private key in {path} cannot be used: {source}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The key is another certificate's.
+    #[error("the private key in {key} does not belong to the first certificate in {certificate}")]
+    KeyMismatch {
+        /// The file with the certificate.
+        certificate: PathBuf,
+        /// The file with the key.
+        key: PathBuf,
     },
 }

@@ -1,12 +1,13 @@
 //! Carries out one allowed request on an export.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use crate::{
     error::ExportError,
     export::{Export, Payload},
     reply::{Failure, Outcome},
     request::Command,
+    traffic::counted,
 };
 
 /// Extents in one answer to a block status request.
@@ -23,9 +24,25 @@ pub(crate) fn charge_bytes(command: &Command) -> usize {
     }
 }
 
-/// Carries out `command`; a write comes with its payload.
-pub(crate) async fn execute(
+/// Carries out `command`, and counts it; a write comes with its payload. Its time begins now.
+pub(crate) fn execute(
     export: Arc<dyn Export>,
+    command: Command,
+    payload: Option<Box<dyn Payload>>,
+) -> impl Future<Output = Outcome> + Send {
+    let begun = export.traffic().and_then(|_| Some((counted(&command)?, Instant::now())));
+    async move {
+        let outcome = carry_out(&*export, command, payload).await;
+        if let (Some(traffic), Some((counted, begun))) = (export.traffic(), begun) {
+            let failed = matches!(outcome, Outcome::Failed(_));
+            traffic.record(counted, begun.elapsed(), failed);
+        }
+        outcome
+    }
+}
+
+async fn carry_out(
+    export: &dyn Export,
     command: Command,
     payload: Option<Box<dyn Payload>>,
 ) -> Outcome {

@@ -2,7 +2,11 @@
 
 use std::{any::Any, future::Future, ops::Range, pin::Pin, sync::Arc};
 
-use crate::error::{BlockSizesError, ExportError};
+use crate::{
+    error::{BlockSizesError, ExportError},
+    identity::ClientIdentity,
+    traffic::Traffic,
+};
 
 /// A future that a trait object can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -14,6 +18,12 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// The export of that name; the empty name asks for the default one, if there is one.
     fn open(&self, name: &str) -> Option<Arc<dyn Export>>;
+
+    /// Whether a client may use the export of this name, which is an export's own name and never
+    /// that of the default one. For a client that may not, the export does not exist.
+    fn allows(&self, _export: &str, _client: &ClientIdentity) -> bool {
+        true
+    }
 }
 
 /// One virtual disk.
@@ -28,8 +38,8 @@ pub trait Catalog: Send + Sync + 'static {
 ///   task switch, and moves to a task of its own when it is woken (requests of
 ///   [`crate::INLINE_MAX_BYTES`] and more: at once). A first poll that takes more than some
 ///   microseconds delays the connection's other requests.
-/// - Futures are not cancelled when the client leaves. After a shutdown whose time ran out they are dropped; one that
-///   waits then, when it is woken next.
+/// - Futures are not cancelled when the client leaves. After a shutdown whose time ran out they are dropped: one
+///   that has not been woken since its first poll with its connection, others with the runtime.
 pub trait Export: Send + Sync + 'static {
     /// The name by which the catalog lists it.
     fn name(&self) -> String;
@@ -48,6 +58,11 @@ pub trait Export: Send + Sync + 'static {
     /// The request sizes that it takes.
     fn block_sizes(&self) -> BlockSizes {
         BlockSizes::DEFAULT
+    }
+
+    /// Where its requests are counted, if they are.
+    fn traffic(&self) -> Option<&Traffic> {
+        None
     }
 
     /// Memory for exactly `len` bytes, into which the network receives a write at `offset`: the

@@ -1,18 +1,22 @@
 //! The negotiation: fixed newstyle, from the greeting to the choice of an export.
 //!
 //! Works over any byte stream and reads no byte beyond what it answers, so that a stream can be
-//! handed over (to transmission, later to TLS) between any two options. All that a client has
-//! negotiated so far is in [`Negotiated`]; an upgrade to TLS would start over with a new one.
+//! handed over (to transmission, or to TLS) between any two options. All that a client has agreed
+//! on with options is in [`Agreed`], which lives as long as one call of [`negotiate`]: what came
+//! before TLS may have come from somebody else, so after it a new negotiation begins from nothing.
+//! For the same reason nothing may follow STARTTLS before its answer: what does is never read as
+//! an option, and the connection ends.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     config::ServerConfig,
     error::HandshakeError,
     export::{Catalog, Export},
+    identity::ClientIdentity,
     options::{self, InfoRequest, MetaContextRequest},
     protocol::{
         self, BASE_ALLOCATION, BASE_WILDCARD, EXPORT_NAME_PADDING_BYTES, ExportNameReply, Greeting,
@@ -34,31 +38,93 @@ const REPLY_BUFFER_BYTES: usize = 64 << 10;
 /// The identifier of `base:allocation` on the wire.
 pub(crate) const BASE_ALLOCATION_ID: u32 = 1;
 
-/// What a client has negotiated so far.
-#[derive(Debug)]
-struct Negotiated {
+/// What a client has said to the greeting; stays when TLS begins, as there is no second greeting.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientFlags {
     fixed_newstyle: bool,
     no_zeroes: bool,
+}
+
+/// What TLS is to a negotiation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protection {
+    /// The server has no certificate.
+    Unavailable,
+    /// The client may have it.
+    Offered,
+    /// Nothing can be negotiated before it.
+    Demanded,
+    /// Everything goes through it.
+    InForce,
+}
+
+/// What a negotiation led to.
+pub(crate) enum Negotiated {
+    /// An export was chosen.
+    Session(Session),
+    /// TLS begins with the next byte. Never where it is in force already, or unavailable.
+    StartTls,
+    /// The client left in good order.
+    Left,
+}
+
+/// What a client has agreed on by options so far.
+#[derive(Debug)]
+struct Agreed {
     style: HeaderStyle,
     /// The export for which `base:allocation` was selected.
     base_allocation_of: Option<String>,
 }
 
-/// Negotiates until the client has chosen an export, or has left in good order (`None`).
+/// Greets the client.
+pub(crate) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+) -> Result<ClientFlags, HandshakeError> {
+    let offered = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+    let greeting = Greeting {
+        password: INIT_PASSWORD.into(),
+        magic: OPTION_MAGIC.into(),
+        flags: offered.into(),
+    };
+    stream.write_all(greeting.as_bytes()).await?;
+    stream.flush().await?;
+    let flags = stream.read_u32().await?;
+    if flags & !u32::from(offered) != 0 {
+        return Err(HandshakeError::UnknownFlags { flags });
+    }
+    Ok(ClientFlags {
+        fixed_newstyle: flags & u32::from(handshake_flag::FIXED_NEWSTYLE) != 0,
+        no_zeroes: flags & u32::from(handshake_flag::NO_ZEROES) != 0,
+    })
+}
+
+/// Negotiates with `client` until it has chosen an export, starts TLS, or leaves.
 pub(crate) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
+    flags: ClientFlags,
+    protection: Protection,
+    client: &ClientIdentity,
     catalog: &dyn Catalog,
     config: &ServerConfig,
-) -> Result<Option<Session>, HandshakeError> {
-    let timeout_ms = config.handshake_timeout_ms;
-    let handshake = Handshake { stream, catalog, config, replies: Vec::new() };
-    tokio::time::timeout(Duration::from_millis(timeout_ms), handshake.run())
-        .await
-        .unwrap_or(Err(HandshakeError::Timeout { timeout_ms }))
+) -> Result<Negotiated, HandshakeError> {
+    let replies = Vec::new();
+    let mut handshake = Handshake { stream, flags, protection, client, catalog, config, replies };
+    let mut agreed = Agreed { style: HeaderStyle::Simple, base_allocation_of: None };
+    for _ in 0..MAX_OPTIONS {
+        let next = handshake.option(&mut agreed).await?;
+        handshake.send_replies().await?;
+        if let Next::End(negotiated) = next {
+            return Ok(negotiated);
+        }
+    }
+    Err(HandshakeError::TooManyOptions { limit: MAX_OPTIONS })
 }
 
 struct Handshake<'a, S> {
     stream: &'a mut S,
+    flags: ClientFlags,
+    protection: Protection,
+    client: &'a ClientIdentity,
     catalog: &'a dyn Catalog,
     config: &'a ServerConfig,
     replies: Vec<u8>,
@@ -67,53 +133,19 @@ struct Handshake<'a, S> {
 /// What an option leads to.
 enum Next {
     Option,
-    Transmission(Session),
-    End,
+    End(Negotiated),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
-    async fn run(mut self) -> Result<Option<Session>, HandshakeError> {
-        let mut negotiated = self.greet().await?;
-        for _ in 0..MAX_OPTIONS {
-            let next = self.option(&mut negotiated).await?;
-            self.send_replies().await?;
-            match next {
-                Next::Option => {}
-                Next::Transmission(session) => return Ok(Some(session)),
-                Next::End => return Ok(None),
-            }
-        }
-        Err(HandshakeError::TooManyOptions { limit: MAX_OPTIONS })
-    }
-
-    async fn greet(&mut self) -> Result<Negotiated, HandshakeError> {
-        let offered = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
-        let greeting = Greeting {
-            password: INIT_PASSWORD.into(),
-            magic: OPTION_MAGIC.into(),
-            flags: offered.into(),
-        };
-        self.stream.write_all(greeting.as_bytes()).await?;
-        self.stream.flush().await?;
-        let flags = self.stream.read_u32().await?;
-        if flags & !u32::from(offered) != 0 {
-            return Err(HandshakeError::UnknownFlags { flags });
-        }
-        Ok(Negotiated {
-            fixed_newstyle: flags & u32::from(handshake_flag::FIXED_NEWSTYLE) != 0,
-            no_zeroes: flags & u32::from(handshake_flag::NO_ZEROES) != 0,
-            style: HeaderStyle::Simple,
-            base_allocation_of: None,
-        })
-    }
-
     /// Reads one option and answers it.
-    async fn option(&mut self, negotiated: &mut Negotiated) -> Result<Next, HandshakeError> {
+    async fn option(&mut self, agreed: &mut Agreed) -> Result<Next, HandshakeError> {
         let mut header = [0; size_of::<OptionHeader>()];
         match self.stream.read_exact(&mut header).await {
             Ok(_) => {}
             // Leaving without ABORT is common, and harms nobody.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Next::End),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Ok(Next::End(Negotiated::Left));
+            }
             Err(error) => return Err(error.into()),
         }
         let header = OptionHeader::read_from_bytes(&header).expect("the length is the struct's");
@@ -121,7 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
         if magic != OPTION_MAGIC {
             return Err(HandshakeError::BadMagic { found: magic });
         }
-        if !negotiated.fixed_newstyle && option != option::EXPORT_NAME {
+        if !self.flags.fixed_newstyle && option != option::EXPORT_NAME {
             return Err(HandshakeError::NotFixedNewstyle { option });
         }
         if len > MAX_SKIPPED_OPTION_BYTES {
@@ -138,15 +170,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
         let mut data = vec![0; len as usize];
         self.stream.read_exact(&mut data).await?;
 
+        if self.protection == Protection::Demanded
+            && !matches!(option, option::STARTTLS | option::ABORT)
+        {
+            if option == option::EXPORT_NAME {
+                return Err(HandshakeError::ExportNameWithoutTls);
+            }
+            self.refuse(option, option_reply::ERR_TLS_REQD, "this server needs TLS first");
+            return Ok(Next::Option);
+        }
         match option {
-            option::EXPORT_NAME => return self.export_name(negotiated, &data),
+            option::EXPORT_NAME => return self.export_name(agreed, &data),
             option::ABORT => {
                 self.acknowledge(option);
-                return Ok(Next::End);
+                return Ok(Next::End(Negotiated::Left));
             }
-            option::INFO | option::GO => return Ok(self.info_or_go(option, negotiated, &data)),
+            option::INFO | option::GO => return Ok(self.info_or_go(option, agreed, &data)),
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
-                self.meta_context(option, negotiated, &data);
+                self.meta_context(option, agreed, &data);
             }
             option::LIST
             | option::STRUCTURED_REPLY
@@ -157,51 +198,77 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
                 self.refuse(option, option_reply::ERR_INVALID, "the option takes no data");
             }
             option::LIST => self.list().await?,
-            option::STRUCTURED_REPLY if negotiated.style == HeaderStyle::Extended => {
+            option::STRUCTURED_REPLY if agreed.style == HeaderStyle::Extended => {
                 let message = "extended headers are in force";
                 self.refuse(option, option_reply::ERR_EXT_HEADER_REQD, message);
             }
             option::STRUCTURED_REPLY => {
-                negotiated.style = HeaderStyle::Structured;
+                agreed.style = HeaderStyle::Structured;
                 self.acknowledge(option);
             }
             option::EXTENDED_HEADERS => {
-                negotiated.style = HeaderStyle::Extended;
+                agreed.style = HeaderStyle::Extended;
                 self.acknowledge(option);
             }
-            option::STARTTLS => {
-                self.refuse(option, option_reply::ERR_UNSUP, "this server does not speak TLS");
-            }
+            option::STARTTLS => return self.start_tls().await,
             _ => self.refuse(option, option_reply::ERR_UNSUP, "the option is unknown"),
         }
         Ok(Next::Option)
     }
 
-    fn export_name(
-        &mut self,
-        negotiated: &Negotiated,
-        name: &[u8],
-    ) -> Result<Next, HandshakeError> {
-        if negotiated.style == HeaderStyle::Extended {
+    async fn start_tls(&mut self) -> Result<Next, HandshakeError> {
+        let option = option::STARTTLS;
+        match self.protection {
+            Protection::Unavailable => {
+                self.refuse(option, option_reply::ERR_UNSUP, "this server does not speak TLS");
+            }
+            Protection::InForce => {
+                self.refuse(option, option_reply::ERR_INVALID, "TLS is in force");
+            }
+            Protection::Offered | Protection::Demanded => {
+                if self.has_come_ahead().await? {
+                    return Err(HandshakeError::PlaintextBehindStartTls);
+                }
+                self.acknowledge(option);
+                return Ok(Next::End(Negotiated::StartTls));
+            }
+        }
+        Ok(Next::Option)
+    }
+
+    /// Whether something is there already that the client should send later. What comes while this
+    /// looks goes to TLS, which takes nothing but its own handshake.
+    async fn has_come_ahead(&mut self) -> io::Result<bool> {
+        let mut byte = [0];
+        let mut byte = ReadBuf::new(&mut byte);
+        poll_fn(|context| match Pin::new(&mut *self.stream).poll_read(context, &mut byte) {
+            Poll::Pending => Poll::Ready(Ok(false)),
+            Poll::Ready(read) => Poll::Ready(read.map(|()| !byte.filled().is_empty())),
+        })
+        .await
+    }
+
+    fn export_name(&mut self, agreed: &Agreed, name: &[u8]) -> Result<Next, HandshakeError> {
+        if agreed.style == HeaderStyle::Extended {
             return Err(HandshakeError::ExportNameAfterExtendedHeaders);
         }
         let Some((name, export)) = options::name(name).and_then(|name| self.open(name)) else {
             let name = String::from_utf8_lossy(&name[..name.len().min(MAX_STRING_BYTES)]);
             return Err(HandshakeError::UnknownExport { name: name.into_owned() });
         };
-        let session = self.session(negotiated, &name, export);
+        let session = self.session(agreed, &name, export);
         let reply = ExportNameReply {
             size_bytes: session.rules.size_bytes.into(),
             flags: session.rules.flags().into(),
         };
         self.replies.extend_from_slice(reply.as_bytes());
-        if !negotiated.no_zeroes {
+        if !self.flags.no_zeroes {
             self.replies.extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
         }
-        Ok(Next::Transmission(session))
+        Ok(Next::End(Negotiated::Session(session)))
     }
 
-    fn info_or_go(&mut self, option: u32, negotiated: &Negotiated, data: &[u8]) -> Next {
+    fn info_or_go(&mut self, option: u32, agreed: &Agreed, data: &[u8]) -> Next {
         let Some(request) = InfoRequest::parse(data) else {
             self.refuse(option, option_reply::ERR_INVALID, "the option is malformed");
             return Next::Option;
@@ -212,7 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
         };
         let canonical_name = export.name();
         let description = export.description();
-        let session = self.session(negotiated, &name, export);
+        let session = self.session(agreed, &name, export);
         let rules = &session.rules;
         let export_info = InfoExport {
             kind: info::EXPORT.into(),
@@ -238,16 +305,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
             self.reply(option, option_reply::INFO, &[sizes.as_bytes()]);
         }
         self.acknowledge(option);
-        if option == option::GO { Next::Transmission(session) } else { Next::Option }
+        match option {
+            option::GO => Next::End(Negotiated::Session(session)),
+            _ => Next::Option,
+        }
     }
 
-    fn meta_context(&mut self, option: u32, negotiated: &mut Negotiated, data: &[u8]) {
+    fn meta_context(&mut self, option: u32, agreed: &mut Agreed, data: &[u8]) {
         let is_set = option == option::SET_META_CONTEXT;
         if is_set {
             // Also when this fails, the last selection is gone.
-            negotiated.base_allocation_of = None;
+            agreed.base_allocation_of = None;
         }
-        if negotiated.style == HeaderStyle::Simple {
+        if agreed.style == HeaderStyle::Simple {
             let message = "metadata contexts need structured replies";
             return self.refuse(option, option_reply::ERR_INVALID, message);
         }
@@ -268,7 +338,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
             let parts = [&id.to_be_bytes()[..], BASE_ALLOCATION.as_bytes()];
             self.reply(option, option_reply::META_CONTEXT, &parts);
             if is_set {
-                negotiated.base_allocation_of = Some(name);
+                agreed.base_allocation_of = Some(name);
             }
         }
         self.acknowledge(option);
@@ -276,6 +346,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
 
     async fn list(&mut self) -> Result<(), HandshakeError> {
         for name in self.catalog.list() {
+            if !self.catalog.allows(&name, self.client) {
+                continue;
+            }
             // A longer name cannot be put on the wire, nor asked for.
             if name.len() <= MAX_STRING_BYTES {
                 let len = (name.len() as u32).to_be_bytes();
@@ -289,13 +362,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
         Ok(())
     }
 
+    /// The export of that name. One that the client may not use does not exist for it.
     fn open(&self, name: &str) -> Option<(String, Arc<dyn Export>)> {
-        self.catalog.open(name).map(|export| (name.to_owned(), export))
+        let export = self.catalog.open(name)?;
+        // The name by which it was asked for may be that of the default export.
+        let is_allowed = self.catalog.allows(&export.name(), self.client);
+        is_allowed.then(|| (name.to_owned(), export))
     }
 
-    fn session(&self, negotiated: &Negotiated, name: &str, export: Arc<dyn Export>) -> Session {
-        let base_allocation = negotiated.base_allocation_of.as_deref() == Some(name);
-        let rules = Rules::new(&*export, self.config, negotiated.style, base_allocation);
+    fn session(&self, agreed: &Agreed, name: &str, export: Arc<dyn Export>) -> Session {
+        let base_allocation = agreed.base_allocation_of.as_deref() == Some(name);
+        let rules = Rules::new(&*export, self.config, agreed.style, base_allocation);
         Session { name: export.name(), rules, export }
     }
 

@@ -4,9 +4,9 @@ use std::{
     fmt, fs, io,
     net::{SocketAddr, ToSocketAddrs},
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::{
-            fs::{FileTypeExt, MetadataExt, PermissionsExt},
+            fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
             net::UnixStream,
         },
     },
@@ -14,18 +14,39 @@ use std::{
     str::FromStr,
 };
 
-use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::net::{
+    AddressFamily, SocketType,
+    sockopt::{
+        set_socket_send_buffer_size, socket_acceptconn, socket_domain, socket_peercred, socket_type,
+    },
+};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket};
 
-use crate::error::{ParseListenError, ServerError};
+use crate::error::{ParseListenError, ServerError, SocketOwner};
 
 /// Connections that the kernel queues before they are accepted.
 const BACKLOG: u32 = 1024;
 /// What the kernel may hold of replies on a unix socket (TCP's adapts by itself): the larger, the
 /// less often server and client wait for each other in large reads. The system's limit counts.
 const UNIX_SEND_BUFFER_BYTES: usize = 1 << 20;
-/// Only the server's own user may connect to its unix sockets.
-const UNIX_SOCKET_MODE: u32 = 0o600;
+/// A unix socket's mode until it has its group.
+const PRIVATE_MODE: u32 = 0o600;
+
+/// Who may connect to a server's unix sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketPermissions {
+    /// Their mode; to connect means to write.
+    pub mode: u32,
+    /// The number of their group; the system's choice if there is none.
+    pub group: Option<u32>,
+}
+
+impl Default for SocketPermissions {
+    /// The server's own user alone.
+    fn default() -> Self {
+        Self { mode: PRIVATE_MODE, group: None }
+    }
+}
 
 /// Where a server listens; written `unix:PATH` or `HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -77,16 +98,19 @@ impl FromStr for Listen {
 /// A socket that listens.
 pub(crate) enum Listener {
     Tcp(TcpListener),
-    /// The socket, and its file, which goes with it.
+    /// The socket, and its file, which goes with it if it is this server's own.
     Unix {
         listener: UnixListener,
-        _file: SocketFile,
+        _file: Option<SocketFile>,
     },
 }
 
 impl Listener {
     /// Listens; also tells the address as it came out (the port that the system chose).
-    pub(crate) async fn bind(listen: &Listen) -> Result<(Self, Listen), ServerError> {
+    pub(crate) async fn bind(
+        listen: &Listen,
+        permissions: SocketPermissions,
+    ) -> Result<(Self, Listen), ServerError> {
         match listen {
             Listen::Tcp(address) => {
                 let error = |source| ServerError::Tcp { address: *address, source };
@@ -95,22 +119,52 @@ impl Listener {
                 Ok((Self::Tcp(listener), Listen::Tcp(bound)))
             }
             Listen::Unix(path) => {
-                let (listener, file) = bind_unix(path)?;
-                Ok((Self::Unix { listener, _file: file }, listen.clone()))
+                let (listener, file) = bind_unix(path, permissions)?;
+                Ok((Self::Unix { listener, _file: Some(file) }, listen.clone()))
             }
+        }
+    }
+
+    /// Takes over a socket on which somebody else has this process listen: a service manager. Its
+    /// file, if it has one, is that one's.
+    pub(crate) fn adopt(socket: OwnedFd) -> Result<(Self, Listen), ServerError> {
+        let failed = |source| ServerError::Passed { source };
+        let family = socket_domain(&socket).map_err(|error| failed(error.into()))?;
+        let is_stream = socket_type(&socket).map_err(|error| failed(error.into()))?;
+        let listens = socket_acceptconn(&socket).map_err(|error| failed(error.into()))?;
+        if is_stream != SocketType::STREAM || !listens {
+            return Err(ServerError::PassedOther);
+        }
+        match family {
+            AddressFamily::INET | AddressFamily::INET6 => {
+                let listener = std::net::TcpListener::from(socket);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let address = listener.local_addr().map_err(failed)?;
+                let listener = TcpListener::from_std(listener).map_err(failed)?;
+                Ok((Self::Tcp(listener), Listen::Tcp(address)))
+            }
+            AddressFamily::UNIX => {
+                let listener = std::os::unix::net::UnixListener::from(socket);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let address = listener.local_addr().map_err(failed)?;
+                let path = address.as_pathname().ok_or(ServerError::PassedOther)?.to_owned();
+                let listener = UnixListener::from_std(listener).map_err(failed)?;
+                Ok((Self::Unix { listener, _file: None }, Listen::Unix(path)))
+            }
+            _ => Err(ServerError::PassedOther),
         }
     }
 }
 
 /// A client's connection.
-pub(crate) enum Client {
+pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(tokio::net::UnixStream),
 }
 
 impl Listener {
     /// The next client, and who that is.
-    pub(crate) async fn accept(&self) -> io::Result<(Client, String)> {
+    pub(crate) async fn accept(&self) -> io::Result<(Socket, String)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
@@ -118,7 +172,7 @@ impl Listener {
                     // The client is gone already; serving it will find out.
                     tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
                 }
-                Ok((Client::Tcp(stream), peer.to_string()))
+                Ok((Socket::Tcp(stream), peer.to_string()))
             }
             Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
@@ -129,15 +183,18 @@ impl Listener {
                     Ok(peer) => format!("unix uid {} pid {}", peer.uid(), peer.pid().unwrap_or(0)),
                     Err(_) => "unix".to_owned(),
                 };
-                Ok((Client::Unix(stream), peer))
+                Ok((Socket::Unix(stream), peer))
             }
         }
     }
 }
 
-fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ServerError> {
+fn bind_unix(
+    path: &Path,
+    permissions: SocketPermissions,
+) -> Result<(UnixListener, SocketFile), ServerError> {
     let error = |source| ServerError::Unix { path: path.to_owned(), source };
-    let listener = match try_bind_unix(path) {
+    let socket = match try_bind_unix(path) {
         Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
             remove_stale(path)?;
             try_bind_unix(path)
@@ -146,16 +203,25 @@ fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ServerError> {
     }
     .map_err(error)?;
     let file = SocketFile::new(path).map_err(error)?;
+    // The mode comes last: with the wrong group it lets in the wrong people.
+    let permit = || {
+        if permissions.group.is_some() {
+            chown(path, None, permissions.group)?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(permissions.mode))
+    };
+    permit().map_err(|source| ServerError::UnixPermissions { path: path.to_owned(), source })?;
+    let listener = socket.listen(BACKLOG).map_err(error)?;
     Ok((listener, file))
 }
 
-fn try_bind_unix(path: &Path) -> io::Result<UnixListener> {
+fn try_bind_unix(path: &Path) -> io::Result<UnixSocket> {
     let socket = UnixSocket::new_stream()?;
     // The file gets the socket's mode, so that nobody else can connect even for a moment.
     fs::File::from(socket.as_fd().try_clone_to_owned()?)
-        .set_permissions(fs::Permissions::from_mode(UNIX_SOCKET_MODE))?;
+        .set_permissions(fs::Permissions::from_mode(PRIVATE_MODE))?;
     socket.bind(path)?;
-    socket.listen(BACKLOG)
+    Ok(socket)
 }
 
 /// Removes a socket that nobody listens on.
@@ -171,8 +237,19 @@ fn remove_stale(path: &Path) -> Result<(), ServerError> {
             fs::remove_file(path).map_err(error)
         }
         // It answers, or is too busy to.
-        _ => Err(ServerError::UnixInUse { path: path.to_owned() }),
+        Ok(stream) => {
+            Err(ServerError::UnixInUse { path: path.to_owned(), listener: listener_of(&stream) })
+        }
+        Err(_) => Err(ServerError::UnixInUse { path: path.to_owned(), listener: None }),
     }
+}
+
+/// Who listens at the other end.
+fn listener_of(stream: &UnixStream) -> Option<SocketOwner> {
+    let peer = socket_peercred(stream).ok()?;
+    let pid = peer.pid.as_raw_nonzero().get();
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(SocketOwner { pid, name: name.trim_end().to_owned() })
 }
 
 /// The file of a unix socket; removed when dropped, unless another took its place.

@@ -15,6 +15,8 @@ pub(crate) struct Completed {
     pub(crate) offset: u64,
     pub(crate) charge: usize,
     pub(crate) outcome: Outcome,
+    /// Where it was among those that ran apart, if it did and was not a task from the start.
+    pub(crate) place: Option<usize>,
 }
 
 /// Where a connection's requests put their outcomes. Bounded by the limit on requests.
@@ -65,8 +67,14 @@ pub(crate) struct Promise {
 impl Promise {
     pub(crate) fn new(outcomes: &Arc<Outcomes>, cookie: u64, offset: u64, charge: usize) -> Self {
         let outcome = Outcome::Failed(Failure::Panicked);
-        let reply = Some(Completed { cookie, offset, charge, outcome });
+        let reply = Some(Completed { cookie, offset, charge, outcome, place: None });
         Self { reply, outcomes: Arc::clone(outcomes) }
+    }
+
+    /// The same, of a request that runs apart at that place.
+    pub(crate) fn at(mut self, place: usize) -> Self {
+        self.reply.iter_mut().for_each(|reply| reply.place = Some(place));
+        self
     }
 
     pub(crate) fn keep(mut self, outcome: Outcome) {

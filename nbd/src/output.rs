@@ -79,6 +79,7 @@ pub(crate) struct Piece {
 pub(crate) struct Sent {
     pub(crate) replies: usize,
     pub(crate) charge: usize,
+    pub(crate) bytes: usize,
 }
 
 /// The queue. Bounded by the limits on requests: every piece belongs to one in flight.
@@ -136,7 +137,7 @@ impl Output {
     fn advance(&mut self, sent: usize) -> Sent {
         self.waiting_bytes -= sent;
         self.sent_bytes += sent;
-        let mut completed = Sent::default();
+        let mut completed = Sent { bytes: sent, ..Sent::default() };
         while let Some(piece) = self.pieces.front() {
             let len = piece.head.as_slice().len() + piece.body.as_slice().len();
             if self.sent_bytes < len {

@@ -1,20 +1,21 @@
 //! The server: listens, accepts within its limits, serves each client in a task, shuts down.
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     task::{JoinError, JoinHandle, JoinSet},
     time::Instant,
 };
 
 use crate::{
-    config::ServerConfig,
-    connection::serve_stream,
-    error::ServerError,
+    config::{Limits, ServerConfig},
+    connection::{Opening, open},
+    error::{ConnectionError, ServerError},
     export::Catalog,
-    listen::{Client, Listen, Listener},
+    half_open::{HalfOpen, Place},
+    listen::{Listen, Listener, Socket, SocketPermissions},
     shutdown::{Shutdown, ShutdownSignal},
 };
 
@@ -30,6 +31,27 @@ pub struct Server {
     acceptors: Vec<JoinHandle<Drained>>,
 }
 
+/// How many clients a server has, whatever becomes of it.
+#[derive(Clone, Debug)]
+pub struct Connections {
+    permits: Arc<Semaphore>,
+    limit: usize,
+}
+
+impl Connections {
+    /// How many there are.
+    #[must_use]
+    pub fn now(&self) -> usize {
+        self.limit.saturating_sub(self.permits.available_permits())
+    }
+
+    /// How many there may be.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+}
+
 /// How a shutdown went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drained {
@@ -40,22 +62,51 @@ pub struct Drained {
 }
 
 impl Server {
-    /// Listens on every address and serves the catalog's exports in tasks of the current runtime.
+    /// Listens on every address and serves the catalog's exports in tasks of the current runtime;
+    /// without TLS, and on unix sockets for its own user alone.
     pub async fn bind(
         listen: &[Listen],
         catalog: Arc<dyn Catalog>,
         config: ServerConfig,
     ) -> Result<Self, ServerError> {
-        config.check()?;
-        if listen.is_empty() {
+        Self::bind_with(listen, catalog, Limits::new(config)?, SocketPermissions::default()).await
+    }
+
+    /// The same with TLS, if `limits` have it, and for others on unix sockets.
+    pub async fn bind_with(
+        listen: &[Listen],
+        catalog: Arc<dyn Catalog>,
+        limits: Limits,
+        permissions: SocketPermissions,
+    ) -> Result<Self, ServerError> {
+        Self::bind_beside(Vec::new(), listen, catalog, limits, permissions).await
+    }
+
+    /// The same, and serves on sockets that listen already: those that a service manager has opened
+    /// and passed. They come first in [`Server::addresses`].
+    pub async fn bind_beside(
+        passed: Vec<OwnedFd>,
+        listen: &[Listen],
+        catalog: Arc<dyn Catalog>,
+        limits: Limits,
+        permissions: SocketPermissions,
+    ) -> Result<Self, ServerError> {
+        if passed.is_empty() && listen.is_empty() {
             return Err(ServerError::NoAddress);
         }
         let shutdown = Shutdown::new();
-        let permits = Arc::new(Semaphore::new(config.max_connections));
+        let max_connections = limits.config.max_connections;
+        let permits = Arc::new(Semaphore::new(max_connections));
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
+        for socket in passed {
+            let (listener, address) = Listener::adopt(socket)?;
+            tracing::info!(%address, "listening on a socket of the service manager's");
+            listeners.push(listener);
+            addresses.push(address);
+        }
         for address in listen {
-            let (listener, bound) = Listener::bind(address).await?;
+            let (listener, bound) = Listener::bind(address, permissions).await?;
             tracing::info!(address = %bound, "listening");
             listeners.push(listener);
             addresses.push(bound);
@@ -65,15 +116,15 @@ impl Server {
             .map(|listener| {
                 let acceptor = Acceptor {
                     catalog: catalog.clone(),
-                    config,
+                    limits: limits.clone(),
                     signal: shutdown.signal(),
                     permits: permits.clone(),
+                    half_open: HalfOpen::new(limits.config.max_half_open),
                     connections: JoinSet::new(),
                 };
                 tokio::spawn(acceptor.run(listener))
             })
             .collect();
-        let max_connections = config.max_connections;
         Ok(Self { addresses, shutdown, permits, max_connections, acceptors })
     }
 
@@ -84,10 +135,16 @@ impl Server {
         &self.addresses
     }
 
-    /// How many clients are connected.
+    /// How many clients are connected that have chosen an export.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.max_connections.saturating_sub(self.permits.available_permits())
+        self.watch_connections().now()
+    }
+
+    /// The same, for whoever watches the server.
+    #[must_use]
+    pub fn watch_connections(&self) -> Connections {
+        Connections { permits: self.permits.clone(), limit: self.max_connections }
     }
 
     /// Accepts no more, lets every connection finish and answer what is under way, and closes.
@@ -118,9 +175,10 @@ impl Drop for Server {
 /// Accepts on one socket.
 struct Acceptor {
     catalog: Arc<dyn Catalog>,
-    config: ServerConfig,
+    limits: Limits,
     signal: ShutdownSignal,
     permits: Arc<Semaphore>,
+    half_open: Arc<HalfOpen>,
     connections: JoinSet<()>,
 }
 
@@ -134,8 +192,8 @@ impl Acceptor {
                 deadline = &mut begun => break deadline,
                 Some(ended) = self.connections.join_next() => report(&ended),
                 accepted = listener.accept() => match accepted {
-                    Ok((Client::Tcp(stream), peer)) => self.serve(stream, peer),
-                    Ok((Client::Unix(stream), peer)) => self.serve(stream, peer),
+                    Ok((Socket::Tcp(stream), peer)) => self.serve(stream, peer),
+                    Ok((Socket::Unix(stream), peer)) => self.serve(stream, peer),
                     Err(error) => {
                         tracing::error!(%error, "cannot accept a connection");
                         tokio::time::sleep(ACCEPT_RETRY).await;
@@ -151,20 +209,17 @@ impl Acceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
-            let max_connections = self.config.max_connections;
-            tracing::warn!(peer, max_connections, "connection refused: too many connections");
-            return;
-        };
-        let client = serve_client(
-            stream,
+        if self.permits.available_permits() == 0 {
+            return refuse(&peer, &self.limits);
+        }
+        let client = Client {
             peer,
-            self.catalog.clone(),
-            self.config,
-            self.signal.clone(),
-            permit,
-        );
-        self.connections.spawn(client);
+            catalog: self.catalog.clone(),
+            limits: self.limits.clone(),
+            signal: self.signal.clone(),
+            permits: self.permits.clone(),
+        };
+        self.connections.spawn(client.serve(stream, self.half_open.enter()));
     }
 
     async fn drain(mut self, deadline: Instant) -> Drained {
@@ -184,19 +239,56 @@ impl Acceptor {
     }
 }
 
-async fn serve_client<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: S,
+/// What serving one client takes.
+struct Client {
     peer: String,
     catalog: Arc<dyn Catalog>,
-    config: ServerConfig,
+    limits: Limits,
     signal: ShutdownSignal,
-    _permit: OwnedSemaphorePermit,
-) {
-    tracing::debug!(peer, "connected");
-    match serve_stream(stream, &*catalog, &config, signal).await {
-        Ok(ending) => tracing::debug!(peer, ?ending, "disconnected"),
-        Err(error) => tracing::warn!(peer, %error, "connection closed"),
+    permits: Arc<Semaphore>,
+}
+
+impl Client {
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(self, stream: S, place: Place) {
+        let peer = &self.peer;
+        tracing::debug!(peer, "accepted a connection");
+        if let Err(error) = self.open_and_serve(stream, place).await {
+            tracing::warn!(peer, %error, "connection closed");
+        }
     }
+
+    /// Ends early when others need the place more.
+    async fn open_and_serve<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        mut place: Place,
+    ) -> Result<(), ConnectionError> {
+        let (limits, mut signal) = (&self.limits, self.signal.clone());
+        let opening = tokio::select! {
+            biased;
+            () = place.evicted() => {
+                tracing::debug!(peer = self.peer, "ended to make room for another client");
+                return Ok(());
+            }
+            opening = open(stream, &*self.catalog, limits, &mut signal) => opening?,
+        };
+        drop(place);
+        let opened = match opening {
+            Opening::Opened(opened) => opened,
+            Opening::Ended(_) => return Ok(()),
+        };
+        let Ok(_permit) = self.permits.try_acquire() else {
+            refuse(&self.peer, limits);
+            return Ok(());
+        };
+        opened.serve(&self.peer, limits, signal).await?;
+        Ok(())
+    }
+}
+
+fn refuse(peer: &str, limits: &Limits) {
+    let max_connections = limits.config.max_connections;
+    tracing::warn!(peer, max_connections, "connection refused: too many connections");
 }
 
 /// A panic of one connection is reported, and harms no other.

@@ -19,6 +19,17 @@ pub(crate) enum HeaderStyle {
     Extended,
 }
 
+impl HeaderStyle {
+    /// What a log calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Simple => "simple",
+            Self::Structured => "structured",
+            Self::Extended => "extended",
+        }
+    }
+}
+
 /// An export, and how its client speaks.
 pub(crate) struct Session {
     pub(crate) export: Arc<dyn Export>,

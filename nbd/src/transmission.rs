@@ -15,14 +15,15 @@
 //! - `in_flight` counts requests from their start (or refusal) until their reply is sent;
 //!   `executing` those among them that run apart. Both are bounded by `max_requests_in_flight`,
 //!   which thereby bounds the outcomes that wait and the queue of replies.
-//! - `held_bytes` is the sum of [`charge_bytes`] of those in flight. It exceeds `max_held_bytes`
-//!   never, unless a single request does.
+//! - `share` holds the sum of [`charge_bytes`] of those in flight. It exceeds `max_held_bytes`
+//!   never, unless a single request does; `memory` bounds what all connections' shares hold.
 //! - No request is started that was not received completely.
 //! - A connection that waits for its client holds no buffer (`input`).
 //! - Once it has started [`TURN_REQUESTS`] or received [`TURN_BYTES`] (and what one call of the
 //!   system adds to that), a connection lets others have the thread.
 
 use std::{
+    fmt,
     future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
@@ -30,15 +31,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    time::{Interval, MissedTickBehavior, interval},
+};
 
 use crate::{
-    apart,
-    config::ServerConfig,
+    apart::Waiting,
+    config::Limits,
     error::{ExportError, TransmissionError},
     execute::{charge_bytes, execute},
     export::{Export, Payload},
     input::Input,
+    memory::Share,
     outcomes::{Completed, Outcomes, Promise},
     output::Output,
     reply::{Encoder, Failure, Outcome},
@@ -77,19 +82,29 @@ pub enum Ending {
     ExportDeleted,
 }
 
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ClientLeft => "the client left",
+            Self::Shutdown => "the server stops",
+            Self::ExportDeleted => "the export was deleted",
+        })
+    }
+}
+
 /// Serves one client until it leaves, breaks the protocol, or the server shuts down. Returns only
 /// when nothing of the connection runs any more.
 pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     session: Session,
-    config: &ServerConfig,
+    limits: &Limits,
     mut shutdown: ShutdownSignal,
 ) -> Result<Ending, TransmissionError> {
-    let mut transmission = Transmission::new(stream, session, config);
+    let mut transmission = Transmission::new(stream, session, limits);
     let result = loop {
         tokio::select! {
             biased;
-            result = poll_fn(|context| transmission.poll(context)) => break result,
+            result = poll_fn(|context| transmission.poll_watched(context)) => break result,
             _ = shutdown.begun(), if transmission.phase == Phase::Serving => {
                 transmission.phase = Phase::Draining(Ending::Shutdown);
             }
@@ -142,32 +157,62 @@ struct Transmission<S> {
     output: Output,
     needs_flush: bool,
     in_flight: usize,
-    held_bytes: usize,
+    share: Share,
+    /// When it is looked whether the client keeps memory for which others wait.
+    looks: Interval,
+    /// Sent and received since transmission began.
+    moved_bytes: u64,
     executing: usize,
+    apart: Waiting,
     outcomes: Arc<Outcomes>,
     turn: Turn,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
-    fn new(stream: S, session: Session, config: &ServerConfig) -> Self {
+    fn new(stream: S, session: Session, limits: &Limits) -> Self {
+        let mut looks = interval(Duration::from_millis(limits.config.stall_timeout_ms));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             stream,
             name: session.name,
             export: session.export,
             rules: session.rules,
-            max_requests_in_flight: config.max_requests_in_flight,
-            max_held_bytes: config.max_held_bytes,
+            max_requests_in_flight: limits.config.max_requests_in_flight,
+            max_held_bytes: limits.config.max_held_bytes,
             phase: Phase::Serving,
             input: Input::default(),
             receiving: Receiving::Header,
             output: Output::default(),
             needs_flush: false,
             in_flight: 0,
-            held_bytes: 0,
+            share: Share::of(&limits.memory),
+            looks,
+            moved_bytes: 0,
             executing: 0,
+            apart: Waiting::default(),
             outcomes: Arc::default(),
             turn: Turn::default(),
         }
+    }
+
+    /// Goes on, unless the client keeps memory for which others wait.
+    fn poll_watched(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Ending, TransmissionError>> {
+        let polled = self.poll(context);
+        while polled.is_pending()
+            && self.share.is_shared()
+            && self.looks.poll_tick(context).is_ready()
+        {
+            let awaits_client = self.executing == 0
+                && (matches!(self.receiving, Receiving::Payload { .. }) || !self.output.is_empty());
+            if self.share.is_hoarded(self.moved_bytes, awaits_client) {
+                let held_bytes = self.share.held_bytes();
+                return Poll::Ready(Err(TransmissionError::Stalled { held_bytes }));
+            }
+        }
+        polled
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, TransmissionError>> {
@@ -179,9 +224,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             }
             while let Poll::Ready(completed) = self.outcomes.poll_take(context) {
                 self.executing -= completed.len();
-                completed.into_iter().for_each(|completed| self.reply(completed));
+                for completed in completed {
+                    completed.place.into_iter().for_each(|place| self.apart.ended(place));
+                    self.reply(completed);
+                }
             }
-            let must_wait = self.take_requests()?;
+            let must_wait = self.take_requests(context)?;
             let has_sent = match self.send(context) {
                 Ok(has_sent) => has_sent,
                 // A client that has left does not wait for its replies.
@@ -201,13 +249,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 if has_sent {
                     continue;
                 }
-                // An outcome or room in the socket will wake this task: one of the two is what
-                // the limits wait for.
+                // An outcome, room in the socket or memory will wake this task: one of these is
+                // what the limits wait for.
                 self.input.release();
                 return Poll::Pending;
             }
-            let received_bytes = ready!(self.poll_receive(context))?;
+            let received_bytes = match ready!(self.poll_receive(context)) {
+                // The end of a stream under TLS that its client did not announce. Whether a
+                // request was cut off is known without.
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => 0,
+                received => received?,
+            };
             self.turn.received_bytes += received_bytes;
+            self.moved_bytes += received_bytes as u64;
             if received_bytes == 0 {
                 match self.receiving {
                     Receiving::Header if self.input.as_slice().is_empty() => {
@@ -221,7 +275,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
 
     /// Takes requests from the input and starts them. Returns whether the limits, rather than a
     /// lack of input, ended this.
-    fn take_requests(&mut self) -> Result<bool, TransmissionError> {
+    fn take_requests(&mut self, context: &mut Context<'_>) -> Result<bool, TransmissionError> {
         loop {
             if self.phase == Phase::ClientDone {
                 return Ok(true);
@@ -256,7 +310,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                     let Some(header) = Header::parse(self.input.as_slice(), style)? else {
                         return Ok(false);
                     };
-                    if !self.take_request(header)? {
+                    if !self.take_request(header, context)? {
                         return Ok(true);
                     }
                 }
@@ -265,7 +319,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     }
 
     /// Takes the request whose header is next in the input, if there is room for it.
-    fn take_request(&mut self, header: Header) -> Result<bool, TransmissionError> {
+    fn take_request(
+        &mut self,
+        header: Header,
+        context: &mut Context<'_>,
+    ) -> Result<bool, TransmissionError> {
         let Rules { style, .. } = self.rules;
         let payload_bytes = header.payload_bytes(style);
         if payload_bytes > MAX_SKIPPED_PAYLOAD_BYTES {
@@ -279,18 +337,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             (Ok(command), Phase::Serving) => command,
             (refused, _) => {
                 let refusal = refused.err().unwrap_or(Refusal::Shutdown);
+                // It may have waited when the shutdown began.
+                self.share.give_up_place();
                 self.consume_header(style);
                 self.skip(payload_bytes, header, refusal.into());
                 return Ok(true);
             }
         };
         let charge = charge_bytes(&command);
-        if self.in_flight > 0 && self.held_bytes + charge > self.max_held_bytes {
+        if self.in_flight > 0 && self.share.held_bytes() + charge > self.max_held_bytes
+            || self.share.poll_take(charge, context).is_pending()
+        {
             return Ok(false);
         }
         self.consume_header(style);
         self.in_flight += 1;
-        self.held_bytes += charge;
         let Command::Write { offset, len, .. } = command else {
             self.start(header.cookie, command, None);
             return Ok(true);
@@ -302,7 +363,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             self.receiving = Receiving::Payload { cookie, command, payload, filled: 0 };
         } else {
             self.in_flight -= 1;
-            self.held_bytes -= charge;
+            self.share.give_back(charge);
             let failure = Failure::WrongLength { given, expected: len as usize };
             self.skip(payload_bytes, header, failure);
         }
@@ -322,7 +383,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         self.turn.requests += 1;
         self.in_flight += 1;
         let Header { cookie, offset, .. } = *header;
-        self.reply(Completed { cookie, offset, charge: 0, outcome: Outcome::Failed(failure) });
+        let outcome = Outcome::Failed(failure);
+        self.reply(Completed { cookie, offset, charge: 0, outcome, place: None });
     }
 
     /// Starts a request that counts as in flight already.
@@ -344,21 +406,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             // Whatever runs it if it is not ready polls it again, and is then woken.
             let mut context = Context::from_waker(Waker::noop());
             if let Poll::Ready(outcome) = future.as_mut().poll(&mut context) {
-                return self.reply(Completed { cookie, offset, charge, outcome });
+                return self.reply(Completed { cookie, offset, charge, outcome, place: None });
             }
         }
         self.executing += 1;
         let promise = Promise::new(&self.outcomes, cookie, offset, charge);
-        let future = Box::pin(async move { promise.keep(future.await) });
+        let run = async move |promise: Promise| promise.keep(future.await);
         if inline {
-            apart::run(future);
+            self.apart.run(|place| Box::pin(run(promise.at(place))));
         } else {
-            tokio::spawn(future);
+            tokio::spawn(run(promise));
         }
     }
 
     fn reply(&mut self, completed: Completed) {
-        let Completed { cookie, offset, charge, outcome } = completed;
+        let Completed { cookie, offset, charge, outcome, place: _ } = completed;
         let style = self.rules.style;
         let encoder = Encoder { style, cookie, offset, charge, output: &mut self.output };
         let Some(failure) = encoder.encode(outcome) else { return };
@@ -382,7 +444,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 Poll::Ready(sent) => {
                     let sent = sent?;
                     self.in_flight -= sent.replies;
-                    self.held_bytes -= sent.charge;
+                    self.share.give_back(sent.charge);
+                    self.moved_bytes += sent.bytes as u64;
                     self.needs_flush = true;
                     has_sent = true;
                 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use siltstone_nbd::{
-    ServerConfig, Shutdown,
+    Limits, ServerConfig, Shutdown,
     memory_export::{FixedCatalog, MemoryExport},
     protocol::{
         CompactRequest, OPTION_MAGIC, OptionHeader, REQUEST_MAGIC, SimpleReply, command,
@@ -118,8 +118,8 @@ fn turns(command: u16, payload: &[u8]) -> Vec<(usize, usize)> {
         counts: Arc::clone(&counts),
     };
     let catalog = FixedCatalog::new(vec![Arc::new(MemoryExport::new("disk", 1 << 20))]);
-    let (config, shutdown) = (ServerConfig::default(), Shutdown::new());
-    let mut served = pin!(serve_stream(client, &catalog, &config, shutdown.signal()));
+    let (limits, shutdown) = (Limits::new(ServerConfig::default()).unwrap(), Shutdown::new());
+    let mut served = pin!(serve_stream(client, &catalog, &limits, shutdown.signal()));
     let waker = Waker::from(Arc::clone(&counts));
     let mut turns = Vec::new();
     for turn in 0..20 {

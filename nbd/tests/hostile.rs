@@ -14,9 +14,11 @@ use std::{
     time::Duration,
 };
 
-use common::{Gated, STYLES, Style, connect_with, serve};
+use common::{Gated, STYLES, Style, connect_with, pki::Pki, serve_within};
 use proptest::{prelude::*, test_runner::TestRunner};
-use siltstone_nbd::{ConnectionError, Ending, ServerConfig, protocol::*};
+use siltstone_nbd::{
+    ConnectionError, Ending, Limits, ServerConfig, Tls, TlsFiles, TlsMode, protocol::*,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zerocopy::IntoBytes;
 
@@ -27,6 +29,15 @@ fn config() -> ServerConfig {
         max_payload_bytes: 128 << 10,
         ..ServerConfig::default()
     }
+}
+
+fn limits(tls: Option<TlsMode>) -> Limits {
+    let limits = Limits::new(config()).unwrap();
+    let Some(mode) = tls else { return limits };
+    let pki = Pki::new();
+    let (certificate, key) = (pki.file("server-cert.pem"), pki.file("server-key.pem"));
+    let tls = Tls::load(mode, TlsFiles { certificate, key, client_ca: None });
+    limits.with_tls(Arc::new(tls.unwrap()))
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
@@ -123,9 +134,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn any_options_end_or_are_answered(bytes in option_soup(), tail in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_options_end_or_are_answered(
+        bytes in option_soup(),
+        tail in prop::collection::vec(any::<u8>(), 0..200),
+        tls in prop::sample::select(&[None, Some(TlsMode::Optional), Some(TlsMode::Required)][..]),
+    ) {
         run(async {
-            let (client, served, _shutdown) = serve(vec![Gated::open()], config());
+            let (client, served, _shutdown) = serve_within(vec![Gated::open()], limits(tls));
             let _ = send_and_leave(client, served, [bytes, tail].concat()).await;
         });
     }

@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -13,8 +13,8 @@ use std::{
 
 use common::{Client, Gated, Style};
 use siltstone_nbd::{
-    Drained, Export, Listen, Server, ServerConfig, ServerError, memory_export::FixedCatalog,
-    protocol::command as c,
+    Drained, Export, Limits, Listen, Server, ServerConfig, ServerError, SocketPermissions,
+    memory_export::FixedCatalog, protocol::command as c,
 };
 use tokio::net::{TcpStream, UnixStream};
 
@@ -71,7 +71,8 @@ async fn a_stale_socket_is_replaced_and_anything_else_is_left_alone() {
     let server = bind(&path, Gated::open(), ServerConfig::default()).await.unwrap();
 
     let second = bind(&path, Gated::open(), ServerConfig::default()).await;
-    assert!(matches!(second, Err(ServerError::UnixInUse { .. })));
+    let Err(ServerError::UnixInUse { listener: Some(listener), .. }) = second else { panic!() };
+    assert_eq!(listener.pid as u32, std::process::id());
     assert_eq!(connect(&path).await.request(c::FLUSH, 0, 0, 0).await, 0);
     server.shutdown(SECOND).await;
 
@@ -82,13 +83,45 @@ async fn a_stale_socket_is_replaced_and_anything_else_is_left_alone() {
 }
 
 #[tokio::test]
+async fn sockets_that_listen_already_are_served_beside_others_and_left_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("passed");
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp_address = tcp.local_addr().unwrap();
+    let passed = vec![tcp.into(), UnixListener::bind(&path).unwrap().into()];
+    let own = Listen::Unix(folder.path().join("own"));
+    let catalog = || Arc::new(FixedCatalog::new(vec![Gated::open()]));
+    let limits = || Limits::new(ServerConfig::default()).unwrap();
+    let permissions = SocketPermissions::default();
+    let listen = std::slice::from_ref(&own);
+    let server = Server::bind_beside(passed, listen, catalog(), limits(), permissions);
+    let server = server.await.unwrap();
+    assert_eq!(server.addresses(), [Listen::Tcp(tcp_address), Listen::Unix(path.clone()), own]);
+    let mut tcp = Client::new(TcpStream::connect(tcp_address).await.unwrap());
+    tcp.enter("", Style::Simple).await;
+    assert_eq!(tcp.request(c::FLUSH, 0, 0, 0).await, 0);
+    assert_eq!(connect(&path).await.request(c::FLUSH, 0, 0, 0).await, 0);
+    drop(tcp);
+    server.shutdown(SECOND).await;
+    assert!(path.exists(), "whoever has made it removes it");
+
+    let (connected, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let passed = vec![connected.into()];
+    let refused = Server::bind_beside(passed, &[], catalog(), limits(), permissions).await;
+    assert!(matches!(refused, Err(ServerError::PassedOther)));
+}
+
+#[tokio::test]
 async fn a_configuration_that_cannot_work_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     for config in [
         ServerConfig { max_connections: 0, ..ServerConfig::default() },
+        ServerConfig { max_half_open: 0, ..ServerConfig::default() },
         ServerConfig { max_requests_in_flight: 0, ..ServerConfig::default() },
         ServerConfig { max_held_bytes: 1 << 20, ..ServerConfig::default() },
+        ServerConfig { max_held_total_bytes: 48 << 20, ..ServerConfig::default() },
+        ServerConfig { stall_timeout_ms: 0, ..ServerConfig::default() },
     ] {
         let result = bind(&path, Gated::open(), config).await;
         assert!(matches!(result, Err(ServerError::Config(_))), "{config:?}");
@@ -108,6 +141,41 @@ async fn connections_beyond_the_limit_are_closed_and_a_place_is_free_again_later
     drop(second);
     common::until("a place is free", || server.connections() == 1).await;
     assert_eq!(connect(&path).await.request(c::FLUSH, 0, 0, 0).await, 0);
+}
+
+/// Strangers that connect and stay silent keep nobody out, and are ended as others come.
+#[tokio::test]
+async fn connections_that_never_choose_an_export_take_no_place_and_end_when_there_are_too_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let config = ServerConfig { max_connections: 2, max_half_open: 3, ..ServerConfig::default() };
+    let server = bind(&path, Gated::open(), config).await.unwrap();
+    let mut first = connect(&path).await;
+    let mut strangers = Vec::new();
+    for _ in 0..20 {
+        let mut stranger = Client::new(UnixStream::connect(&path).await.unwrap());
+        // Each in a different state.
+        if strangers.len() % 2 == 0 {
+            stranger.greet(3).await;
+        }
+        strangers.push(stranger);
+        assert_eq!(first.request(c::FLUSH, 0, 0, 0).await, 0);
+    }
+    let mut second = connect(&path).await;
+    assert_eq!(second.request(c::FLUSH, 0, 0, 0).await, 0);
+    assert_eq!(server.connections(), 2);
+    // The second client was one more, too.
+    let last = strangers.split_off(18);
+    for mut stranger in strangers {
+        let mut bytes = Vec::new();
+        // A greeting, or nothing at all; then the end.
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut stranger.stream, &mut bytes).await;
+    }
+    drop((first, second));
+    common::until("places are free", || server.connections() == 0).await;
+    for mut stranger in last {
+        tokio::io::AsyncWriteExt::write_all(&mut stranger.stream, &[0; 4]).await.unwrap();
+    }
 }
 
 /// Clients that stall in every way do not harm one that behaves.
@@ -184,4 +252,6 @@ async fn shutdown_cuts_off_what_takes_too_long() {
     let drained = server.shutdown(Duration::from_millis(50)).await;
     assert_eq!(drained, Drained { finished: 0, cut_off: 1 });
     assert!(stuck.is_closed().await);
+    // Nobody ever opens the gate, and still nothing of the connection is left.
+    assert_eq!(Arc::strong_count(&export), 1);
 }

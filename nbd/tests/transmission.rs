@@ -9,7 +9,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use common::{FAULTS, Fault, Gated, MIB, STYLES, Style, connect, connect_with};
 use siltstone_nbd::{
-    ConnectionError, Ending, ServerConfig, TransmissionError,
+    ConnectionError, Ending, Operation, ServerConfig, TransmissionError,
     memory_export::MemoryExport,
     protocol::{command as c, command_flag as f, *},
 };
@@ -183,6 +183,54 @@ async fn failures_of_the_export_have_their_error_numbers() {
         assert_eq!(client.write(offset, &[1; 4096]).await, 5, "memory of the wrong length");
         assert_eq!(client.write(0, &[1; 4096]).await, 0);
     }
+}
+
+#[tokio::test]
+async fn every_request_is_counted_with_its_time_and_whether_it_failed() {
+    let export = Gated::open();
+    let (mut client, _served, _shutdown) = connect(export.clone(), Style::Structured).await;
+    // Some are answered at once, some run apart from the connection.
+    for len in [512, 4096, 128 << 10] {
+        assert_eq!(client.write(0, &vec![1; len]).await, 0);
+        client.read(0, 0, len).await.unwrap();
+    }
+    let (full, _) = FAULTS.into_iter().find(|(_, fault)| *fault == Fault::NoSpace).unwrap();
+    assert_eq!(client.write(full, &[1; 4096]).await, 28);
+    assert_eq!(client.request(c::TRIM, 0, 0, 65_536).await, 0);
+    assert_eq!(client.request(c::FLUSH, 0, 0, 0).await, 0);
+    // These are not counted, nor is what the server itself refuses.
+    assert_eq!(client.request(c::CACHE, 0, 0, 4096).await, 0);
+    assert_eq!(client.request(c::TRIM, 0, 2 * MIB, 4096).await, 22);
+    let bytes = 512 + 4096 + (128 << 10);
+    for (operation, requests, bytes, failures) in [
+        (Operation::Read, 3, bytes as u64, 0),
+        (Operation::Write, 4, bytes as u64 + 4096, 1),
+        (Operation::Trim, 1, 65_536, 0),
+        (Operation::Flush, 1, 0, 0),
+        (Operation::WriteZeroes, 0, 0, 0),
+    ] {
+        let found = export.traffic.of(operation);
+        let counted = (found.latencies.count(), found.bytes, found.failures);
+        assert_eq!(counted, (requests, bytes, failures), "{operation:?}");
+        assert_eq!(found.latencies.sum_seconds() > 0.0, requests > 0, "{operation:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_requests_time_includes_that_in_which_it_waits() {
+    let export = Gated::closed(0);
+    let (mut client, _served, _shutdown) = connect(export.clone(), Style::Structured).await;
+    let begun = std::time::Instant::now();
+    client.send_header(c::READ, 0, 7, 0, 4096).await;
+    common::until("it waits", || export.waiting.load(Ordering::SeqCst) == 1).await;
+    let waited = std::time::Instant::now();
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    let waited = waited.elapsed();
+    export.open_gate();
+    client.read_reply(0, 4096).await.unwrap();
+    let counted = export.traffic.of(Operation::Read).latencies.sum_seconds();
+    let most = begun.elapsed().as_secs_f64();
+    assert!(counted >= waited.as_secs_f64() && counted <= most, "{counted}: {waited:?}, {most}");
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 //! to fail.
 #![allow(dead_code, unreachable_pub)] // Every test program uses its own part of this.
 
+pub mod pki;
+
 use std::{
     ops::Range,
     sync::{
@@ -11,8 +13,8 @@ use std::{
 };
 
 use siltstone_nbd::{
-    BlockSizes, BoxFuture, ConnectionError, Ending, Export, ExportError, Payload, ReadData,
-    ServerConfig, Shutdown, StatusExtent, ZeroOptions,
+    BlockSizes, BoxFuture, ConnectionError, Ending, Export, ExportError, Limits, Payload, ReadData,
+    ServerConfig, Shutdown, StatusExtent, Traffic, ZeroOptions,
     memory_export::{FixedCatalog, MemoryExport},
     protocol::*,
     serve_stream,
@@ -31,11 +33,16 @@ pub type Served = JoinHandle<Result<Ending, ConnectionError>>;
 
 /// Serves one connection over memory; the client has yet to read the greeting.
 pub fn serve(exports: Vec<Arc<dyn Export>>, config: ServerConfig) -> (Client, Served, Shutdown) {
+    serve_within(exports, Limits::new(config).unwrap())
+}
+
+/// The same, with limits that others share.
+pub fn serve_within(exports: Vec<Arc<dyn Export>>, limits: Limits) -> (Client, Served, Shutdown) {
     let (near, far) = tokio::io::duplex(64 << 10);
     let shutdown = Shutdown::new();
     let signal = shutdown.signal();
     let catalog = FixedCatalog::new(exports);
-    let served = tokio::spawn(async move { serve_stream(far, &catalog, &config, signal).await });
+    let served = tokio::spawn(async move { serve_stream(far, &catalog, &limits, signal).await });
     (Client::new(near), served, shutdown)
 }
 
@@ -102,6 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         };
         self.stream.write_all(header.as_bytes()).await.unwrap();
         self.stream.write_all(data).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     /// Sends an option; returns the replies up to the final one.
@@ -177,12 +185,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             .to_vec()
         };
         self.stream.write_all(&bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     pub async fn send_write(&mut self, flags: u16, cookie: u64, offset: u64, data: &[u8]) {
         let payload = if self.style == Style::Extended { command_flag::PAYLOAD_LEN } else { 0 };
         self.send_header(command::WRITE, flags | payload, cookie, offset, data.len() as u64).await;
         self.stream.write_all(data).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     /// The next chunk; a simple reply that succeeds is followed by `data_bytes` of payload.
@@ -382,6 +392,7 @@ pub struct Gated {
     pub allocated: AtomicUsize,
     pub completed: AtomicUsize,
     pub flushes: AtomicUsize,
+    pub traffic: Traffic,
 }
 
 impl Gated {
@@ -404,6 +415,7 @@ impl Gated {
             allocated: AtomicUsize::new(0),
             completed: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
+            traffic: Traffic::default(),
         }
     }
 
@@ -451,6 +463,10 @@ impl Export for Gated {
 
     fn is_read_only(&self) -> bool {
         false
+    }
+
+    fn traffic(&self) -> Option<&Traffic> {
+        Some(&self.traffic)
     }
 
     fn block_sizes(&self) -> BlockSizes {
