@@ -1,23 +1,43 @@
 //! The command line.
 
+pub(crate) mod access;
+pub(crate) mod config;
 pub(crate) mod pool;
 pub(crate) mod snapshot;
 pub(crate) mod torture;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use siltstone_benches::performance;
 use siltstone_nbd::Listen;
 
 use self::{
+    access::AccessArguments,
+    config::ConfigCommand,
     pool::{Listing, PoolArgument, PoolCommand, parse_rate},
     torture::TortureArguments,
 };
-use crate::{errors, interval::Interval, size::Size};
+use crate::{
+    config::{
+        error::{ConfigError, reason},
+        line::{self, serve_matches, serve_of},
+        settings::Settings,
+    },
+    errors::{self, CliError},
+    interval::Interval,
+    monitor::address,
+    size::Size,
+};
 
 /// The address on which volumes are served if none is given.
-pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
+pub(crate) const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10809);
 
 /// Deduplicating, compressing block storage.
 #[derive(Debug, Parser)]
@@ -29,12 +49,25 @@ pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
     after_help = errors::EXIT_STATUS_HELP
 )]
 pub(crate) struct Arguments {
-    /// What to log: off, error, warn, info, debug, trace [default: RUST_LOG, or info for serve].
+    /// What to log: off, error, warn, info, debug, trace, or a filter such as warn,siltstone_nbd=debug
+    /// [default: RUST_LOG, or info for serve].
     #[arg(long, global = true, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
+    /// How to log: a line for people, or a JSON object, for each event.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// What a line of the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Time, level, place, message, fields.
+    Text,
+    /// The same as an object.
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,7 +75,18 @@ pub(crate) enum Command {
     /// Make a pool in a new file or on a block device.
     Create(CreateArguments),
     /// Serve a pool's volumes over NBD until SIGTERM or SIGINT.
-    Serve(ServeArguments),
+    ///
+    /// The second of these signals ends the server at once, and the pool recovers when it is opened.
+    /// SIGHUP has it read its config file again, without disconnecting anybody: new volumes to
+    /// create, what to export and to whom, what to log, and renewed certificates count at once, other
+    /// changes from the next start.
+    #[command(
+        override_usage = "siltstone serve [OPTIONS] <POOL>\n       siltstone serve [OPTIONS] --config <FILE> [POOL]"
+    )]
+    Serve(Box<ServeArguments>),
+    /// Check and show config files for serve.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     #[command(flatten)]
     OnPool(PoolCommand),
     /// Read everything and check it against checksums, fingerprints and the map.
@@ -81,24 +125,67 @@ pub(crate) enum Command {
     ///
     /// Ctrl-C ends it in order, with a summary of what was done until then.
     Torture(TortureArguments),
+    /// Print a script that completes this program's commands and options in a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write manual pages, one for each command.
+    Man {
+        /// Where to; made if it is not there.
+        directory: PathBuf,
+    },
 }
 
 impl Arguments {
     /// What this process was given. A command line that makes no sense ends it.
-    pub(crate) fn of_process() -> Self {
-        Self::try_parse_valid(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    pub(crate) fn of_process() -> Result<Self, CliError> {
+        match Self::of_line(std::env::args_os()) {
+            Ok(arguments) => Ok(arguments),
+            Err(LineError::Usage(error)) => error.exit(),
+            Err(LineError::Config(error)) => Err(error.into()),
+        }
     }
 
-    /// A command line, if it makes sense.
-    fn try_parse_valid<T: Into<OsString> + Clone>(
+    /// The same again, by when the config file may say something else.
+    pub(crate) fn again() -> Result<Self, CliError> {
+        Self::of_line(std::env::args_os()).map_err(|error| match error {
+            LineError::Usage(error) => CliError::Impossible { reason: reason(&error) },
+            LineError::Config(error) => error.into(),
+        })
+    }
+
+    /// A command line, with what its config file adds.
+    pub(crate) fn of_line<T: Into<OsString>>(
         line: impl IntoIterator<Item = T>,
-    ) -> Result<Self, clap::Error> {
-        let arguments = Self::try_parse_from(line)?;
-        if let Command::Torture(torture) = &arguments.command {
-            torture.validate()?;
+    ) -> Result<Self, LineError> {
+        let line = line::complete(line.into_iter().map(Into::into).collect())?;
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(&line.words)?;
+        let arguments = Self::from_arg_matches(&matches);
+        let mut arguments = arguments.map_err(|error| error.format(&mut command))?;
+        match &mut arguments.command {
+            Command::Torture(torture) => torture.validate()?,
+            Command::Serve(serve) | Command::Config(ConfigCommand::Show(serve)) => {
+                if let Some(matches) = serve_matches(&matches) {
+                    serve.settings = Settings::of(serve_of(&mut command), matches, &line);
+                }
+            }
+            _ => {}
         }
         Ok(arguments)
     }
+}
+
+/// Why a command line cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LineError {
+    /// It makes no sense, or asks for help.
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    /// Its config file makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 }
 
 #[derive(Debug, Args)]
@@ -139,13 +226,29 @@ pub(crate) enum Sync {
     Flush,
 }
 
+/// What `serve` takes. Each flag is a key of the config file as well, by its long name, without
+/// anything to be done for it (see [`crate::config`]). One that a reload should apply is named in
+/// [`crate::reload`].
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     pub(crate) pool: PoolArgument,
-    /// Where to listen: HOST:PORT or unix:PATH; may be repeated.
-    #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_LISTEN)]
+    /// A TOML file that says what these options say, by their names: max-connections = 100. Options
+    /// that are given count more; 'pool' names the pool.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where to listen: HOST:PORT or unix:PATH; may be repeated [default: 127.0.0.1:10809, unless
+    /// the service manager passes sockets, which are served in any case].
+    #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Vec<Listen>,
+    /// Serve only this volume or snapshot; may be repeated [default: all].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) export: Vec<String>,
+    /// Serve metrics for Prometheus at /metrics, and a page to look at, over HTTP: PORT, :PORT (both on
+    /// 127.0.0.1) or HOST:PORT. Whoever can connect sees names, sizes and traffic of all volumes and the
+    /// server's warnings, but no data, and can change nothing.
+    #[arg(long, value_name = "ADDRESS", value_parser = address::parse)]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Create this volume if it does not exist; may be repeated.
     #[arg(long, value_name = "NAME=SIZE", value_parser = parse_new_volume)]
     pub(crate) create: Vec<NewVolume>,
@@ -179,6 +282,11 @@ pub(crate) struct ServeArguments {
     /// know of scrubs before its start.
     #[arg(long, value_name = "TIME", default_value = "7d", requires = "scrub")]
     pub(crate) scrub_every: Interval,
+    #[command(flatten)]
+    pub(crate) access: AccessArguments,
+    /// All of the above, and who said so.
+    #[arg(skip)]
+    pub(crate) settings: Settings,
 }
 
 /// A volume to create.
@@ -228,11 +336,17 @@ pub(crate) struct EstimateArguments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_the_default_address_as_it_is() {
+        let help = Arguments::command().find_subcommand_mut("serve").unwrap().render_help();
+        let text = format!("[default: {DEFAULT_LISTEN}");
+        assert!(help.to_string().contains(&text), "{text}: {help}");
     }
 
     #[test]

@@ -4,24 +4,49 @@ use std::fmt::Write;
 
 use siltstone_nbd::Listen;
 
+/// What the commands for TLS leave open.
+pub(crate) const TLS_DIRECTORY_NOTE: &str = "(pki: a directory with ca-cert.pem, and \
+    client-cert.pem and client-key.pem for clients that need them)\n";
+
 /// The NBD URI of a volume.
-pub(crate) fn uri(address: &Listen, volume: &str) -> String {
+fn uri(address: &Listen, volume: &str, tls: bool) -> String {
     let volume = percent_encoded(volume.as_bytes());
-    match address {
-        Listen::Tcp(address) => format!("nbd://{}/{volume}", reachable(*address)),
+    let scheme = if tls { "nbds" } else { "nbd" };
+    let mut uri = match address {
+        Listen::Tcp(address) => format!("{scheme}://{}/{volume}", reachable(*address)),
         Listen::Unix(path) => {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
             let path = percent_encoded(path.as_os_str().as_encoded_bytes());
-            format!("nbd+unix:///{volume}?socket={path}")
+            format!("{scheme}+unix:///{volume}?socket={path}")
         }
+    };
+    if tls {
+        uri.push(if uri.contains('?') { '&' } else { '?' });
+        uri += "tls-certificates=pki";
     }
+    uri
 }
 
 /// Commands that a client of this volume may want.
-pub(crate) fn commands(address: &Listen, volume: &str) -> Vec<String> {
-    let uri = quoted(&uri(address, volume));
+pub(crate) fn commands(address: &Listen, volume: &str, tls: bool) -> Vec<String> {
+    let uri = quoted(&uri(address, volume, tls));
+    let mut commands = vec![format!("nbdinfo {uri}")];
+    commands.push(match tls {
+        // qemu-img takes the certificates otherwise than in the URI.
+        true => format!("nbdcopy disk.raw {uri}"),
+        false => format!("qemu-img convert -n -O raw disk.raw {uri}"),
+    });
+    commands.push(format!("mkdir -p mnt && nbdfuse mnt/disk.raw {uri}"));
+    if !tls {
+        commands.push(attach(address, volume));
+    }
+    commands
+}
+
+/// The command that makes a block device of the volume.
+fn attach(address: &Listen, volume: &str) -> String {
     let name = quoted(volume);
-    let attach = match address {
+    match address {
         Listen::Tcp(address) => {
             let address = reachable(*address);
             format!("nbd-client -N {name} {} {} /dev/nbd0", address.ip(), address.port())
@@ -30,13 +55,7 @@ pub(crate) fn commands(address: &Listen, volume: &str) -> Vec<String> {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
             format!("nbd-client -unix {} -N {name} /dev/nbd0", quoted(&path.to_string_lossy()))
         }
-    };
-    vec![
-        format!("nbdinfo {uri}"),
-        format!("qemu-img convert -n -O raw disk.raw {uri}"),
-        format!("mkdir -p mnt && nbdfuse mnt/disk.raw {uri}"),
-        attach,
-    ]
+    }
 }
 
 /// An address that clients on this machine can connect to.
@@ -80,11 +99,19 @@ mod tests {
     #[test]
     fn uris_are_encoded() {
         let unix = Listen::Unix("/run/a b.sock".into());
-        assert_eq!(uri(&unix, "my disk?"), "nbd+unix:///my%20disk%3F?socket=/run/a%20b.sock");
+        assert_eq!(
+            uri(&unix, "my disk?", false),
+            "nbd+unix:///my%20disk%3F?socket=/run/a%20b.sock"
+        );
+        assert_eq!(
+            uri(&unix, "d", true),
+            "nbds+unix:///d?socket=/run/a%20b.sock&tls-certificates=pki"
+        );
         let any: Listen = "0.0.0.0:10809".parse().unwrap();
-        assert_eq!(uri(&any, "disk"), "nbd://127.0.0.1:10809/disk");
+        assert_eq!(uri(&any, "d", true), "nbds://127.0.0.1:10809/d?tls-certificates=pki");
+        assert_eq!(uri(&any, "disk", false), "nbd://127.0.0.1:10809/disk");
         let any: Listen = "[::]:10809".parse().unwrap();
-        assert_eq!(uri(&any, "größe"), "nbd://[::1]:10809/gr%C3%B6%C3%9Fe");
+        assert_eq!(uri(&any, "größe", false), "nbd://[::1]:10809/gr%C3%B6%C3%9Fe");
     }
 
     #[test]

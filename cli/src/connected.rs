@@ -40,6 +40,15 @@ impl ConnectedVolumes {
         waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
+    /// How many clients are connected to each volume or snapshot that has any.
+    pub(crate) fn counts(&self) -> Vec<(String, usize)> {
+        let connections = self.connections();
+        let mut counts: Vec<_> = connections.iter().map(|(name, n)| (name.clone(), *n)).collect();
+        drop(connections);
+        counts.sort_unstable();
+        counts
+    }
+
     fn connections(&self) -> MutexGuard<'_, HashMap<String, usize>> {
         // Numbers are whole whatever panicked.
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,6 +79,7 @@ mod tests {
         assert!(!all.stay("disk"));
         let (one, two) = (all.connect("disk"), all.connect("disk"));
         assert!(!all.stay("disk@monday") && !all.stay("other"));
+        assert_eq!(all.counts(), [("disk".into(), 2)]);
         drop(one);
         assert!(all.stay("disk"), "the other is still there");
         drop(two);

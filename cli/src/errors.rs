@@ -4,16 +4,13 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use serde::{Deserialize, Serialize};
 use siltstone_benches::{data::DataError, error::BenchError};
-use siltstone_cursor::MapError;
-use siltstone_device::{DeviceError, header::HeaderError};
-use siltstone_engine::{
-    EngineError, EstimateError, FrameSize, Levels,
-    error::{FrameError, MetadataError},
-};
-use siltstone_nbd::ServerError;
-use siltstone_nvram::{CheckpointError, LogError, MarkError, OpenError};
+use siltstone_device::DeviceError;
+use siltstone_engine::{EngineError, ErrorKind, EstimateError, FrameSize, Levels};
+use siltstone_nbd::{ServerError, TlsError};
 
 use crate::{
+    access::AccessError,
+    config::error::ConfigError,
     control::{
         message::Refusal,
         packet::ControlError,
@@ -28,7 +25,7 @@ pub(crate) const EXIT_STATUS_HELP: &str = "\
 Exit statuses:
   0  done
   1  another failure (files, addresses, permissions)
-  2  the command line is wrong
+  2  the command line or the config file is wrong
   3  not a pool, or its metadata is damaged or incomplete
   4  the pool needs a newer siltstone
   5  the pool is in use by another process, or the volume by clients
@@ -45,7 +42,7 @@ Exit statuses:
 pub(crate) enum ExitStatus {
     /// Anything that has no class of its own.
     Other = 1,
-    /// The command line is wrong (clap exits with this by itself).
+    /// The command line (for which clap exits with this by itself) or the config file is wrong.
     Usage = 2,
     /// Not a pool, or one that cannot be opened as it is.
     BadPool = 3,
@@ -166,6 +163,12 @@ pub(crate) enum CliError {
     /// Server could not be started.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// The certificates of a server are not what they should be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Who may connect to a server makes no sense.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The volume exists and is not what was asked for.
     #[error(
         "volume '{volume}' exists already with {}, levels {levels} and frames of {frame}; ask for the same or for \
@@ -277,6 +280,9 @@ pub(crate) enum CliError {
     /// Something could not be measured.
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// The config file makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The log filter makes no sense.
     #[error("'{given}' is not a log level: use off, error, warn, info, debug or trace")]
     LogLevel {
@@ -362,6 +368,8 @@ impl CliError {
             | Self::NotSalvaged { source: error } => engine_status(error),
             Self::NoPool { .. }
             | Self::Server(_)
+            | Self::Tls(_)
+            | Self::Access(AccessError::Group { .. })
             | Self::Control(_)
             | Self::Refused(_)
             | Self::Listen(_)
@@ -374,10 +382,16 @@ impl CliError {
             Self::Interrupted => ExitStatus::Interrupted,
             Self::Impossible { .. }
             | Self::NotServed { .. }
+            | Self::Access(AccessError::Plaintext { .. } | AccessError::Incomplete { .. })
             | Self::PoolSizeMissing
             | Self::StreamSizeMissing { .. }
             | Self::LogLevel { .. } => ExitStatus::Usage,
+            Self::Config(error) => match error {
+                ConfigError::Read { .. } => ExitStatus::Other,
+                ConfigError::Line { .. } | ConfigError::Whole { .. } => ExitStatus::Usage,
+            },
             Self::PoolDiffers { .. }
+            | Self::Access(AccessError::NoGroup { .. })
             | Self::VolumeDiffers { .. }
             | Self::WouldShrink { .. }
             | Self::ImageTooLarge { .. }
@@ -416,80 +430,31 @@ impl CliError {
 }
 
 fn engine_status(error: &EngineError) -> ExitStatus {
-    use EngineError as E;
-    match error {
-        E::Device(error) => device_status(error),
-        E::Map(MapError::NoSpace) | E::NoSpace { .. } | E::Log(LogError::Full { .. }) => {
-            ExitStatus::NoSpace
-        }
-        E::Map(MapError::Read { source, .. } | MapError::Write { source, .. }) => {
-            device_status(source)
-        }
-        E::BlockDamaged { source: FrameError::Device { source, .. }, .. } => device_status(source),
-        E::Map(MapError::Page { .. }) | E::BlockDamaged { .. } => ExitStatus::Damaged,
-        E::Log(LogError::Failed { cause, .. })
-        | E::CheckpointRecord(CheckpointError::Failed { cause, .. }) => device_status(cause),
-        E::CheckpointRecord(CheckpointError::Device(error))
-        | E::OpenLog(OpenError::Device(error))
-        | E::Mark(MarkError::Device(error)) => device_status(error),
-        E::OpenLog(OpenError::Version { .. })
-        | E::CheckpointRecord(CheckpointError::Newer(_))
-        | E::Mark(MarkError::Newer(_))
-        | E::Metadata(MetadataError::Header(HeaderError::Version { .. }))
-        | E::NewerVersion { .. } => ExitStatus::NewerVersion,
-        E::OpenLog(_)
-        | E::CheckpointRecord(_)
-        | E::NotAPool { .. }
-        | E::Truncated { .. }
-        | E::Metadata(_) => ExitStatus::BadPool,
-        E::PoolExists
-        | E::NotEmpty
-        | E::TooSmall { .. }
-        | E::CannotShrink { .. }
-        | E::GrowsTooFar { .. }
-        | E::InvalidOption { .. }
-        | E::NoSuchVolume { .. }
-        | E::VolumeExists { .. }
-        | E::InvalidName { .. }
-        | E::InvalidSize { .. }
-        | E::InvalidLevels { .. }
-        | E::CatalogFull { .. }
-        | E::IdsExhausted
-        | E::VolumeDeleted { .. }
-        | E::VolumeRolledBack { .. }
-        | E::NoSuchSnapshot { .. }
-        | E::SnapshotExists { .. }
-        | E::NotASnapshot { .. }
-        | E::NamedTwice { .. }
-        | E::HasSnapshots { .. }
-        | E::SnapshotReadOnly { .. }
-        | E::TooManyAncestors { .. }
-        | E::OutOfRange { .. } => ExitStatus::Refused,
-        E::Failed { cause } => engine_status(cause),
-        E::Log(LogError::TooLarge { .. } | LogError::Refused { .. })
-        | E::StagingDamaged { .. }
-        | E::Map(MapError::Altered { .. })
-        | E::Index(_)
-        | E::Panicked { .. }
-        | E::Thread { .. }
-        | E::ReadOnly
-        | E::Closing
-        | E::Abandoned => ExitStatus::Other,
+    match error.kind() {
+        // A snapshot cannot be changed by anybody; a pool only not by this process.
+        ErrorKind::ReadOnly if matches!(error, EngineError::ReadOnly) => ExitStatus::Other,
+        kind => status_of_kind(kind),
     }
 }
 
 fn device_status(error: &DeviceError) -> ExitStatus {
-    use DeviceError as D;
-    match error {
-        D::Io { source, .. } | D::Size { source, .. } => io_status(source, ExitStatus::Device),
-        D::OutOfRange { .. } | D::Unaligned { .. } | D::Closed { .. } => ExitStatus::Device,
-        D::Open { source, .. } => io_status(source, ExitStatus::Other),
-        D::Locked { .. } => ExitStatus::InUse,
-        D::NotADevice { .. } => ExitStatus::BadPool,
-        D::AlreadyExists { .. }
-        | D::InvalidSize { .. }
-        | D::TooSmall { .. }
-        | D::CannotGrow { .. } => ExitStatus::Refused,
+    engine_status(&EngineError::Device(error.clone()))
+}
+
+fn status_of_kind(kind: ErrorKind) -> ExitStatus {
+    match kind {
+        ErrorKind::BadPool => ExitStatus::BadPool,
+        ErrorKind::NewerVersion => ExitStatus::NewerVersion,
+        ErrorKind::InUse => ExitStatus::InUse,
+        ErrorKind::NotFound
+        | ErrorKind::Exists
+        | ErrorKind::ReadOnly
+        | ErrorKind::Stale
+        | ErrorKind::Refused => ExitStatus::Refused,
+        ErrorKind::NoSpace => ExitStatus::NoSpace,
+        ErrorKind::Device => ExitStatus::Device,
+        ErrorKind::Damaged => ExitStatus::Damaged,
+        ErrorKind::Closed | ErrorKind::File | ErrorKind::Other => ExitStatus::Other,
     }
 }
 

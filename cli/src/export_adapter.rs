@@ -4,34 +4,76 @@
 //! NO_HOLE succeeds but reserves nothing, so a later write there can find the pool full; and every
 //! write of zeros is fast enough for FAST_ZERO, as at most its two unaligned ends touch data.
 
-use std::{any::Any, ops::Range, sync::Arc};
+use std::{
+    any::Any,
+    ops::Range,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
 
 use siltstone_cursor::MapError;
 use siltstone_device::{AlignedBuffer, BufferPool};
-use siltstone_engine::{EngineError, Pool, Volume, WriteBuffer};
+use siltstone_engine::{EngineError, Pool, Volume, VolumeInfo, WriteBuffer};
 use siltstone_nbd::{
-    BoxFuture, Catalog, Export, ExportError, Payload, ReadData, StatusExtent, ZeroOptions,
+    AllowLists, BoxFuture, Catalog, ClientIdentity, Export, ExportError, Payload, ReadData,
+    StatusExtent, Traffic, ZeroOptions,
 };
 
-use crate::connected::{Connected, ConnectedVolumes};
+use crate::{
+    connected::{Connected, ConnectedVolumes},
+    monitor::traffic::VolumeTraffic,
+};
 
 /// Idle memory of reads that is kept for reuse.
 const IDLE_READ_BYTES: usize = 32 << 20;
 /// One answer to a block status request describes at most so much, to take a bounded time.
 const MAX_STATUS_BYTES: u64 = 16 << 30;
 
-/// A pool's volumes and snapshots, as they are at the moment of asking.
+/// A pool's volumes and snapshots, as they are at the moment of asking, or those of them that are
+/// to be served.
 pub(crate) struct PoolCatalog {
+    /// Their names; none means all.
+    only: RwLock<Vec<String>>,
     pool: Arc<Pool>,
     connected: Arc<ConnectedVolumes>,
+    allowed: Arc<AllowLists>,
+    traffic: Option<Arc<VolumeTraffic>>,
     buffers: BufferPool,
 }
 
 impl PoolCatalog {
-    /// The volumes of `pool`. Notes in `connected` who opens which.
-    pub(crate) fn new(pool: Arc<Pool>, connected: Arc<ConnectedVolumes>) -> Self {
-        Self { pool, connected, buffers: BufferPool::new(IDLE_READ_BYTES) }
+    /// The volumes of `pool`, for those that are `allowed` to use them. Notes in `connected` who
+    /// opens which, and counts in `traffic`, if it is given, what they do.
+    pub(crate) fn new(
+        pool: Arc<Pool>,
+        connected: Arc<ConnectedVolumes>,
+        allowed: Arc<AllowLists>,
+        traffic: Option<Arc<VolumeTraffic>>,
+    ) -> Self {
+        let buffers = BufferPool::new(IDLE_READ_BYTES);
+        Self { only: RwLock::default(), pool, connected, allowed, traffic, buffers }
     }
+
+    /// From now on clients are served only these volumes and snapshots, or all if there are none.
+    /// Clients that are connected stay.
+    pub(crate) fn serve_only(&self, names: &[String]) {
+        *self.only.write().unwrap_or_else(PoisonError::into_inner) = names.to_vec();
+    }
+
+    /// The volumes that clients are served.
+    pub(crate) fn volumes(&self) -> Vec<VolumeInfo> {
+        let only = self.only();
+        let volumes = self.pool.volumes().into_iter();
+        volumes.filter(|volume| is_among(&only, &volume.name)).collect()
+    }
+
+    fn only(&self) -> RwLockReadGuard<'_, Vec<String>> {
+        // A list is whole whatever panicked.
+        self.only.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_among(only: &[String], name: &str) -> bool {
+    only.is_empty() || only.iter().any(|one| one == name)
 }
 
 impl Catalog for PoolCatalog {
@@ -39,27 +81,38 @@ impl Catalog for PoolCatalog {
         let volumes = self.pool.volumes().into_iter().map(|volume| volume.name);
         let snapshots = self.pool.snapshots().into_iter();
         let snapshots = snapshots.map(|info| format!("{}@{}", info.volume, info.snapshot));
-        volumes.chain(snapshots).collect()
+        let only = self.only();
+        volumes.chain(snapshots).filter(|name| is_among(&only, name)).collect()
     }
 
-    /// The empty name opens the only volume, if there is just one.
+    /// The empty name opens the only volume, if just one is served.
     fn open(&self, name: &str) -> Option<Arc<dyn Export>> {
-        let only = match self.pool.volumes().as_slice() {
+        let only = match self.volumes().as_slice() {
             [only] if name.is_empty() => Some(only.name.clone()),
             _ => None,
         };
-        let volume = self.pool.volume(only.as_deref().unwrap_or(name)).ok()?;
+        let name = only.as_deref().unwrap_or(name);
+        let volume = self.pool.volume(name).ok().filter(|_| is_among(&self.only(), name))?;
         let connected = self.connected.connect(volume.name());
+        let traffic = self.traffic.as_ref().map(|traffic| traffic.of(volume.name()));
         Some(Arc::new(VolumeExport {
             volume,
+            traffic,
             buffers: self.buffers.clone(),
             _connected: connected,
         }))
+    }
+
+    /// Lists are by volume, and count for its snapshots.
+    fn allows(&self, export: &str, client: &ClientIdentity) -> bool {
+        let volume = export.split_once('@').map_or(export, |(volume, _snapshot)| volume);
+        self.allowed.allows(volume, client)
     }
 }
 
 struct VolumeExport {
     volume: Volume,
+    traffic: Option<Arc<Traffic>>,
     buffers: BufferPool,
     _connected: Connected,
 }
@@ -103,6 +156,10 @@ impl Export for VolumeExport {
 
     fn is_read_only(&self) -> bool {
         self.volume.is_read_only()
+    }
+
+    fn traffic(&self) -> Option<&Traffic> {
+        self.traffic.as_deref()
     }
 
     fn allocate(&self, offset: u64, len: u32) -> Box<dyn Payload> {

@@ -7,8 +7,8 @@ const SPARE: u64 = 256;
 
 /// Raises the limit so that `connections` fit, as far as the system lets it; says so if they do
 /// not fit.
-pub(crate) fn allow_connections(connections: u32) {
-    let wanted = u64::from(connections) + SPARE;
+pub(crate) fn allow_connections(connections: u64) {
+    let wanted = connections + SPARE;
     let limit = getrlimit(Resource::Nofile);
     let possible = limit.maximum.unwrap_or(u64::MAX).min(wanted);
     if limit.current.is_some_and(|current| current < possible) {
@@ -22,7 +22,7 @@ pub(crate) fn allow_connections(connections: u32) {
         let fitting = allowed.saturating_sub(SPARE);
         tracing::warn!(
             open_files = allowed,
-            max_connections = connections,
+            connections,
             "the system's limit of open files leaves room for {fitting} connections only: raise \
              it (ulimit -n, LimitNOFILE=)"
         );

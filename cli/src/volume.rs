@@ -1,4 +1,4 @@
-//! `siltstone volume`: creating, listing, resizing and deleting volumes.
+//! `siltstone volume`: creating, listing, changing and deleting volumes.
 
 use siltstone_engine::{Compression, EngineError, Pool, VolumeInfo, VolumeOptions};
 
@@ -17,6 +17,7 @@ impl PoolOperation for VolumeCommand {
             Self::Create { pool, .. }
             | Self::List { pool, .. }
             | Self::Resize { pool, .. }
+            | Self::Set { pool, .. }
             | Self::Delete { pool, .. } => pool,
         }
     }
@@ -24,7 +25,9 @@ impl PoolOperation for VolumeCommand {
     fn access(&self) -> Access {
         match self {
             Self::List { .. } => Access::Read,
-            Self::Create { .. } | Self::Resize { .. } | Self::Delete { .. } => Access::Change,
+            Self::Create { .. } | Self::Resize { .. } | Self::Set { .. } | Self::Delete { .. } => {
+                Access::Change
+            }
         }
     }
 
@@ -41,6 +44,14 @@ impl PoolOperation for VolumeCommand {
                 }
                 pool.resize_volume(name, size.0)?;
                 session.print(&format!("volume '{name}' has {} now\n", human(size.0)))
+            }
+            Self::Set { name, compression: given, .. } => {
+                let given = *given;
+                let compression = pool.change_compression(name, move |found| given.or(found))?;
+                let Compression { levels, frame } = compression;
+                session.print(&format!(
+                    "what is written to volume '{name}' from now on has levels {levels} and frames of {frame}\n"
+                ))
             }
             Self::Delete { name, snapshots, .. } => {
                 match snapshots {

@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::Value;
 use siltstone_device::SeededRandom;
-use support::{Folder, MIB, siltstone};
+use support::{Folder, MIB, has, siltstone};
 
 /// Data of which all blocks are distinct: as little as is accepted.
 fn data(folder: &Folder) -> String {
@@ -62,6 +62,19 @@ fn memory_is_that_of_a_process_which_has_nothing_but_the_pool() {
         // The data is 64 MiB, and came through a pipe.
         assert!(*before < 32.0 * MIB as f64, "{values:?}");
     }
+}
+
+/// The system's files, in an image of any size.
+#[test]
+fn data_need_not_be_given() {
+    if !has("mke2fs") {
+        return;
+    }
+    let folder = Folder::new();
+    let directory = folder.text("");
+    let what = ["bench", "--directory", &directory, "--size", "192M", "--only", "flush"];
+    let amount = ["--seconds", "0.1", "--rounds", "1"];
+    siltstone(what.into_iter().chain(amount)).succeeds();
 }
 
 #[test]

@@ -269,7 +269,7 @@ fn a_new_pool_says_how_large_it_is_and_how_much_it_takes() {
 }
 
 #[test]
-fn volumes_are_created_listed_resized_and_deleted() {
+fn volumes_are_created_listed_resized_set_and_deleted() {
     let folder = Folder::new();
     let pool = folder.pool("128M");
     siltstone(["volume", "create", &pool, "a disk", "--size", "10G", "--level", "-3"]).succeeds();
@@ -280,6 +280,14 @@ fn volumes_are_created_listed_resized_and_deleted() {
         list,
         "NAME    SIZE    LEVELS  FRAME\na disk  10 GiB  -3      32K\nother   1 TiB   1..3    32K\n"
     );
+    let said = siltstone(["volume", "set", &pool, "a disk", "--frame", "8K"]).succeeds();
+    assert_eq!(
+        said,
+        "what is written to volume 'a disk' from now on has levels -3 and frames of 8K\n"
+    );
+    siltstone(["volume", "set", &pool, "a disk", "--level", "1..9", "--frame", "4K"]).succeeds();
+    let list = siltstone(["volume", "list", &pool]).succeeds();
+    assert!(list.contains("\na disk  10 GiB  1..9    4K\n"), "{list}");
     siltstone(["volume", "delete", &pool, "a disk"]).succeeds();
     let list = siltstone(["volume", "list", &pool]).succeeds();
     assert_eq!(list, "NAME   SIZE   LEVELS  FRAME\nother  1 TiB  1..3    32K\n");

@@ -260,6 +260,8 @@ fn impossible_volumes_are_refused() {
              --shrink",
         ),
         (&["resize", &pool, "other", "--size", "1G"], "no volume named 'other'"),
+        (&["set", &pool, "other", "--level", "3"], "no volume named 'other'"),
+        (&["set", &pool, "kept@now", "--level", "3"], "'kept@now'"),
         (&["delete", &pool, "other"], "no volume named 'other'"),
     ] {
         let sentence = siltstone([&["volume"], arguments].concat()).fails(6);
@@ -276,6 +278,9 @@ fn impossible_volumes_are_refused() {
         assert_eq!(outcome.status.code(), Some(2), "{outcome:?}");
         assert!(outcome.stderr.contains(expected), "{outcome:?}");
     }
+    let outcome = siltstone(["volume", "set", &pool, "disk"]);
+    assert_eq!(outcome.status.code(), Some(2), "{outcome:?}");
+    assert!(outcome.stderr.contains("--frame"), "{outcome:?}");
     let list = siltstone(["volume", "list", &pool]).succeeds();
     assert_eq!(
         list,

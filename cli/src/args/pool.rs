@@ -10,7 +10,7 @@ use std::{
     str::FromStr,
 };
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde::{Deserialize, Serialize, Serializer};
 
 use siltstone_engine::{Compression, FrameSize, Levels};
@@ -66,7 +66,7 @@ fn as_shown<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error
 #[derive(Debug, Subcommand, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PoolCommand {
-    /// Create, list, resize and delete volumes.
+    /// Create, list, change and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
     /// Take, list and delete snapshots, and go back to them.
@@ -131,6 +131,7 @@ impl fmt::Display for PoolCommand {
             Self::Volume(V::Create { name, .. }) => ("volume create", from_ref(name)),
             Self::Volume(V::List { .. }) => ("volume list", &[]),
             Self::Volume(V::Resize { name, .. }) => ("volume resize", from_ref(name)),
+            Self::Volume(V::Set { name, .. }) => ("volume set", from_ref(name)),
             Self::Volume(V::Delete { name, .. }) => ("volume delete", from_ref(name)),
             Self::Snapshot(S::Create { snapshots, .. }) => ("snapshot create", snapshots),
             Self::Snapshot(S::List { .. }) => ("snapshot list", &[]),
@@ -210,6 +211,19 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         shrink: bool,
     },
+    /// Change how what is written to a volume from now on is compressed.
+    ///
+    /// What the volume stores already stays as it is until it is written again, or garbage collection moves it.
+    /// Snapshots, and so their clones, keep what they were taken with.
+    #[command(group(ArgGroup::new("settings").args(["level", "frame"]).required(true).multiple(true)))]
+    Set {
+        #[command(flatten)]
+        pool: PoolArgument,
+        /// The volume's name.
+        name: String,
+        #[command(flatten)]
+        compression: CompressionArguments,
+    },
     /// Delete a volume and everything in it.
     Delete {
         #[command(flatten)]
@@ -225,12 +239,12 @@ pub(crate) enum VolumeCommand {
 #[derive(Default, Clone, Copy, Debug, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CompressionArguments {
-    /// A new volume's zstd levels, from -7 (fastest) to 19 (smallest): when much waits to be written, and
-    /// when there is time; or one for both [default: 1..3].
+    /// The volume's zstd levels, from -7 (fastest) to 19 (smallest): when much waits to be written, and
+    /// when there is time; or one for both [default of a new volume: 1..3].
     #[arg(long, value_name = "LEVELS", allow_hyphen_values = true)]
     pub(crate) level: Option<Levels>,
-    /// How much of a new volume is compressed together: 4K, 8K, 16K or 32K. A random read decodes all of
-    /// that, and larger frames take less space [default: 32K].
+    /// How much of the volume is compressed together: 4K, 8K, 16K or 32K. A random read decodes all of
+    /// that, and larger frames take less space [default of a new volume: 32K].
     #[arg(long, value_name = "SIZE")]
     pub(crate) frame: Option<FrameSize>,
 }

@@ -130,6 +130,7 @@ impl TortureArguments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::LineError;
 
     /// Options with their values that belong to one kind of torture, and what selects it.
     const SIMULATED: &[&[&str]] =
@@ -142,9 +143,9 @@ mod tests {
         &["--at", "5", "--pool", "closed", "--form", "zero-block"],
     ];
 
-    fn parse(options: &[&[&str]]) -> Result<Arguments, clap::Error> {
+    fn parse(options: &[&[&str]]) -> Result<Arguments, LineError> {
         let line = [&["siltstone", "torture"]].into_iter().map(|start| &start[..]);
-        Arguments::try_parse_valid(line.chain(options.iter().copied()).flatten())
+        Arguments::of_line(line.chain(options.iter().copied()).flatten())
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
 
 /// The version of these messages and of the commands in them. A server refuses others, as an
 /// option that it does not know must not be ignored.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 /// Text in one message; in JSON it may be six times as long.
 pub(crate) const MAX_TEXT_BYTES: usize = 8 << 10;
 

@@ -19,7 +19,7 @@ use rustix::{
     io::Errno,
     net::{
         AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
-        connect as connect_to, listen, shutdown, socket_with,
+        connect as connect_to, listen, shutdown, socket_with, sockopt::socket_peercred,
     },
     process::geteuid,
 };
@@ -225,7 +225,12 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             fs::remove_file(path)
         }
         // It answers, or is too busy to.
-        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "another server listens there")),
+        connected => {
+            let peer = connected.ok().and_then(|()| socket_peercred(&socket).ok());
+            let who = peer
+                .map_or_else(|| "another server".into(), |peer| format!("process {}", peer.pid));
+            Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{who} listens there")))
+        }
     }
 }
 

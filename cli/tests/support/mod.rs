@@ -12,6 +12,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+pub mod http;
+
 pub const MIB: u64 = 1 << 20;
 
 /// A folder for one test, on the disk that holds the build (not on a tmpfs), removed at its end.
@@ -143,11 +145,16 @@ pub struct Server {
 impl Server {
     /// Starts a server, and waits until it is ready. `arguments` follow the pool's path.
     pub fn start(pool: impl AsRef<Path>, arguments: &[&str]) -> Self {
+        Self::start_as(command(), pool, arguments)
+    }
+
+    /// The same; `program` is the program, with what it is to find in its environment.
+    pub fn start_as(mut program: Command, pool: impl AsRef<Path>, arguments: &[&str]) -> Self {
         // Short, as a socket's path must be; and away from build folders, which may be deep.
         let folder = tempfile::Builder::new().prefix("silt").tempdir().unwrap();
         let socket = folder.path().join("s");
         let log = File::create(folder.path().join("log")).unwrap();
-        let mut child = command()
+        let mut child = program
             .arg("serve")
             .arg(pool.as_ref())
             .arg("--listen")
@@ -217,6 +224,11 @@ impl Server {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         panic!("not so after half a minute: {what}. The log: {}", self.log());
+    }
+
+    /// Sends a signal, after which the server goes on.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Asks the server to stop, and waits for its end.

@@ -26,7 +26,7 @@ fn encoded(line: &[&str]) -> Value {
 /// raise [`VERSION`].
 #[test]
 fn commands_look_on_the_wire_as_those_of_this_version() {
-    assert_eq!(VERSION, 4);
+    assert_eq!(VERSION, 5);
     let pool = json!({ "path": "p" });
     for (line, expected) in [
         (
@@ -42,6 +42,11 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
             &["volume", "resize", "p", "v", "--size", "1M"],
             json!({ "volume": { "resize": { "pool": pool, "name": "v", "size": 1_048_576,
                 "shrink": false } } }),
+        ),
+        (
+            &["volume", "set", "p", "v", "--level", "-1..9"],
+            json!({ "volume": { "set": { "pool": pool, "name": "v",
+                "compression": { "level": "-1..9", "frame": null } } } }),
         ),
         (
             &["volume", "delete", "p", "v"],
