@@ -24,20 +24,32 @@ fn broken(what: &'static str) -> io::Error {
 
 /// Connects and negotiates; the stream is then in transmission, with simple replies.
 pub(crate) fn connect(socket: &Path, export: &str) -> io::Result<UnixStream> {
+    let mut stream = greet(socket)?;
+    choose(&mut stream, export)?;
+    Ok(stream)
+}
+
+/// Connects and answers the greeting.
+pub(crate) fn greet(socket: &Path) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(socket)?;
     let mut greeting = [0; size_of::<protocol::Greeting>()];
     stream.read_exact(&mut greeting)?;
     let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
-    let header = OptionHeader {
-        magic: OPTION_MAGIC.into(),
-        option: option::EXPORT_NAME.into(),
-        len: (export.len() as u32).into(),
-    };
-    let hello = [&u32::from(flags).to_be_bytes(), header.as_bytes(), export.as_bytes()].concat();
-    stream.write_all(&hello)?;
-    // Size and flags.
-    stream.read_exact(&mut [0; 10])?;
+    stream.write_all(&u32::from(flags).to_be_bytes())?;
     Ok(stream)
+}
+
+/// Chooses an export.
+pub(crate) fn choose(stream: &mut (impl Read + Write), export: &str) -> io::Result<()> {
+    stream.write_all(&option(option::EXPORT_NAME, export.as_bytes()))?;
+    // Size and flags.
+    stream.read_exact(&mut [0; 10])
+}
+
+pub(crate) fn option(option: u32, data: &[u8]) -> Vec<u8> {
+    let (magic, len) = (OPTION_MAGIC.into(), (data.len() as u32).into());
+    let header = OptionHeader { magic, option: option.into(), len };
+    [header.as_bytes(), data].concat()
 }
 
 pub(crate) fn request(command: u16, cookie: u64, offset: u64, len_bytes: usize) -> CompactRequest {
@@ -98,16 +110,22 @@ impl Replies {
 }
 
 /// One connection with `depth` requests under way.
-pub(crate) struct Pipeline {
-    stream: UnixStream,
+pub(crate) struct Pipeline<S = UnixStream> {
+    stream: S,
     depth: u64,
     received: Vec<u8>,
 }
 
 impl Pipeline {
     pub(crate) fn new(socket: &Path, export: &str, depth: u64) -> io::Result<Self> {
-        let stream = connect(socket, export)?;
-        Ok(Self { stream, depth, received: vec![0; RECEIVE_BYTES] })
+        Ok(Self::over(connect(socket, export)?, depth))
+    }
+}
+
+impl<S: Read + Write> Pipeline<S> {
+    /// On a stream in transmission.
+    pub(crate) fn over(stream: S, depth: u64) -> Self {
+        Self { stream, depth, received: vec![0; RECEIVE_BYTES] }
     }
 
     /// Reads `len_bytes` at each offset that `next` gives; returns how many reads that were.

@@ -7,16 +7,19 @@
 //! of the turns' ratios.
 //!
 //! - `client`, `crowd`: the clients; `servers`: the servers; `bed`: the pool and the raw file.
-//! - `sequential`, `random`, `many`: one group of rows each.
+//! - `sequential`, `random`, `many`, `tls`: one group of rows each.
 #![forbid(unsafe_code)]
 
 mod bed;
 mod client;
 mod crowd;
 mod many;
+#[path = "../../nbd/tests/common/pki.rs"]
+mod pki;
 mod random;
 mod sequential;
 mod servers;
+mod tls;
 
 use std::{error::Error, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -43,7 +46,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Runs only groups whose name contains this: hot, cold, sequential-read, sequential-write,
-    /// idle, active.
+    /// idle, active, tls-read, tls-write.
     #[arg(long)]
     only: Option<String>,
     /// Connections that do nothing.
@@ -89,13 +92,15 @@ fn measure() -> Outcome {
     }
     let (idle, active) = (arguments.idle as usize, arguments.active as usize);
     // Writes come last: they replace the pool that the others read.
-    let groups: [Group<'_>; 6] = [
+    let groups: [Group<'_>; 8] = [
         ("hot", &random::hot),
         ("cold", &random::cold),
         ("sequential-read", &sequential::read),
+        ("tls-read", &tls::read),
         ("idle", &|bed, report| many::idle(bed, report, idle)),
         ("active", &|bed, report| many::active(bed, report, active)),
         ("sequential-write", &sequential::write),
+        ("tls-write", &tls::write),
     ];
     let only = arguments.only.as_deref().unwrap_or("");
     let groups: Vec<_> = groups.into_iter().filter(|(name, _)| name.contains(only)).collect();

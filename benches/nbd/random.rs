@@ -96,7 +96,7 @@ pub(crate) fn cold(bed: &Bed, report: &mut Report) -> Outcome {
     for connections in CONNECTIONS {
         let mut rows = Rows::new("cold", connections);
         let (unit, none) = (Unit::OperationsPerSecond, Target::NONE);
-        let mut rate = Turns::new("beside the library alone", unit, none);
+        let mut rate = Turns::new("of the library's own rate", unit, none);
         let mut cost = Turns::new("processor time of both", Unit::MicrosecondsEach, none);
         let mut device = Turns::new("qemu-nbd beside the device alone", unit, none);
         for _ in 0..bed.rounds {

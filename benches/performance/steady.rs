@@ -33,7 +33,7 @@ const VOLUME_STREAMS: u64 = 8;
 /// So much of the smaller pool is filled, in hundredths, before it is overwritten at random places.
 const FILLED_PERCENT: u64 = 65;
 /// Rounds of collection that have ended when watching begins: by then they go on as they will.
-const ROUNDS_BEFORE: u64 = 2;
+const ROUNDS_BEFORE: u64 = 8;
 
 /// The stream: frames of the data in random order, so that each window has much the same.
 pub(crate) fn stream(bed: &Bed) -> Vec<u8> {

@@ -6,6 +6,29 @@
 //! time the pool is opened again, compared with a *model* that knows what may be there, worked with,
 //! cut once more (also while it recovers), opened, checked, closed.
 //!
+//! ```
+//! use std::{ops::ControlFlow, time::Duration};
+//!
+//! use siltstone_torture::{
+//!     campaign::{self, Plan},
+//!     host::Host,
+//! };
+//!
+//! // The history of seed 7, cut at all the moments that are worth it.
+//! let plan = Plan {
+//!     first_seed: 7,
+//!     only_first: true,
+//!     host: Host::Machine,
+//!     only_cut: None,
+//!     time: Duration::ZERO,
+//!     jobs: 1,
+//! };
+//! let outcome = campaign::run(&plan, |_counts, _elapsed| ControlFlow::Continue(()))?;
+//! assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+//! # Ok::<(), siltstone_torture::history::NoSuchCut>(())
+//! ```
+//!
+//! `siltstone torture` is a front of this crate; the engine's tests use its model and its clients.
 //! - [`content`]: blocks that say what they are.
 //! - [`model`]: what volumes may contain after any history.
 //! - [`clients`]: what clients do, noted in the model.

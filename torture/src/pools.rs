@@ -166,6 +166,7 @@ pub fn options(random: &mut SeededRandom) -> OpenOptions {
         mark_delay: Duration::from_micros(among(&[0, 200, 2000, 50_000]) as u64),
         warm_index: among(&[0, 1, 1]) == 1,
         image_segments: among(&[0, 0, 3, 64]) as u32,
+        discard_delay: Duration::from_micros(among(&[1000, 20_000, 5_000_000]) as u64),
         ..Tuning::default()
     };
     OpenOptions { read_only: false, tuning }

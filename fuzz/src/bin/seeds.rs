@@ -84,7 +84,8 @@ fn structure(corpus: &mut Corpus, device: &SimDevice, structure: &Structure) {
 fn clients(corpus: &mut Corpus) {
     let info = client::info_request(&[0, 1, 2, 3]);
     let context = client::context_request();
-    for (mode, style) in (0u8..).step_by(3).zip(STYLES) {
+    // Each with TLS unavailable, optional, required and in force.
+    for (mode, style) in (0u8..).step_by(3).zip(STYLES.into_iter().cycle()).take(12) {
         let mut requests = Vec::new();
         for number in [command::READ, command::FLUSH, command::TRIM, command::WRITE_ZEROES] {
             requests.extend(client::request(style, number, 0, 7, 1 << 16, 8192));

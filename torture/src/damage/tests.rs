@@ -172,8 +172,8 @@ fn a_frame_that_was_forged_is_called_silent() {
         device.corrupt(header.start, &bytes);
         match judged(life, &device) {
             Verdict::Silent(_) => silent += 1,
-            // Nothing refers to the frame's first block any more.
-            verdict => assert_eq!(verdict, Verdict::Corrected),
+            // Nothing refers to the frame's first block any more, or to none of its segment.
+            verdict => assert!(matches!(verdict, Verdict::Corrected | Verdict::Harmless)),
         }
     }
     assert!(silent > 0);
