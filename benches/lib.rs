@@ -17,10 +17,12 @@
 //!   `cargo bench -p siltstone-benches --bench frames -- --help`.
 //! - `ageing`: what overwriting a pool many times does to it.
 //!   `cargo bench -p siltstone-benches --bench ageing -- --help`.
+//! - `soak`: a server for as long as you like, with clients that check it and an operator who does not
+//!   leave it alone. `cargo bench -p siltstone-benches --bench soak -- --help`.
 //!
-//! All data is real but for `snapshots`: [`data`] takes it from this system's own files. What is counted is a
+//! All data is real but for `snapshots` and `soak`: [`data`] takes it from this system's own files. What is counted is a
 //! [`sample`], or a `series` of windows; a [`report`] holds it against its limit, and [`plot`] draws. [`raw`] drives
-//! a device alone, [`drive`] many operations at a time, and [`cpu_time`] is what all of them take of the processors.
+//! a device alone, [`drive`] many operations at a time, [`cpu_time`] is what all of them take of the processors, and [`program`] is the `siltstone` that some run, with [`open_files`] for its clients.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -28,8 +30,10 @@ pub mod cpu_time;
 pub mod data;
 pub mod drive;
 pub mod error;
+pub mod open_files;
 pub mod performance;
 pub mod plot;
+pub mod program;
 pub mod raw;
 pub mod report;
 pub mod sample;

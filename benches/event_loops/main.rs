@@ -28,7 +28,10 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use siltstone_benches::report::{Report, Target, Turns, Unit};
+use siltstone_benches::{
+    open_files,
+    report::{Report, Target, Turns, Unit},
+};
 
 use crate::crowd::{BLOCK_BYTES, Crowd};
 
@@ -107,7 +110,7 @@ fn main() -> ExitCode {
 
 /// Accepts so many connections, then serves them until it is ended.
 fn serve(kind: Loop, socket: &Path, connections: usize) -> Result<(), Box<dyn Error>> {
-    crowd::allow_connections(connections)?;
+    open_files::allow_connections(connections)?;
     let listener = UnixListener::bind(socket)?;
     let streams: std::io::Result<Vec<UnixStream>> = listener.incoming().take(connections).collect();
     match kind {
@@ -175,7 +178,7 @@ fn cpu_us(server: &Server) -> Result<f64, Box<dyn Error>> {
 }
 
 fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    crowd::allow_connections(LOADS[LOADS.len() - 1].0)?;
+    open_files::allow_connections(LOADS[LOADS.len() - 1].0)?;
     println!("measured: io_uring; limit: tokio");
     let mut report = Report::new(false, None);
     for load in LOADS {

@@ -9,7 +9,6 @@ use std::{
 use rustix::{
     event::epoll::{self, CreateFlags, Event, EventData, EventFlags},
     fd::OwnedFd,
-    process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use siltstone_device::SeededRandom;
 use siltstone_nbd::protocol::command;
@@ -20,8 +19,6 @@ use crate::client::{self, Replies};
 pub(crate) const BLOCK_BYTES: usize = 4096;
 /// What is read: half of the default frame cache.
 pub(crate) const BLOCKS: u64 = (32 << 20) / BLOCK_BYTES as u64;
-/// Descriptors for all else.
-const SPARE_DESCRIPTORS: u64 = 100;
 const EVENTS_A_CALL: usize = 64;
 
 /// A connection that always has as many reads under way.
@@ -93,14 +90,4 @@ impl Crowd {
         }
         Ok(self.members.iter().map(|member| member.done).collect())
     }
-}
-
-/// Allows this process so many connections.
-pub(crate) fn allow_connections(connections: usize) -> io::Result<()> {
-    let wanted = connections as u64 + SPARE_DESCRIPTORS;
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= wanted) {
-        return Ok(());
-    }
-    Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })?)
 }

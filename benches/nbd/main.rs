@@ -24,7 +24,7 @@ mod tls;
 use std::{error::Error, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use siltstone_benches::{cpu_time, report::Report};
+use siltstone_benches::{cpu_time, program, report::Report};
 
 use crate::bed::Bed;
 
@@ -111,7 +111,7 @@ fn measure() -> Outcome {
     let load = cpu_time::load_average();
     let program = match arguments.program {
         Some(program) => program,
-        None => servers::build()?,
+        None => program::build()?,
     };
     let (directory, data) = (&arguments.directory, arguments.data.as_deref());
     let bed = Bed::new(directory, data, program, seconds, arguments.rounds)?;

@@ -7,7 +7,10 @@ use std::{
     os::unix::net::UnixStream,
 };
 
-use siltstone_benches::report::{Report, Target, Turns, Unit};
+use siltstone_benches::{
+    open_files::allow_connections,
+    report::{Report, Target, Turns, Unit},
+};
 use siltstone_nbd::protocol::command;
 use zerocopy::IntoBytes;
 
@@ -15,7 +18,7 @@ use crate::{
     Outcome,
     bed::Bed,
     client::{self, Pipeline, Replies},
-    crowd::{self, BLOCK_BYTES, Crowd},
+    crowd::{BLOCK_BYTES, Crowd},
     servers::{self, Server},
 };
 
@@ -24,7 +27,7 @@ const DEPTH: usize = 4;
 
 /// A server, the memory that it had before, and so many connections to it.
 fn connected(bed: &Bed, count: usize) -> Result<(Server, u64, Vec<UnixStream>), Box<dyn Error>> {
-    crowd::allow_connections(count)?;
+    allow_connections(count)?;
     let limit = (count + 1).to_string();
     let server = servers::siltstone(&bed.program, &bed.pool, &["--max-connections", &limit])?;
     // What serving at all takes is there before the others come.

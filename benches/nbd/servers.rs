@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use siltstone_benches::program;
+
 use crate::client;
 
 /// How long a server may take to start.
@@ -48,23 +50,6 @@ impl QemuAccess {
             Self::DirectAio => &["--cache=none", "--aio=native"],
         }
     }
-}
-
-/// The server as it is built for release.
-pub(crate) fn build() -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = ["build", "--quiet", "--release", "-p", "siltstone-cli", "--message-format=json"];
-    let output = Command::new(cargo)
-        .args(build)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::inherit())
-        .output()?;
-    let messages = String::from_utf8(output.stdout)?;
-    let program = messages.lines().rev().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        message["executable"].as_str().map(PathBuf::from)
-    });
-    program.ok_or_else(|| "the server could not be built".into())
 }
 
 /// Serves a pool.
@@ -129,10 +114,7 @@ impl Server {
 
     /// The memory that it has.
     pub(crate) fn resident_bytes(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        Ok(kib.ok_or("/proc/PID/status has no VmRSS")?.parse::<u64>()? << 10)
+        Ok(program::resident_bytes(self.child.id())?)
     }
 }
 
