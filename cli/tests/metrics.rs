@@ -254,6 +254,30 @@ fn metrics_are_what_prometheus_takes_and_what_stat_says() {
 }
 
 #[test]
+fn strangers_who_never_choose_a_volume_are_counted_and_those_who_had_to_make_room() {
+    if !has_parser() {
+        return;
+    }
+    let folder = Folder::new();
+    let pool = folder.pool("256M");
+    let server =
+        Server::start(&pool, &["--create", "disk=64M", "--metrics", "0", "--max-half-open", "2"]);
+    let address = metrics_address(&server);
+    let strangers: Vec<_> =
+        (0..3).map(|_| std::os::unix::net::UnixStream::connect(server.socket()).unwrap()).collect();
+    let counted = || {
+        let (families, name) = (families(address), "siltstone_half_open_connections");
+        let ended = format!("{name}_ended");
+        let ended_total = sample(&families, &ended, &format!("{ended}_total"), &[]);
+        (sample(&families, name, name, &[]), ended_total)
+    };
+    server.wait_until(|| counted() == (2.0, 1.0), "two strangers wait, and one had to leave");
+    drop(strangers);
+    server.wait_until(|| counted() == (0.0, 1.0), "none waits any more");
+    assert!(server.stop().success());
+}
+
+#[test]
 fn the_grafana_dashboard_uses_metrics_that_exist() {
     if !has("qemu-io") {
         return;

@@ -14,14 +14,17 @@ use tokio::sync::oneshot;
 const TELLING: Duration = Duration::from_secs(10);
 
 /// The negotiations on one address: strangers at one of them do not push out clients at another.
+#[derive(Debug)]
 pub(crate) struct HalfOpen {
     limit: usize,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     next: u64,
+    /// How many had to make room for others.
+    pushed_out: u64,
     /// In the order in which they came.
     under_way: BTreeMap<u64, oneshot::Sender<()>>,
     untold: u64,
@@ -40,6 +43,16 @@ impl HalfOpen {
         Arc::new(Self { limit, state: Mutex::default() })
     }
 
+    /// How many negotiate now.
+    pub(crate) fn now(&self) -> usize {
+        self.state.lock().under_way.len()
+    }
+
+    /// How many had to make room for others.
+    pub(crate) fn pushed_out(&self) -> u64 {
+        self.state.lock().pushed_out
+    }
+
     /// A place for one more; the oldest loses its own if there are too many.
     pub(crate) fn enter(self: &Arc<Self>) -> Place {
         let (evict, evicted) = oneshot::channel();
@@ -49,6 +62,7 @@ impl HalfOpen {
         {
             // It may have finished this very moment.
             let _ = oldest.send(());
+            state.pushed_out += 1;
             state.untold += 1;
             if state.told.is_none_or(|told| told.elapsed() >= TELLING) {
                 tracing::warn!(
@@ -102,6 +116,7 @@ mod tests {
         assert!(![&mut second, &mut third, &mut fourth].into_iter().any(is_evicted));
         let mut fifth = all.enter();
         assert!(is_evicted(&mut second));
+        assert_eq!((all.now(), all.pushed_out()), (3, 1));
         assert!(![&mut third, &mut fourth, &mut fifth].into_iter().any(is_evicted));
         drop((second, third, fourth, fifth));
         assert!(all.state.lock().under_way.is_empty(), "places do not pile up");

@@ -28,6 +28,7 @@ pub struct Server {
     shutdown: Shutdown,
     permits: Arc<Semaphore>,
     max_connections: usize,
+    half_open: Arc<[Arc<HalfOpen>]>,
     acceptors: Vec<JoinHandle<Drained>>,
 }
 
@@ -36,6 +37,7 @@ pub struct Server {
 pub struct Connections {
     permits: Arc<Semaphore>,
     limit: usize,
+    half_open: Arc<[Arc<HalfOpen>]>,
 }
 
 impl Connections {
@@ -49,6 +51,18 @@ impl Connections {
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// How many others have not chosen an export yet, on all addresses.
+    #[must_use]
+    pub fn half_open(&self) -> usize {
+        self.half_open.iter().map(|half_open| half_open.now()).sum()
+    }
+
+    /// How many of these were ended because too many others came after them.
+    #[must_use]
+    pub fn pushed_out(&self) -> u64 {
+        self.half_open.iter().map(|half_open| half_open.pushed_out()).sum()
     }
 }
 
@@ -111,21 +125,24 @@ impl Server {
             listeners.push(listener);
             addresses.push(bound);
         }
+        let of_address = || HalfOpen::new(limits.config.max_half_open);
+        let half_open: Arc<[_]> = listeners.iter().map(|_| of_address()).collect();
         let acceptors = listeners
             .into_iter()
-            .map(|listener| {
+            .zip(half_open.iter())
+            .map(|(listener, half_open)| {
                 let acceptor = Acceptor {
                     catalog: catalog.clone(),
                     limits: limits.clone(),
                     signal: shutdown.signal(),
                     permits: permits.clone(),
-                    half_open: HalfOpen::new(limits.config.max_half_open),
+                    half_open: half_open.clone(),
                     connections: JoinSet::new(),
                 };
                 tokio::spawn(acceptor.run(listener))
             })
             .collect();
-        Ok(Self { addresses, shutdown, permits, max_connections, acceptors })
+        Ok(Self { addresses, shutdown, permits, max_connections, half_open, acceptors })
     }
 
     /// Where it listens, with the ports that the system chose; in the order given to
@@ -144,7 +161,8 @@ impl Server {
     /// The same, for whoever watches the server.
     #[must_use]
     pub fn watch_connections(&self) -> Connections {
-        Connections { permits: self.permits.clone(), limit: self.max_connections }
+        let (permits, half_open) = (self.permits.clone(), self.half_open.clone());
+        Connections { permits, limit: self.max_connections, half_open }
     }
 
     /// Accepts no more, lets every connection finish and answer what is under way, and closes.

@@ -67,6 +67,19 @@ fn server(page: &mut Page, observed: &Observation) {
     let (now, limit) = observed.connections;
     page.single(Gauge, "siltstone_connections", "NBD clients that have chosen a volume.", now);
     page.single(Gauge, "siltstone_connections_limit", "NBD clients that may be.", limit);
+    let (now, pushed_out) = observed.half_open;
+    page.single(
+        Gauge,
+        "siltstone_half_open_connections",
+        "NBD connections that have not chosen a volume yet.",
+        now,
+    );
+    page.single(
+        Counter,
+        "siltstone_half_open_connections_ended",
+        "Those that were ended because too many others came after them.",
+        pushed_out,
+    );
     let mut family = page.family(
         Gauge,
         "siltstone_volume_connections",

@@ -40,6 +40,8 @@ pub(super) struct Observation {
     pub(super) started: SystemTime,
     /// Clients, and how many there may be.
     pub(super) connections: (usize, usize),
+    /// Those that have not chosen a volume: now, and ended because too many came after them.
+    pub(super) half_open: (usize, u64),
     /// By volume.
     pub(super) connected: Vec<(String, usize)>,
     /// By volume, in the order of [`Operation::ALL`].
@@ -67,6 +69,7 @@ impl Watched {
             pool_path: self.pool_path.clone(),
             started: self.started,
             connections: (self.connections.now(), self.connections.limit()),
+            half_open: (self.connections.half_open(), self.connections.pushed_out()),
             connected: self.connected.counts(),
             traffic: traffic.collect(),
             explanation: series.last_explanation(),
