@@ -1,24 +1,21 @@
 //! Group commit: callers who wait for durability at the same time share the work.
 //!
 //! Work is done in rounds, one at a time. A round makes everything durable that was admitted when it
-//! began; who comes meanwhile gathers for the next one.
+//! began; who comes meanwhile waits for the next one.
 //!
 //! A round is either *begun* or *led*. What can be begun is a single operation of a device, whose
 //! completion ends the round ([`GroupCommit::end_round`]) and at once begins the next one for those who
-//! have gathered, on the device's own thread: the device waits for nobody to wake up. What takes more than
+//! have come, on the device's own thread: the device waits for nobody to wake up. What takes more than
 //! that is led: one caller runs it as its own work. A leader who is dropped midway only loses the lead; its
 //! followers are not harmed.
 //!
 //! ```text
 //!              covered, or failed
-//!   Gathering ---------------------------------------> done
-//!     |    ^                                             ^
-//!     |    | the round fell short                        |
-//!     |    |                                             |
-//!     |  Riding -----------------------------------------+
-//!     |    ^     the round has ended
-//!     |    | a round begins
-//!     +----+---- no round is under way: begins one and rides it, or leads one
+//!   Waiting ----------------------> done
+//!     |   ^
+//!     |   | the round fell short, or its leader was dropped
+//!     v   |
+//!   no round is under way: begins one and waits for it, or leads one
 //! ```
 //!
 //! # Who is woken
@@ -28,7 +25,7 @@
 
 mod seat;
 
-use std::{future::Future, mem::take, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 use seat::{Seat, Told};
 use siltstone_device::{Sequence, sync::Mutex, when_submitted};
@@ -39,7 +36,7 @@ use siltstone_device::{Sequence, sync::Mutex, when_submitted};
 ///
 /// Invariants: at most one round is under way; what is durable never goes back; after a failure,
 /// what is durable no longer moves, and every target beyond it fails with the first error. While no round
-/// is under way and somebody gathers, somebody has been told to look, or is about to.
+/// is under way and somebody waits, somebody has been told to look, or is about to.
 pub struct GroupCommit<E> {
     state: Mutex<State<E>>,
 }
@@ -50,10 +47,8 @@ struct State<E> {
     round: Round<E>,
     /// What was durable when the round under way began.
     before: Sequence,
-    /// Those who came before the round under way began.
-    riding: Vec<Arc<Seat>>,
-    /// Those who came later.
-    gathering: Vec<Arc<Seat>>,
+    /// In the order in which they came.
+    waiting: Vec<Arc<Seat>>,
 }
 
 enum Round<E> {
@@ -107,44 +102,26 @@ impl<E: Clone> State<E> {
         }
     }
 
-    /// Those who rode a round that has ended, and those for whom it settled things besides.
-    fn dismiss_riders(&mut self) -> ToTell {
-        let mut leaving = take(&mut self.riding);
-        self.take_settled(&mut leaving);
-        self.messages(leaving)
-    }
-
     /// Those for whom there is an outcome, whatever the round does.
     fn dismiss_settled(&mut self) -> ToTell {
-        let mut leaving = Vec::new();
-        self.take_settled(&mut leaving);
-        self.messages(leaving)
-    }
-
-    fn take_settled(&mut self, leaving: &mut Vec<Arc<Seat>>) {
         let (durable, has_failed) = (self.durable, self.failed.is_some());
-        for list in [&mut self.riding, &mut self.gathering] {
-            leaving.extend(list.extract_if(.., |seat| seat.target <= durable || has_failed));
-        }
+        let is_settled = |seat: &mut Arc<Seat>| seat.target <= durable || has_failed;
+        let told = |seat: Arc<Seat>| {
+            if seat.target <= durable { (seat, Told::Durable) } else { (seat, Told::Look) }
+        };
+        ToTell(self.waiting.extract_if(.., is_settled).map(told).collect())
     }
 
-    fn messages(&self, leaving: Vec<Arc<Seat>>) -> ToTell {
-        let message =
-            |seat: &Seat| if seat.target <= self.durable { Told::Durable } else { Told::Look };
-        ToTell(leaving.into_iter().map(|seat| (Arc::clone(&seat), message(&seat))).collect())
-    }
-
-    /// A round begins for all who have gathered.
+    /// A round begins for all who wait.
     fn begin_round(&mut self) {
         self.round = Round::Led;
         self.before = self.durable;
-        self.riding.append(&mut self.gathering);
     }
 
     /// No round is under way; if one is wanted, somebody is told to see to it.
     fn free_lead(&mut self) -> ToTell {
         self.round = Round::None;
-        let next = if self.gathering.is_empty() { None } else { Some(self.gathering.remove(0)) };
+        let next = if self.waiting.is_empty() { None } else { Some(self.waiting.remove(0)) };
         ToTell(next.into_iter().map(|seat| (seat, Told::Look)).collect())
     }
 }
@@ -153,9 +130,8 @@ impl<E: Clone> GroupCommit<E> {
     /// Everything up to `durable` is durable to begin with.
     #[must_use]
     pub fn new(durable: Sequence) -> Self {
-        let (riding, gathering) = (Vec::new(), Vec::new());
-        let (failed, round, before) = (None, Round::None, durable);
-        let state = State { durable, failed, round, before, riding, gathering };
+        let (failed, round, before, waiting) = (None, Round::None, durable, Vec::new());
+        let state = State { durable, failed, round, before, waiting };
         Self { state: Mutex::new(state) }
     }
 
@@ -198,7 +174,7 @@ impl<E: Clone> GroupCommit<E> {
                     return outcome;
                 }
                 let seat = Seat::new(target);
-                state.gathering.push(Arc::clone(&seat));
+                state.waiting.push(Arc::clone(&seat));
                 let leads = matches!(state.round, Round::None);
                 if leads {
                     state.begin_round();
@@ -224,8 +200,8 @@ impl<E: Clone> GroupCommit<E> {
         }
     }
 
-    /// The round that was begun has ended: everything up to the sequence is durable. Who rode it is told,
-    /// and if others have gathered, the next round begins, by `begin` as in [`commit`](Self::commit), or
+    /// The round that was begun has ended: everything up to the sequence is durable. Whom it served is told,
+    /// and if others have come, the next round begins, by `begin` as in [`commit`](Self::commit), or
     /// one of them is woken to lead it.
     ///
     /// # Panics
@@ -241,8 +217,8 @@ impl<E: Clone> GroupCommit<E> {
             Round::None | Round::Ended(_) => panic!("a round that was begun ends once"),
         }
         state.take_in(outcome);
-        let done = state.dismiss_riders();
-        if state.gathering.is_empty() {
+        let done = state.dismiss_settled();
+        if state.waiting.is_empty() {
             state.round = Round::None;
             drop(state);
             done.tell();
@@ -254,12 +230,7 @@ impl<E: Clone> GroupCommit<E> {
             when_submitted(move || done.tell());
             return;
         }
-        let mut state = self.state.lock();
-        // Nobody rides what was not begun.
-        let riders = take(&mut state.riding);
-        state.gathering.splice(..0, riders);
-        let next = state.free_lead();
-        drop(state);
+        let next = self.state.lock().free_lead();
         next.tell();
         done.tell();
     }
@@ -278,8 +249,8 @@ impl<E: Clone> GroupCommit<E> {
                 Round::None | Round::Begun => unreachable!("the lead is this caller's"),
             };
             state.take_in(outcome);
-            let done = state.dismiss_riders();
-            let is_over = state.gathering.is_empty();
+            let done = state.dismiss_settled();
+            let is_over = state.waiting.is_empty();
             if is_over {
                 state.round = Round::None;
             } else {
@@ -322,7 +293,7 @@ impl<E: Clone> GroupCommit<E> {
     }
 }
 
-/// Frees the lead and tells those who rode, however a round that is led ends: returned, dropped or
+/// Frees the lead and tells those whom it served, however a round that is led ends: returned, dropped or
 /// panicked.
 struct Lead<'a, E: Clone> {
     group: &'a GroupCommit<E>,
@@ -331,7 +302,7 @@ struct Lead<'a, E: Clone> {
 impl<E: Clone> Drop for Lead<'_, E> {
     fn drop(&mut self) {
         let mut state = self.group.state.lock();
-        let done = state.dismiss_riders();
+        let done = state.dismiss_settled();
         let next = state.free_lead();
         drop(state);
         next.tell();
@@ -351,17 +322,14 @@ impl<E: Clone> Drop for Sitting<'_, E> {
         if self.is_told {
             return;
         }
-        let mut guard = self.group.state.lock();
-        let state = &mut *guard;
-        for list in [&mut state.gathering, &mut state.riding] {
-            list.retain(|seat| !Arc::ptr_eq(seat, &self.seat));
-        }
+        let mut state = self.group.state.lock();
+        state.waiting.retain(|seat| !Arc::ptr_eq(seat, &self.seat));
         // Perhaps this one was told to look, or is about to be: then somebody else has to.
         let next = match state.round {
             Round::None => state.free_lead(),
             _ => ToTell(Vec::new()),
         };
-        drop(guard);
+        drop(state);
         next.tell();
     }
 }

@@ -166,6 +166,35 @@ fn a_dropped_leader_passes_the_lead_on() {
     assert_eq!(group.durable(), Sequence(2));
 }
 
+/// Whoever waits for a round that goes on for ever is told of a failure all the same.
+#[test]
+fn a_failure_reaches_those_who_wait_for_a_round_at_once() {
+    let group: GroupCommit<&str> = GroupCommit::new(Sequence(0));
+    let mut leader = pin!(group.commit(Sequence(1), never, std::future::pending));
+    assert!(poll(leader.as_mut()).is_pending());
+    let mut follower = pin!(group.commit(Sequence(2), never, std::future::pending));
+    assert!(poll(follower.as_mut()).is_pending());
+    group.fail("flush failed");
+    assert_eq!(poll(follower.as_mut()), Poll::Ready(Err("flush failed")));
+}
+
+/// Who is told to lead and has become durable meanwhile tells the next.
+#[test]
+fn a_lead_that_is_not_needed_is_passed_on() {
+    let group: GroupCommit<()> = GroupCommit::new(Sequence(0));
+    let mut leader = Box::pin(group.commit(Sequence(1), never, std::future::pending));
+    assert!(poll(leader.as_mut()).is_pending());
+    let mut first = pin!(group.commit(Sequence(1), never, || async { panic!("it is durable") }));
+    let mut second = pin!(group.commit(Sequence(2), never, || async { Ok(Sequence(2)) }));
+    assert!(poll(first.as_mut()).is_pending());
+    assert!(poll(second.as_mut()).is_pending());
+    // Now the first is told to lead.
+    drop(leader);
+    group.advance(Sequence(1));
+    assert_eq!(poll(first.as_mut()), Poll::Ready(Ok(())));
+    assert_eq!(poll(second.as_mut()), Poll::Ready(Ok(())));
+}
+
 /// A follower who is dropped takes no wake-up with it.
 #[test]
 fn dropped_followers_harm_nobody() {
@@ -195,7 +224,7 @@ fn work_that_falls_short_is_repeated() {
     assert_eq!(reached.into_inner(), 4);
 }
 
-/// A round that was begun is ended by its operation, not by a caller: whoever gathered meanwhile gets the
+/// A round that was begun is ended by its operation, not by a caller: whoever came meanwhile gets the
 /// next one at once, before anybody is polled, and it covers all of them.
 #[test]
 fn the_end_of_a_round_begins_the_next() {
@@ -219,7 +248,7 @@ fn the_end_of_a_round_begins_the_next() {
     assert!(poll(second.as_mut()).is_pending());
 
     group.end_round(Ok(Sequence(3)), begin);
-    assert_eq!(begun.load(Ordering::SeqCst), 2, "nobody gathered");
+    assert_eq!(begun.load(Ordering::SeqCst), 2, "nobody came");
     assert_eq!(poll(second.as_mut()), Poll::Ready(Ok(())));
     assert_eq!(poll(third.as_mut()), Poll::Ready(Ok(())));
 }
@@ -260,9 +289,9 @@ fn rounds_may_end_before_they_are_begun() {
     }
 }
 
-/// If what follows a round cannot be begun, one of those who gathered leads it.
+/// If what follows a round cannot be begun, one of those who came leads it.
 #[test]
-fn a_round_that_cannot_be_begun_is_led_by_one_who_gathered() {
+fn a_round_that_cannot_be_begun_is_led_by_one_who_waits() {
     let group: GroupCommit<()> = GroupCommit::new(Sequence(0));
     let mut first = pin!(group.commit(Sequence(1), || true, || async { panic!("it was begun") }));
     assert!(poll(first.as_mut()).is_pending());
@@ -277,7 +306,7 @@ fn a_round_that_cannot_be_begun_is_led_by_one_who_gathered() {
     assert_eq!(poll(third.as_mut()), Poll::Ready(Ok(())));
 }
 
-/// The failure of an operation is everybody's, also of those who gathered for the next.
+/// The failure of an operation is everybody's, also of those who came for the next.
 #[test]
 fn a_round_that_was_begun_may_fail() {
     let group: GroupCommit<&str> = GroupCommit::new(Sequence(0));
