@@ -16,8 +16,9 @@ use crate::{
         packet::ControlError,
         place::{ListenError, NoAnswer},
     },
+    image::format::ImageFormat,
     plural::count,
-    size::exact,
+    size::{exact, human},
 };
 
 /// What the help says about exit statuses.
@@ -230,6 +231,111 @@ pub(crate) enum CliError {
         /// The volume's size.
         size_bytes: u64,
     },
+    /// An image that is not raw comes as a stream.
+    #[error(
+        "{file} is a stream, from which a {format} image cannot be read: name the file itself, or add \
+         --format raw to import its bytes as they are"
+    )]
+    StreamFormat {
+        /// The stream.
+        file: String,
+        /// What it holds.
+        format: ImageFormat,
+    },
+    /// A stream cannot be read again.
+    #[error("{file} cannot be read twice, so its import cannot be resumed: leave --resume out")]
+    StreamResumed {
+        /// The stream.
+        file: String,
+    },
+    /// The image needs a program that is not there.
+    #[error(
+        "{file} is a {format} image, which is read by qemu-img, and that is not installed (Debian: \
+         apt install qemu-utils); --format raw imports its bytes as they are"
+    )]
+    NoQemuImg {
+        /// The image.
+        file: String,
+        /// What it is.
+        format: ImageFormat,
+    },
+    /// The image cannot be read.
+    #[error("qemu-img cannot read {file}: {said}")]
+    NotConverted {
+        /// The image.
+        file: String,
+        /// What qemu-img says.
+        said: String,
+    },
+    /// The image names other files as parts of it.
+    #[error(
+        "{file} is a {format} image that has other files as parts of it ({others}); add --backing if \
+         they are what they should be"
+    )]
+    OtherFiles {
+        /// The image.
+        file: String,
+        /// What it is.
+        format: ImageFormat,
+        /// The files.
+        others: String,
+    },
+    /// A part of the image is there, and stays.
+    #[error(
+        "{source}; volume '{volume}' has the first {} of {file}, and the same command goes on from \
+         there",
+        human(*.done_bytes)
+    )]
+    Unfinished {
+        /// Why there is no more of it.
+        source: Box<CliError>,
+        /// The image.
+        file: String,
+        /// The volume.
+        volume: String,
+        /// How much there is.
+        done_bytes: u64,
+    },
+    /// No volume can have the name of a file.
+    #[error("no volume can be named after {file}: import it alone, with a name for its volume")]
+    EachUnnamed {
+        /// The file.
+        file: String,
+    },
+    /// Two files have the same name.
+    #[error(
+        "{other} and {file} would both be imported into volume '{volume}'; nothing was imported: \
+         import one of them alone, with a name for its volume"
+    )]
+    EachSame {
+        /// A file.
+        file: String,
+        /// One before it.
+        other: String,
+        /// Their volume.
+        volume: String,
+    },
+    /// A volume that is to be made is there.
+    #[error(
+        "volume '{volume}' exists already, and {file} would be imported into it; nothing was imported: \
+         add --resume if it is from an earlier import, or import the file alone"
+    )]
+    EachExists {
+        /// The file.
+        file: String,
+        /// Its volume.
+        volume: String,
+    },
+    /// Of many imports, some have failed, and why was told.
+    #[error("{failed} of {all} imports failed; the others are complete")]
+    EachFailed {
+        /// How many.
+        failed: usize,
+        /// Out of how many.
+        all: usize,
+        /// The first failure's class.
+        status: ExitStatus,
+    },
     /// Nothing to import.
     #[error("{file} is empty; to create an empty volume, use 'siltstone volume create'")]
     ImageEmpty {
@@ -360,6 +466,17 @@ impl CliError {
         Self::File { action, file: file.into(), source: source.into() }
     }
 
+    /// Whether nothing that the command has yet to do could be done: its user wants it to end, or cannot
+    /// be reached, or the pool is of no use.
+    pub(crate) fn is_of_all(&self) -> bool {
+        match self {
+            Self::Interrupted | Self::Stopping | Self::Control(_) => true,
+            Self::Engine(error) => matches!(error.kind(), ErrorKind::Closed | ErrorKind::Device),
+            Self::Unfinished { source, .. } => source.is_of_all(),
+            _ => false,
+        }
+    }
+
     /// The failure's class.
     pub(crate) fn exit_status(&self) -> ExitStatus {
         match self {
@@ -373,18 +490,22 @@ impl CliError {
             | Self::Control(_)
             | Self::Refused(_)
             | Self::Listen(_)
+            | Self::NoQemuImg { .. }
+            | Self::NotConverted { .. }
             | Self::Stopping => ExitStatus::Other,
             Self::InUse { .. }
             | Self::BeingRead { .. }
             | Self::Served { .. }
             | Self::VolumeConnected { .. } => ExitStatus::InUse,
-            Self::AtServer { status, .. } => *status,
+            Self::AtServer { status, .. } | Self::EachFailed { status, .. } => *status,
+            Self::Unfinished { source, .. } => source.exit_status(),
             Self::Interrupted => ExitStatus::Interrupted,
             Self::Impossible { .. }
             | Self::NotServed { .. }
             | Self::Access(AccessError::Plaintext { .. } | AccessError::Incomplete { .. })
             | Self::PoolSizeMissing
             | Self::StreamSizeMissing { .. }
+            | Self::StreamResumed { .. }
             | Self::LogLevel { .. } => ExitStatus::Usage,
             Self::Config(error) => match error {
                 ConfigError::Read { .. } => ExitStatus::Other,
@@ -396,6 +517,11 @@ impl CliError {
             | Self::WouldShrink { .. }
             | Self::ImageTooLarge { .. }
             | Self::ImageEmpty { .. }
+            | Self::StreamFormat { .. }
+            | Self::OtherFiles { .. }
+            | Self::EachUnnamed { .. }
+            | Self::EachSame { .. }
+            | Self::EachExists { .. }
             | Self::FileExists { .. }
             | Self::FileIsPool { .. }
             | Self::TargetTooSmall { .. } => ExitStatus::Refused,

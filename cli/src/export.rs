@@ -44,7 +44,7 @@ impl PoolOperation for ExportArguments {
     fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
         let volume = pool.volume(&self.volume)?;
         let size_bytes = volume.size_bytes();
-        session.begin(Some(size_bytes))?;
+        session.begin(Some(size_bytes), 0)?;
         let mut target = session.open_target(size_bytes)?;
         let start = Instant::now();
         let copied = copy(&volume, size_bytes, self.salvage, &mut target, session);

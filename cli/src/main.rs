@@ -42,6 +42,7 @@ mod plural;
 mod progress;
 mod reload;
 mod repair;
+mod resume;
 mod scrub;
 mod serve;
 mod service_manager;

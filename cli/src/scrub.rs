@@ -57,7 +57,7 @@ impl ScrubArguments {
             rate_bytes_per_second: self.rate.map(|rate| rate.0),
             list_limit: self.listing.limit(),
         };
-        session.begin(Some(0))?;
+        session.begin(Some(0), 0)?;
         let cancellation = session.cancellation();
         let mut end = Ok(());
         let mut advance = |progress: ScrubProgress| {

@@ -5,7 +5,7 @@
 //! the [`Remote`](crate::control::remote::Remote) client at the other end of the control socket,
 //! who does what it is asked on its own terminal. Commands do not know which of the two they have.
 
-use std::sync::Arc;
+use std::{os::unix::net::UnixStream, sync::Arc};
 
 use serde::Serialize;
 
@@ -19,12 +19,16 @@ pub(crate) trait Session: Send {
     /// Tells people something on standard error, while standard output carries data.
     fn note(&mut self, text: &str) -> Result<(), CliError>;
 
-    /// Shows a progress bar, over a number of bytes if that is known. From now on the command can
-    /// be interrupted, and has to ask at every step whether it is.
-    fn begin(&mut self, bytes_total: Option<u64>) -> Result<(), CliError>;
+    /// Shows a progress bar, over a number of bytes if that is known, of which some may have been
+    /// done before. From now on the command can be interrupted, and has to ask at every step whether
+    /// it is.
+    fn begin(&mut self, bytes_total: Option<u64>, bytes_before: u64) -> Result<(), CliError>;
 
     /// Shows how far the command is; an error if it is to end.
     fn advance(&mut self, bytes: u64, bytes_total: Option<u64>) -> Result<(), CliError>;
+
+    /// Says something beside the progress bar, instead of what was said there before.
+    fn remark(&mut self, text: &str);
 
     /// Takes the progress bar away.
     fn finish(&mut self);
@@ -35,8 +39,26 @@ pub(crate) trait Session: Send {
     /// Whether others are connected to a volume or snapshot.
     fn has_clients(&self, volume: &str) -> bool;
 
-    /// Opens the image that the command names.
-    fn open_image(&mut self) -> Result<Image, CliError>;
+    /// Opens one of the images that the command names.
+    fn open_image(&mut self, index: usize) -> Result<Image, CliError>;
+
+    /// Begins to convert the image that was opened last, from an offset on: what comes on the socket
+    /// are the requests of an NBD client.
+    fn convert_image(&mut self, from_bytes: u64) -> Result<UnixStream, CliError>;
+
+    /// Waits for the end of the conversion; an error if not all of the image was sent.
+    fn end_image(&mut self) -> Result<(), CliError>;
+
+    /// How far an earlier import of the image that was opened last into a volume came, which is known
+    /// by its identity.
+    fn recall(&mut self, volume: &str) -> Result<u64, CliError>;
+
+    /// Keeps how far the import of the image that was opened last into a volume has come: what is
+    /// before that is durable.
+    fn mark(&mut self, volume: &str, done_bytes: u64) -> Result<(), CliError>;
+
+    /// Forgets how far an import into a volume came.
+    fn forget(&mut self, volume: &str) -> Result<(), CliError>;
 
     /// Opens the file that the command exports to, for an image of so many bytes. If nothing was
     /// there, nothing is there after the command, unless it says that the image is complete.

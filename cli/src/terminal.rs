@@ -2,18 +2,22 @@
 
 use std::{
     io::{self, Write},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use indicatif::ProgressBar;
-
 use crate::{
     args::pool::{ExportArguments, ImportArguments, PoolCommand},
     errors::CliError,
-    image::Image,
+    image::{
+        self, Image,
+        qemu::{Conversion, QemuImage},
+    },
     interrupt::Interrupt,
-    output, progress,
+    output,
+    progress::Progress,
+    resume::{Marks, Recalled, Source},
     session::{Cancellation, Session},
     target::{self, Target},
 };
@@ -21,19 +25,38 @@ use crate::{
 /// Standard output, standard error, signals, and the files that the command names.
 pub(crate) struct Terminal<'a> {
     command: &'a PoolCommand,
-    bar: Option<ProgressBar>,
+    bar: Option<Progress>,
     /// From the first `begin` on.
     interrupt: Option<Interrupt>,
     /// What the first signal does besides, until it is caught.
     on_interrupt: Option<Box<dyn FnOnce() + Send>>,
     /// A new file, until the image in it is complete.
     unfinished: Option<PathBuf>,
+    /// The image that was opened last.
+    opened: OpenedImage,
+}
+
+/// What is known of an image to import.
+#[derive(Default)]
+struct OpenedImage {
+    /// How it would be recognised later, if it would be.
+    source: Option<Source>,
+    /// It is read by qemu-img.
+    qemu: Option<QemuImage>,
+    conversion: Option<Conversion>,
 }
 
 impl<'a> Terminal<'a> {
     /// The session of `command`.
     pub(crate) fn new(command: &'a PoolCommand) -> Self {
-        Self { command, bar: None, interrupt: None, on_interrupt: None, unfinished: None }
+        Self {
+            command,
+            bar: None,
+            interrupt: None,
+            on_interrupt: None,
+            unfinished: None,
+            opened: OpenedImage::default(),
+        }
     }
 
     /// Does something when the first signal comes after `begin`.
@@ -53,30 +76,38 @@ impl Session for Terminal<'_> {
         Ok(())
     }
 
-    fn begin(&mut self, bytes_total: Option<u64>) -> Result<(), CliError> {
+    fn begin(&mut self, bytes_total: Option<u64>, bytes_before: u64) -> Result<(), CliError> {
         if self.interrupt.is_none() {
             let action = self.on_interrupt.take();
             self.interrupt =
                 Some(Interrupt::catch_and(move || action.into_iter().for_each(|f| f()))?);
         }
-        self.bar = Some(progress::bytes(bytes_total));
+        let lines_every = match self.command {
+            PoolCommand::Import(ImportArguments { progress, .. })
+            | PoolCommand::Export(ExportArguments { progress, .. }) => progress.progress,
+            _ => None,
+        };
+        self.bar =
+            Some(Progress::begin(bytes_total, bytes_before, lines_every.map(|every| every.0)));
         Ok(())
     }
 
     fn advance(&mut self, bytes: u64, bytes_total: Option<u64>) -> Result<(), CliError> {
-        if let Some(bar) = &self.bar {
-            if let Some(total) = bytes_total {
-                bar.set_length(total);
-            }
-            bar.set_position(bytes);
+        if let Some(bar) = &mut self.bar {
+            bar.advance(bytes, bytes_total);
         }
         self.interrupt.as_ref().map_or(Ok(()), Interrupt::check)
     }
 
-    fn finish(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
+    fn remark(&mut self, text: &str) {
+        if let Some(bar) = &mut self.bar {
+            bar.remark(text);
         }
+    }
+
+    fn finish(&mut self) {
+        // It clears itself.
+        self.bar = None;
     }
 
     fn cancellation(&self) -> Cancellation {
@@ -89,11 +120,71 @@ impl Session for Terminal<'_> {
         false
     }
 
-    fn open_image(&mut self) -> Result<Image, CliError> {
-        match self.command {
-            PoolCommand::Import(ImportArguments { file, .. }) => Image::open(file),
-            _ => Err(no_file()),
+    fn open_image(&mut self, index: usize) -> Result<Image, CliError> {
+        self.opened = OpenedImage::default();
+        let PoolCommand::Import(arguments) = self.command else { return Err(no_file()) };
+        let path = arguments.file(index).ok_or_else(no_file)?;
+        let (image, file, qemu) = image::open(path, &arguments.image)?;
+        // Of other files that are part of it, it is not known whether they change.
+        if !arguments.image.backing {
+            let found = file.metadata();
+            let found = found.map_err(|error| CliError::file("open", image.name(), error))?;
+            let reading = qemu.as_ref().map_or("raw", |qemu| qemu.format.name());
+            self.opened.source = Source::of(&found, reading.into());
         }
+        self.opened.qemu = qemu;
+        Ok(image)
+    }
+
+    fn convert_image(&mut self, from_bytes: u64) -> Result<UnixStream, CliError> {
+        let qemu = self.opened.qemu.as_ref().ok_or_else(no_file)?;
+        let (socket, conversion) = qemu.convert(from_bytes)?;
+        self.opened.conversion = Some(conversion);
+        Ok(socket)
+    }
+
+    fn end_image(&mut self) -> Result<(), CliError> {
+        self.opened.conversion.take().map_or(Ok(()), Conversion::end)
+    }
+
+    fn recall(&mut self, volume: &str) -> Result<u64, CliError> {
+        let recalled = match (&self.opened.source, Marks::of_user()) {
+            (None, _) => Err("whether it has changed cannot be known"),
+            (_, None) => Err("neither XDG_STATE_HOME nor HOME says where that is kept"),
+            (Some(source), Some(marks)) => match marks.recall(volume, source) {
+                Recalled::Done(done_bytes) => Ok(done_bytes),
+                Recalled::Changed => Err("the image is another one than then, or has changed"),
+                Recalled::Nothing => Err("nothing is known of an earlier import"),
+            },
+        };
+        match recalled {
+            Ok(done_bytes) => Ok(done_bytes),
+            Err(why) => {
+                self.note(&format!("siltstone: importing from the start, as {why}\n"))?;
+                Ok(0)
+            }
+        }
+    }
+
+    fn mark(&mut self, volume: &str, done_bytes: u64) -> Result<(), CliError> {
+        match (&self.opened.source, Marks::of_user()) {
+            (Some(source), Some(marks)) => {
+                marks.keep(volume, source, done_bytes).or_else(|error| {
+                    // Then it cannot be resumed, which is no reason to end it.
+                    tracing::warn!(%error, "how far the import is cannot be written down");
+                    Ok(())
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn forget(&mut self, volume: &str) -> Result<(), CliError> {
+        let forgotten = Marks::of_user().map_or(Ok(()), |marks| marks.forget(volume));
+        forgotten.map_err(|source| CliError::System {
+            action: "remove what is known of an earlier import",
+            source,
+        })
     }
 
     fn open_target(&mut self, size_bytes: u64) -> Result<Target, CliError> {
@@ -159,6 +250,6 @@ mod tests {
         assert!(export(true));
         // What was there before is the user's.
         assert!(export(false));
-        Terminal::new(&command).open_image().map(|_| ()).unwrap_err();
+        Terminal::new(&command).open_image(0).map(|_| ()).unwrap_err();
     }
 }

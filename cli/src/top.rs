@@ -32,7 +32,7 @@ impl PoolOperation for TopArguments {
     }
 
     fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
-        session.begin(None)?;
+        session.begin(None, 0)?;
         session.finish();
         let cancellation = session.cancellation();
         let mut before = pool.activity();

@@ -81,17 +81,18 @@ fn nonsense_on_the_control_socket_harms_nobody() {
     let metadata = fs::metadata(&pool).unwrap();
     let identity = json!({ "device": metadata.dev(), "inode": metadata.ino() });
     let request = |command: Value| {
-        json!({ "version": 5, "pool": identity, "command": command }).to_string().into_bytes()
+        json!({ "version": 6, "pool": identity, "command": command }).to_string().into_bytes()
     };
     let pool_argument = json!({ "path": "anything" });
     let import =
         request(json!({ "import": { "pool": pool_argument, "volume": "v", "file": "/etc/passwd",
-        "size": null, "compression": { "level": null, "frame": null } } }));
+        "each": [], "size": null, "resume": false,
+        "compression": { "level": null, "frame": null } } }));
     for (bytes, reason) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "makes no sense"),
         (&[0xff; 5000], "makes no sense"),
         (b"{}", "makes no sense"),
-        (b"{\"version\":99}", "version 5, not 99"),
+        (b"{\"version\":99}", "version 6, not 99"),
         (&[b'['; 60_000], "makes no sense"),
         (&vec![b'{'; 100_000], "too large"),
         (&import[..import.len() - 1], "makes no sense"),
@@ -105,7 +106,7 @@ fn nonsense_on_the_control_socket_harms_nobody() {
     for reply in [&b"nonsense"[..], b"{\"image\":{\"size_bytes\":5}}", b"{\"target\":\"sparse\"}"] {
         let hostile = Hostile::connect(&folder);
         hostile.send(&import);
-        assert_eq!(hostile.answer().unwrap(), json!("open_image"));
+        assert_eq!(hostile.answer().unwrap(), json!({ "open_image": { "index": 0 } }));
         hostile.send(reply);
         hostile.is_refused("control socket");
     }

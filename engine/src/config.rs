@@ -181,7 +181,7 @@ pub(crate) fn validate_volume_size(name: &str, size_bytes: u64) -> Result<(), En
 ///
 /// # Errors
 /// [`EngineError::InvalidName`].
-pub(crate) fn validate_name(name: &str) -> Result<(), EngineError> {
+pub fn validate_name(name: &str) -> Result<(), EngineError> {
     let bad = |c: char| c.is_control() || c == '/' || c == '@';
     if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(bad) {
         return Err(EngineError::InvalidName { name: name.into() });

@@ -142,4 +142,4 @@ pub use repair::Repair;
 pub use scrub::{ScrubOptions, ScrubProgress, ScrubReport};
 pub use snapshot_name::SnapshotName;
 pub use stat::{ContentStat, PoolStat, ScrubStat, VolumeContent, VolumeStat, WrittenStat};
-pub use volume::{StatusRun, Volume, WriteBuffer};
+pub use volume::{StatusRun, Volume, VolumeIdentity, WriteBuffer};

@@ -13,9 +13,11 @@ use crate::{
 };
 
 mod change;
+mod identity;
 mod status;
 mod write_buffer;
 
+pub use identity::VolumeIdentity;
 pub use status::StatusRun;
 pub use write_buffer::WriteBuffer;
 

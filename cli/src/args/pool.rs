@@ -17,6 +17,7 @@ use siltstone_engine::{Compression, FrameSize, Levels};
 
 use super::snapshot::{CloneArguments, SnapshotCommand};
 use crate::{
+    image::format::ImageFormat,
     interval::Interval,
     size::{Size, human},
 };
@@ -62,6 +63,16 @@ fn as_shown<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error
     serializer.serialize_str(&path.to_string_lossy())
 }
 
+/// A path, if there is one.
+fn one_as_shown<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
+}
+
+/// Several paths.
+fn all_as_shown<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
+}
+
 /// The commands on open pools.
 #[derive(Debug, Subcommand, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -77,10 +88,15 @@ pub(crate) enum PoolCommand {
     /// It shares with the snapshot what neither overwrites. It takes no time and no space, whatever
     /// the snapshot's size.
     Clone(CloneArguments),
-    /// Copy a raw image into a volume.
+    /// Copy an image into a volume, or many images into a volume each.
     ///
     /// The volume is created if it does not exist. One that exists holds the image afterwards,
-    /// and zeros behind it; one that NBD clients are connected to is left as it is.
+    /// and zeros behind it; one that NBD clients are connected to is left as it is. Images that are not
+    /// raw (qcow2, vmdk, vdi, vhdx, ...) are recognised, and read by qemu-img. An import that is
+    /// interrupted leaves no new volume, except with --resume.
+    #[command(
+        override_usage = "siltstone import [OPTIONS] <POOL> <VOLUME> <FILE>\n       siltstone import [OPTIONS] <POOL> --each <FILE>..."
+    )]
     Import(ImportArguments),
     /// Copy a volume or a snapshot into a raw image; what the volume does not store becomes holes.
     ///
@@ -143,7 +159,7 @@ impl fmt::Display for PoolCommand {
                 let CloneArguments { snapshot, name, .. } = clone;
                 ("clone", &[snapshot.clone(), name.clone()])
             }
-            Self::Import(import) => ("import", from_ref(&import.volume)),
+            Self::Import(import) => ("import", import.volume.as_slice()),
             Self::Export(export) => ("export", from_ref(&export.volume)),
             Self::Stat(_) => ("stat", &[]),
             Self::Top(_) => ("top", &[]),
@@ -265,15 +281,64 @@ pub(crate) struct ImportArguments {
     #[command(flatten)]
     pub(crate) pool: PoolArgument,
     /// The volume's name.
-    pub(crate) volume: String,
+    #[arg(required_unless_present = "each")]
+    pub(crate) volume: Option<String>,
     /// The image: a file, a block device, or - for standard input.
-    #[serde(serialize_with = "as_shown")]
-    pub(crate) file: PathBuf,
+    #[arg(required_unless_present = "each")]
+    #[serde(serialize_with = "one_as_shown")]
+    pub(crate) file: Option<PathBuf>,
+    /// Instead of VOLUME and FILE: import each of these into a new volume of its own, named after the
+    /// file without .raw, .qcow2 and the like. One that fails does not stop the others.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["volume", "file"])]
+    #[serde(serialize_with = "all_as_shown")]
+    pub(crate) each: Vec<PathBuf>,
     /// The size of a volume to create [default: the image's, which standard input does not tell].
     #[arg(long)]
     pub(crate) size: Option<Size>,
+    /// Go on where an import of the same file into the same volume was interrupted, and keep the volume
+    /// if this one is, to be resumed. A file that has changed since, and a block device, are imported
+    /// from the start; what was stored of them is found as duplicates. Nobody else may have written to
+    /// the volume meanwhile.
+    #[arg(long)]
+    pub(crate) resume: bool,
     #[command(flatten)]
     pub(crate) compression: CompressionArguments,
+    /// Who opens the images needs them.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) image: ImageArguments,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) progress: ProgressArguments,
+}
+
+impl ImportArguments {
+    /// One of the files, if there are as many.
+    pub(crate) fn file(&self, index: usize) -> Option<&Path> {
+        self.file.iter().chain(&self.each).nth(index).map(PathBuf::as_path)
+    }
+}
+
+/// How images are read.
+#[derive(Default, Clone, Copy, Debug, Args)]
+pub(crate) struct ImageArguments {
+    /// What kind of image it is, rather than what it looks like. Other kinds than raw are read by
+    /// qemu-img, which has to be installed.
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<ImageFormat>,
+    /// Read the other files, too, that an image which is not raw names as parts of it: its backing files,
+    /// data files and extents. It can name any file that you can read.
+    #[arg(long)]
+    pub(crate) backing: bool,
+}
+
+/// How people who look at no terminal are told how far a command is.
+#[derive(Default, Clone, Copy, Debug, Args)]
+pub(crate) struct ProgressArguments {
+    /// Where standard error is no terminal, write a line there about how far it is, so often, such as
+    /// 10s.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) progress: Option<Interval>,
 }
 
 #[derive(Debug, Args, Serialize, Deserialize)]
@@ -292,6 +357,9 @@ pub(crate) struct ExportArguments {
     /// Go on where data is damaged: leave zeros there, and list what is lost.
     #[arg(long)]
     pub(crate) salvage: bool,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) progress: ProgressArguments,
 }
 
 /// The slowest that a scrub reads: less in a second is no rate, but a unit forgotten.

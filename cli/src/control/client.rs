@@ -1,13 +1,16 @@
 //! The command's end: it sends itself to the server, and does on its terminal what the server asks.
 
-use std::fs::File;
+use std::{fs::File, os::fd::OwnedFd};
 
 use super::{
     message::{Answer, Failure, Opened, Request, VERSION},
     packet::{Connection, ControlError},
     place::PoolIdentity,
 };
-use crate::{args::pool::PoolCommand, errors::CliError, session::Session, terminal::Terminal};
+use crate::{
+    args::pool::PoolCommand, errors::CliError, image::Contents, session::Session,
+    terminal::Terminal,
+};
 
 /// Has a server carry out a command. A signal asks the server to end it, and the server's answer
 /// is waited for, so that this ends when the command has.
@@ -27,23 +30,48 @@ pub(crate) fn run(
         match packet.message()? {
             Answer::Print(text) => terminal.print(&text)?,
             Answer::Note(text) => terminal.note(&text)?,
-            Answer::Begin { bytes_total } => terminal.begin(bytes_total)?,
+            Answer::Begin { bytes_total, bytes_before } => {
+                terminal.begin(bytes_total, bytes_before)?;
+            }
             Answer::Advance { bytes, bytes_total } => {
                 // That there was a signal, the server knows.
                 let _ = terminal.advance(bytes, bytes_total);
             }
             Answer::Finish => terminal.finish(),
-            Answer::OpenImage => {
-                let image = terminal.open_image().map(|image| {
-                    let (file, size_bytes) = image.into_parts();
-                    (file, Opened::Image { size_bytes })
+            Answer::Remark(text) => terminal.remark(&text),
+            Answer::OpenImage { index } => {
+                let image = terminal.open_image(index).map(|image| match image.into_contents() {
+                    Contents::Sized { file, size_bytes } => {
+                        (Some(file), Opened::Image { size_bytes })
+                    }
+                    Contents::Stream { file, as_is } => (Some(file), Opened::Stream { as_is }),
+                    Contents::Converted { size_bytes, .. } => {
+                        (None, Opened::Converted { size_bytes })
+                    }
                 });
                 hand_over(server, image)?;
             }
+            Answer::ConvertImage { from_bytes } => {
+                let socket = terminal.convert_image(from_bytes);
+                let socket = socket.map(|socket| File::from(OwnedFd::from(socket)));
+                hand_over(server, socket.map(|socket| (Some(socket), Opened::Converting)))?;
+            }
+            Answer::EndImage => {
+                hand_over(server, terminal.end_image().map(|()| (None, Opened::Sent)))?;
+            }
+            Answer::Recall { volume } => {
+                let recalled = terminal.recall(&volume);
+                hand_over(
+                    server,
+                    recalled.map(|done_bytes| (None, Opened::Recalled { done_bytes })),
+                )?;
+            }
+            Answer::Mark { volume, done_bytes } => terminal.mark(&volume, done_bytes)?,
+            Answer::Forget { volume } => terminal.forget(&volume)?,
             Answer::OpenTarget { size_bytes } => {
                 let target = terminal.open_target(size_bytes).map(|target| {
                     let (file, kind) = target.into_parts();
-                    (file, Opened::Target(kind))
+                    (Some(file), Opened::Target(kind))
                 });
                 hand_over(server, target)?;
             }
@@ -54,13 +82,13 @@ pub(crate) fn run(
     }
 }
 
-/// Sends an open file, or why there is none.
+/// Sends what was asked for, perhaps with an open file, or why there is none.
 fn hand_over(
     server: &Connection,
-    opened: Result<(File, Opened), CliError>,
+    opened: Result<(Option<File>, Opened), CliError>,
 ) -> Result<(), CliError> {
     match opened {
-        Ok((file, opened)) => server.send_unless_gone(&opened, Some(&file))?,
+        Ok((file, opened)) => server.send_unless_gone(&opened, file.as_ref())?,
         Err(error) => server.send_unless_gone(&Opened::Failed(Failure::from(&error)), None)?,
     }
     Ok(())

@@ -20,7 +20,7 @@ use crate::{
 
 /// The version of these messages and of the commands in them. A server refuses others, as an
 /// option that it does not know must not be ignored.
-pub(crate) const VERSION: u32 = 5;
+pub(crate) const VERSION: u32 = 6;
 /// Text in one message; in JSON it may be six times as long.
 pub(crate) const MAX_TEXT_BYTES: usize = 8 << 10;
 
@@ -95,6 +95,8 @@ pub(crate) enum Answer<'a> {
     Begin {
         /// The bytes that there are.
         bytes_total: Option<u64>,
+        /// Those of them that were done before.
+        bytes_before: u64,
     },
     /// Show progress.
     Advance {
@@ -103,10 +105,39 @@ pub(crate) enum Answer<'a> {
         /// The bytes that there are, if that has changed.
         bytes_total: Option<u64>,
     },
+    /// Say this beside the progress bar.
+    Remark(Cow<'a, str>),
     /// Take the progress bar away.
     Finish,
-    /// Open the image, and answer [`Opened`].
-    OpenImage,
+    /// Open one of the images that the command names, and answer [`Opened`].
+    OpenImage {
+        /// Which.
+        index: usize,
+    },
+    /// Begin to convert that image, and answer [`Opened`].
+    ConvertImage {
+        /// What comes before is left out.
+        from_bytes: u64,
+    },
+    /// Wait for the end of the conversion, and answer [`Opened`].
+    EndImage,
+    /// Tell how far an earlier import of that image came, as [`Opened`].
+    Recall {
+        /// The volume's identity.
+        volume: Cow<'a, str>,
+    },
+    /// Keep how far the import of that image is.
+    Mark {
+        /// The volume's identity.
+        volume: Cow<'a, str>,
+        /// What is durable.
+        done_bytes: u64,
+    },
+    /// Forget how far an import is.
+    Forget {
+        /// The volume's identity.
+        volume: Cow<'a, str>,
+    },
     /// Open the file to export to, and answer [`Opened`].
     OpenTarget {
         /// How large it will be.
@@ -121,18 +152,37 @@ pub(crate) enum Answer<'a> {
     },
 }
 
-/// What became of a file that was to be opened.
+/// What became of what was asked for, most often a file that was to be opened.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Opened {
-    /// The image comes with this message.
+    /// The image, raw, comes with this message.
     Image {
-        /// Its size, if it is no stream.
-        size_bytes: Option<u64>,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// The image comes with this message, and is a stream.
+    Stream {
+        /// Whatever it begins with, it is raw.
+        as_is: bool,
+    },
+    /// The image can be converted.
+    Converted {
+        /// The size of its disk.
+        size_bytes: u64,
+    },
+    /// A socket comes with this message, on which the image is sent.
+    Converting,
+    /// All of it was sent.
+    Sent,
+    /// So much was imported before.
+    Recalled {
+        /// How much.
+        done_bytes: u64,
     },
     /// The file to export to comes with this message.
     Target(TargetKind),
-    /// It cannot be opened.
+    /// It cannot be done.
     Failed(Failure),
 }
 

@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     fs::File,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
     sync::{
         Arc,
@@ -20,7 +21,7 @@ use crate::{
     args::pool::PoolCommand,
     connected::ConnectedVolumes,
     errors::CliError,
-    image::Image,
+    image::{Contents, Image},
     session::{Cancellation, Session},
     target::Target,
     waiting::{self, Direction},
@@ -94,8 +95,8 @@ impl Session for Remote<'_> {
         pieces(text).try_for_each(|piece| self.tell(&Answer::Note(Cow::Borrowed(piece))))
     }
 
-    fn begin(&mut self, bytes_total: Option<u64>) -> Result<(), CliError> {
-        self.tell(&Answer::Begin { bytes_total })
+    fn begin(&mut self, bytes_total: Option<u64>, bytes_before: u64) -> Result<(), CliError> {
+        self.tell(&Answer::Begin { bytes_total, bytes_before })
     }
 
     fn advance(&mut self, bytes: u64, bytes_total: Option<u64>) -> Result<(), CliError> {
@@ -107,6 +108,11 @@ impl Session for Remote<'_> {
             let _ = self.connection.send_if_room(&Answer::Advance { bytes, bytes_total });
         }
         Ok(())
+    }
+
+    fn remark(&mut self, text: &str) {
+        // As above; and it is short.
+        let _ = self.connection.send_if_room(&Answer::Remark(Cow::Borrowed(text)));
     }
 
     fn finish(&mut self) {
@@ -128,18 +134,50 @@ impl Session for Remote<'_> {
         self.connected.stay(volume)
     }
 
-    fn open_image(&mut self) -> Result<Image, CliError> {
-        match self.open(&Answer::OpenImage)? {
-            (Opened::Image { size_bytes }, Some(file)) => {
-                Ok(Image::new(self.command.file(), file, size_bytes))
+    fn open_image(&mut self, index: usize) -> Result<Image, CliError> {
+        let contents = match self.open(&Answer::OpenImage { index })? {
+            (Opened::Image { size_bytes }, Some(file)) => Contents::Sized { file, size_bytes },
+            (Opened::Stream { as_is }, Some(file)) => Contents::Stream { file, as_is },
+            (Opened::Converted { size_bytes }, None) => {
+                Contents::Converted { size_bytes, socket: None }
             }
-            _ => Err(ControlError::Unexpected { what: "an image was asked for" }.into()),
+            _ => return Err(ControlError::Unexpected { what: "an image was asked for" }.into()),
+        };
+        Ok(Image::new(self.command.file(index), contents))
+    }
+
+    fn convert_image(&mut self, from_bytes: u64) -> Result<UnixStream, CliError> {
+        match self.open(&Answer::ConvertImage { from_bytes })? {
+            (Opened::Converting, Some(socket)) => Ok(OwnedFd::from(socket).into()),
+            _ => Err(ControlError::Unexpected { what: "an image was to be converted" }.into()),
         }
+    }
+
+    fn end_image(&mut self) -> Result<(), CliError> {
+        match self.open(&Answer::EndImage)? {
+            (Opened::Sent, None) => Ok(()),
+            _ => Err(ControlError::Unexpected { what: "an image was to be converted" }.into()),
+        }
+    }
+
+    fn recall(&mut self, volume: &str) -> Result<u64, CliError> {
+        match self.open(&Answer::Recall { volume: Cow::Borrowed(volume) })? {
+            (Opened::Recalled { done_bytes }, None) => Ok(done_bytes),
+            _ => Err(ControlError::Unexpected { what: "an earlier import was asked for" }.into()),
+        }
+    }
+
+    fn mark(&mut self, volume: &str, done_bytes: u64) -> Result<(), CliError> {
+        self.tell(&Answer::Mark { volume: Cow::Borrowed(volume), done_bytes })
+    }
+
+    fn forget(&mut self, volume: &str) -> Result<(), CliError> {
+        self.tell(&Answer::Forget { volume: Cow::Borrowed(volume) })
     }
 
     fn open_target(&mut self, size_bytes: u64) -> Result<Target, CliError> {
         match self.open(&Answer::OpenTarget { size_bytes })? {
-            (Opened::Target(kind), Some(file)) => Ok(Target::new(self.command.file(), file, kind)),
+            (Opened::Target(kind), Some(file)) => Ok(Target::new(self.command.file(0), file, kind)),
             _ => Err(ControlError::Unexpected { what: "a file to write was asked for" }.into()),
         }
     }
@@ -150,12 +188,13 @@ impl Session for Remote<'_> {
 }
 
 impl PoolCommand {
-    /// What the file is called that the command names; empty if it names none.
-    fn file(&self) -> &Path {
+    /// What one of the files is called that the command names; empty if it names none.
+    fn file(&self, index: usize) -> &Path {
         match self {
-            Self::Import(arguments) => &arguments.file,
-            Self::Export(arguments) => &arguments.file,
-            _ => Path::new(""),
+            Self::Import(arguments) => arguments.file(index),
+            Self::Export(arguments) => Some(arguments.file.as_path()),
+            _ => None,
         }
+        .unwrap_or(Path::new(""))
     }
 }

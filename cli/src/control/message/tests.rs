@@ -26,7 +26,7 @@ fn encoded(line: &[&str]) -> Value {
 /// raise [`VERSION`].
 #[test]
 fn commands_look_on_the_wire_as_those_of_this_version() {
-    assert_eq!(VERSION, 5);
+    assert_eq!(VERSION, 6);
     let pool = json!({ "path": "p" });
     for (line, expected) in [
         (
@@ -74,8 +74,14 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
         ),
         (
             &["import", "p", "v", "f"],
-            json!({ "import": { "pool": pool, "volume": "v", "file": "f", "size": null,
-                "compression": { "level": null, "frame": null } } }),
+            json!({ "import": { "pool": pool, "volume": "v", "file": "f", "each": [], "size": null,
+                "resume": false, "compression": { "level": null, "frame": null } } }),
+        ),
+        (
+            // How images are read is for who opens them.
+            &["import", "p", "--resume", "--format", "raw", "--backing", "--each", "f", "g"],
+            json!({ "import": { "pool": pool, "volume": null, "file": null, "each": ["f", "g"],
+                "size": null, "resume": true, "compression": { "level": null, "frame": null } } }),
         ),
         (
             &["export", "p", "v", "-", "--salvage"],

@@ -1,0 +1,169 @@
+//! How far a copy has come that may be interrupted: by Ctrl-C, `kill -9` or a power cut.
+//!
+//! While a file is imported, what is durable of it is written down every second: in a small file below
+//! `$XDG_STATE_HOME/siltstone` (or `~/.local/state/siltstone`) of whoever gave the command, named by the
+//! volume's identity. It is believed only if everything still is what it was: the volume (by its identity,
+//! so not another one of its name, nor the same one rolled back), and the file (by its number, size,
+//! and times of change, of which the last cannot be set). Otherwise the copy begins anew, which is never
+//! wrong, and costs little but reading, as what is stored already is found as duplicates.
+//!
+//! It is written after the pool's flush, never before, and replaced as a whole: what it promises is
+//! there. An import that begins at the start removes it first.
+
+use std::{
+    fs::{self, File, Metadata},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Only their owner reads them.
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// Which file, and in which state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Source {
+    inode: u64,
+    size_bytes: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    changed: (i64, i64),
+    /// How it is read.
+    reading: String,
+}
+
+impl Source {
+    /// A file that is read in this way; `None` if it is none whose changes could be noticed.
+    pub(crate) fn of(found: &Metadata, reading: String) -> Option<Self> {
+        found.is_file().then(|| Self {
+            inode: found.ino(),
+            size_bytes: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+            reading,
+        })
+    }
+}
+
+/// How far a copy of a source is.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mark {
+    source: Source,
+    done_bytes: u64,
+}
+
+/// What is known of an earlier copy.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Recalled {
+    /// So much of it is there.
+    Done(u64),
+    /// The file is another one, or has changed.
+    Changed,
+    /// Nothing.
+    Nothing,
+}
+
+/// Where marks are kept.
+#[derive(Debug)]
+pub(crate) struct Marks(PathBuf);
+
+impl Marks {
+    /// Those of this user, if there is a place for them.
+    pub(crate) fn of_user() -> Option<Self> {
+        let path =
+            |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let state = path("XDG_STATE_HOME").or_else(|| Some(path("HOME")?.join(".local/state")));
+        Some(Self(state?.join("siltstone")))
+    }
+
+    /// How far an earlier copy of `source` to a volume came.
+    pub(crate) fn recall(&self, volume: &str, source: &Source) -> Recalled {
+        let text = self.path(volume).and_then(fs::read);
+        match text.ok().and_then(|text| serde_json::from_slice::<Mark>(&text).ok()) {
+            Some(mark) if mark.source == *source => Recalled::Done(mark.done_bytes),
+            Some(_) => Recalled::Changed,
+            None => Recalled::Nothing,
+        }
+    }
+
+    /// Keeps how far a copy of `source` to a volume has come.
+    pub(crate) fn keep(&self, volume: &str, source: &Source, done_bytes: u64) -> io::Result<()> {
+        let path = self.path(volume)?;
+        fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&self.0)?;
+        let text = serde_json::to_vec(&Mark { source: source.clone(), done_bytes })?;
+        let new = path.with_extension("new");
+        let mut file = File::create(&new)?;
+        file.write_all(&text)?;
+        // So that no power cut leaves the name without the contents.
+        file.sync_data()?;
+        fs::rename(new, path)
+    }
+
+    /// Forgets how far a copy came.
+    pub(crate) fn forget(&self, volume: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(volume)?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed?,
+        }
+        // Or else it might be back after a power cut.
+        File::open(&self.0)?.sync_all()
+    }
+
+    /// Of an identity, which a server has told.
+    fn path(&self, volume: &str) -> io::Result<PathBuf> {
+        let is_plain = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+        if volume.is_empty() || volume.len() > 64 || !volume.bytes().all(is_plain) {
+            return Err(io::Error::other("the server told no volume's identity"));
+        }
+        Ok(self.0.join(Path::new(&format!("import-{volume}.json"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_of_one_volume_and_one_state_of_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let marks = Marks(folder.path().join("state"));
+        let path = folder.path().join("image");
+        fs::write(&path, "one").unwrap();
+        let source =
+            |reading: &str| Source::of(&fs::metadata(&path).unwrap(), reading.into()).unwrap();
+        let first = source("raw");
+        assert_eq!(marks.recall("a-1", &first), Recalled::Nothing);
+        marks.keep("a-1", &first, 5).unwrap();
+        marks.keep("a-1", &first, 7).unwrap();
+        assert_eq!(marks.recall("a-1", &first), Recalled::Done(7));
+        assert_eq!(marks.recall("a-2", &first), Recalled::Nothing);
+        assert_eq!(marks.recall("a-1", &source("qcow2")), Recalled::Changed);
+        // The same length, and even the same time of modification.
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(&path, "two").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        assert_eq!(marks.recall("a-1", &source("raw")), Recalled::Changed);
+        marks.forget("a-1").unwrap();
+        marks.forget("a-1").unwrap();
+        assert_eq!(marks.recall("a-1", &first), Recalled::Nothing);
+        // One cut short is none.
+        marks.keep("a-1", &first, 5).unwrap();
+        fs::write(marks.path("a-1").unwrap(), "{").unwrap();
+        assert_eq!(marks.recall("a-1", &first), Recalled::Nothing);
+    }
+
+    #[test]
+    fn nothing_but_an_identity_names_a_mark() {
+        let marks = Marks("/nonexistent".into());
+        let found = fs::metadata("/").unwrap();
+        assert_eq!(Source::of(&found, String::new()), None);
+        for name in ["", "../x", "a/b", "x", &"a".repeat(65)] {
+            marks.path(name).unwrap_err();
+        }
+    }
+}
