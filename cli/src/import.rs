@@ -1,6 +1,7 @@
 //! `siltstone import`: one image into a volume, or each of many into a volume of its own.
 
 mod copy;
+mod flusher;
 mod names;
 mod summary;
 

@@ -1,4 +1,4 @@
-//! The copy of an image into a volume: one thread reads ahead, one writes.
+//! The copy of an image into a volume: one thread reads ahead, one writes, and one makes that durable.
 
 use std::{
     sync::{
@@ -11,7 +11,7 @@ use std::{
 
 use siltstone_engine::{Pool, Volume, stats::CounterValues};
 
-use super::{BLOCK_BYTES, summary::Imported};
+use super::{BLOCK_BYTES, flusher::Flusher, summary::Imported};
 use crate::{
     errors::CliError,
     image::{Image, Piece},
@@ -24,8 +24,6 @@ use crate::{
 const PIECES_AHEAD: usize = 8;
 /// How often an import that waits for its image looks whether it is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How often it is made durable, and written down, how far it is: what an interruption costs.
-const MARK_EVERY: Duration = Duration::from_secs(1);
 /// How often people are told what was saved.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
@@ -118,7 +116,9 @@ impl Import<'_> {
             };
             let reader = reader.spawn_scoped(scope, read);
             reader.map_err(|source| CliError::System { action: "start a thread", source })?;
-            let written = self.write(&pieces, is_resumable, before, session);
+            let flusher = is_resumable.then(|| Flusher::start(scope, volume)).transpose();
+            let written = flusher
+                .and_then(|mut flusher| self.write(&pieces, flusher.as_mut(), before, session));
             enough.store(true, Ordering::Relaxed);
             // The reader may be waiting for room in it.
             drop(pieces);
@@ -129,12 +129,11 @@ impl Import<'_> {
     fn write(
         &mut self,
         pieces: &Receiver<Result<Piece, CliError>>,
-        is_resumable: bool,
+        mut flusher: Option<&mut Flusher>,
         before: &CounterValues,
         session: &mut dyn Session,
     ) -> Result<Copied, CliError> {
         let mut copied = Copied::default();
-        let mut next_mark = Instant::now() + MARK_EVERY;
         let mut next_word = Instant::now() + TELL_EVERY;
         loop {
             let now = Instant::now();
@@ -143,9 +142,10 @@ impl Import<'_> {
                 next_word = now + TELL_EVERY;
             }
             session.advance(self.at, None)?;
-            if is_resumable && now >= next_mark {
-                self.keep(session)?;
-                next_mark = Instant::now() + MARK_EVERY;
+            if let Some(flusher) = &mut flusher
+                && let Some(durable) = flusher.durable(self.at)?
+            {
+                session.mark(self.identity, durable)?;
             }
             let piece = match pieces.recv_timeout(LOOK_EVERY) {
                 Ok(piece) => piece?,

@@ -57,6 +57,8 @@ impl Folder {
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_siltstone"));
     command.env_remove("RUST_LOG");
+    // What imports remember is not for the one who runs tests.
+    command.env("XDG_STATE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/state"));
     command
 }
 
@@ -107,6 +109,13 @@ pub fn has(program: &str) -> bool {
     if !found {
         println!("{program} is not installed: not tested");
     }
+    found
+}
+
+/// The same for a program without which continuous integration is not set up as it should be.
+pub fn needs(program: &str) -> bool {
+    let found = has(program);
+    assert!(found || std::env::var_os("CI").is_none(), "{program} is not installed");
     found
 }
 

@@ -1,0 +1,210 @@
+//! An import that is interrupted goes on where it was, and never on top of what is no longer so.
+
+#![allow(clippy::unwrap_used)] // In tests, a panic is how failure is reported.
+
+mod support;
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    process::{Child, Stdio},
+    thread,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Folder, Outcome, Server, command, needs, run, siltstone};
+
+const LEN: usize = 48 << 20;
+
+/// An image that takes the slowest level seconds to compress, and a pool.
+struct Slow {
+    folder: Folder,
+    pool: String,
+    bytes: Vec<u8>,
+}
+
+impl Slow {
+    fn new() -> Self {
+        let folder = Folder::new();
+        let pool = folder.pool("256M");
+        let mut bytes = vec![0; LEN];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        // Letters are compressible, and long to search for repetitions in.
+        bytes.iter_mut().for_each(|byte| *byte = b'a' + *byte % 23);
+        bytes[LEN - (3 << 20)..LEN - (1 << 20)].fill(0);
+        fs::write(folder.path("raw"), &bytes).unwrap();
+        Self { folder, pool, bytes }
+    }
+
+    fn import(&self, image: &str, options: &[&str]) -> std::process::Command {
+        let mut import = command();
+        import.env("XDG_STATE_HOME", self.folder.path("state"));
+        import.args(["import", &self.pool, "v", image]).args(options);
+        import.stdin(Stdio::null());
+        import
+    }
+
+    /// What is remembered.
+    fn marks(&self) -> Vec<PathBuf> {
+        let found = fs::read_dir(self.folder.path("state/siltstone")).into_iter().flatten();
+        let found = found.map(|entry| entry.unwrap().path());
+        found.filter(|path| path.extension().is_some_and(|ending| ending == "json")).collect()
+    }
+
+    /// Ends an import by a signal when some of it is remembered.
+    fn interrupted(&self, image: &str, options: &[&str], signal: Signal) -> Outcome {
+        let slow = ["--level", "19", "--resume"];
+        let mut import = self.import(image, &[options, &slow].concat());
+        let mut child = import.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        while self.marks().is_empty() {
+            assert!(child.try_wait().unwrap().is_none(), "{:?}", child.wait_with_output());
+            thread::sleep(Duration::from_millis(10));
+        }
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let outcome = end(child);
+        assert_eq!(self.marks().len(), 1);
+        outcome
+    }
+
+    /// Imports the rest, faster.
+    fn resumed(&self, image: &str) -> Outcome {
+        siltstone(["volume", "set", &self.pool, "v", "--level", "1"]).succeeds();
+        let outcome = Outcome::of(&mut self.import(image, &["--resume"]));
+        assert!(outcome.status.success(), "{outcome:#?}");
+        assert_eq!(self.marks(), Vec::<PathBuf>::new(), "what is complete is not remembered");
+        outcome
+    }
+
+    #[track_caller]
+    fn assert_holds(&self, bytes: &[u8]) {
+        let out = self.folder.text("out");
+        siltstone(["export", &self.pool, "v", &out, "--force"]).succeeds();
+        assert!(fs::read(&out).unwrap() == bytes);
+    }
+}
+
+fn end(child: Child) -> Outcome {
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Outcome { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+#[test]
+fn an_import_that_is_killed_goes_on_where_it_was() {
+    let slow = Slow::new();
+    let image = slow.folder.text("raw");
+    slow.interrupted(&image, &[], Signal::KILL);
+    let outcome = slow.resumed(&image);
+    assert_eq!(outcome.stderr, "");
+    assert!(outcome.stdout.contains("'v': 48 MiB of it from "), "{}", outcome.stdout);
+    slow.assert_holds(&slow.bytes);
+    siltstone(["check", &slow.pool]).succeeds();
+}
+
+#[test]
+fn an_import_that_is_interrupted_says_how_far_it_is_and_keeps_that() {
+    let slow = Slow::new();
+    let image = slow.folder.text("raw");
+    let server = Server::start(&slow.pool, &[]);
+    let sentence = slow.interrupted(&image, &[], Signal::INT).fails(130);
+    assert!(sentence.starts_with("interrupted; volume 'v' has the first "), "{sentence}");
+    // And so does a server that stops.
+    let mut import = slow.import(&image, &["--resume"]);
+    let child = import.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    thread::sleep(Duration::from_millis(700));
+    assert!(server.stop().success());
+    let outcome = end(child);
+    if !outcome.status.success() {
+        let sentence = outcome.fails(1);
+        assert!(sentence.starts_with("the pool's server is stopping; volume 'v'"), "{sentence}");
+    }
+    let outcome = slow.resumed(&image);
+    assert!(outcome.stdout.contains("'v': 48 MiB of it from "), "{}", outcome.stdout);
+    slow.assert_holds(&slow.bytes);
+    siltstone(["check", &slow.pool]).succeeds();
+}
+
+#[test]
+fn an_import_through_qemu_img_and_a_server_goes_on_where_it_was() {
+    if !needs("qemu-img") {
+        return;
+    }
+    let slow = Slow::new();
+    let image = slow.folder.text("image.qcow2");
+    let raw = slow.folder.text("raw");
+    run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", "-c", &raw, &image]);
+    // With little memory for what waits, it is durable sooner.
+    let server = Server::start(&slow.pool, &["--staging", "8M"]);
+    slow.interrupted(&image, &[], Signal::KILL);
+    let ended = || server.log().contains("'import v' has failed");
+    server.wait_until(ended, "the server has seen that the command has gone");
+    let outcome = slow.resumed(&image);
+    assert!(outcome.stdout.contains("'v': 48 MiB of it from "), "{}", outcome.stdout);
+    assert!(server.stop().success());
+    slow.assert_holds(&slow.bytes);
+    siltstone(["check", &slow.pool]).succeeds();
+}
+
+#[test]
+fn a_changed_image_or_another_volume_is_imported_from_the_start() {
+    let slow = Slow::new();
+    let image = slow.folder.text("raw");
+    slow.interrupted(&image, &[], Signal::KILL);
+    let mut bytes = slow.bytes.clone();
+    bytes[5000] ^= 1;
+    let file = File::options().write(true).open(&image).unwrap();
+    let modified = file.metadata().unwrap().modified().unwrap();
+    file.write_all_at(&bytes[5000..5001], 5000).unwrap();
+    file.set_modified(modified).unwrap();
+    drop(file);
+    let outcome = slow.resumed(&image);
+    let expected = "from the start, as the image is another one than then, or has changed";
+    assert!(outcome.stderr.contains(expected), "{outcome:?}");
+    slow.assert_holds(&bytes);
+
+    siltstone(["volume", "delete", &slow.pool, "v"]).succeeds();
+    slow.interrupted(&image, &[], Signal::KILL);
+    let known = slow.marks();
+    siltstone(["volume", "delete", &slow.pool, "v"]).succeeds();
+    siltstone(["volume", "create", &slow.pool, "v", "--size", "48M"]).succeeds();
+    let outcome = Outcome::of(&mut slow.import(&image, &["--resume"]));
+    assert!(outcome.stderr.contains("nothing is known of an earlier import"), "{outcome:?}");
+    assert_eq!(slow.marks(), known, "it is of a volume that is no more");
+    slow.assert_holds(&bytes);
+}
+
+/// One that is not to be resumed leaves nothing, and what it overwrites is not taken for what it was.
+#[test]
+fn another_import_ends_what_is_remembered() {
+    let slow = Slow::new();
+    let (image, other) = (slow.folder.text("raw"), slow.folder.text("other"));
+    slow.interrupted(&image, &[], Signal::KILL);
+    fs::write(&other, vec![8; 1 << 20]).unwrap();
+    Outcome::of(&mut slow.import(&other, &[])).succeeds();
+    let outcome = slow.resumed(&image);
+    let known = "importing from the start, as nothing is known of an earlier import";
+    assert!(outcome.stderr.contains(known), "{outcome:?}");
+    slow.assert_holds(&slow.bytes);
+}
+
+#[test]
+fn a_stream_is_not_resumed_and_progress_is_told_in_lines() {
+    let slow = Slow::new();
+    let sentence = Outcome::of(&mut slow.import("-", &["--resume", "--size", "1M"])).fails(2);
+    assert!(sentence.contains("standard input cannot be read twice"), "{sentence}");
+    let image = slow.folder.text("raw");
+    let mut import = slow.import(&image, &["--level", "19", "--progress", "1s"]);
+    let mut child = import.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains(" of 48 MiB (") && line.contains(" left; "), "{line}");
+    assert!(line.contains(" data, ") && line.ends_with(" stored"), "{line}");
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(lines.last().unwrap().unwrap(), "siltstone: interrupted");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(siltstone(["volume", "list", &slow.pool, "--json"]).succeeds(), "[]\n");
+    assert_eq!(slow.marks(), Vec::<PathBuf>::new());
+}
