@@ -296,6 +296,37 @@ pub(crate) enum CliError {
         /// How much there is.
         done_bytes: u64,
     },
+    /// A part of an export is there, and stays.
+    #[error(
+        "{source}; {file}.partial has the first {} of '{volume}', and the same command goes on from \
+         there",
+        human(*.done_bytes)
+    )]
+    UnfinishedExport {
+        /// Why there is no more of it.
+        source: Box<CliError>,
+        /// The image.
+        file: String,
+        /// The snapshot.
+        volume: String,
+        /// How much there is.
+        done_bytes: u64,
+    },
+    /// What is exported could be something else the next time.
+    #[error(
+        "volume '{volume}' may change until its export is resumed: export a snapshot of it ('siltstone \
+         snapshot create'), or leave --resume out"
+    )]
+    VolumeResumed {
+        /// The volume.
+        volume: String,
+    },
+    /// An export to something that is no file has nothing to go on from.
+    #[error("{file} is no file, so an export to it cannot be resumed: leave --resume out")]
+    TargetResumed {
+        /// The target.
+        file: String,
+    },
     /// No volume can have the name of a file.
     #[error("no volume can be named after {file}: import it alone, with a name for its volume")]
     EachUnnamed {
@@ -498,7 +529,9 @@ impl CliError {
             | Self::Served { .. }
             | Self::VolumeConnected { .. } => ExitStatus::InUse,
             Self::AtServer { status, .. } | Self::EachFailed { status, .. } => *status,
-            Self::Unfinished { source, .. } => source.exit_status(),
+            Self::Unfinished { source, .. } | Self::UnfinishedExport { source, .. } => {
+                source.exit_status()
+            }
             Self::Interrupted => ExitStatus::Interrupted,
             Self::Impossible { .. }
             | Self::NotServed { .. }
@@ -506,6 +539,8 @@ impl CliError {
             | Self::PoolSizeMissing
             | Self::StreamSizeMissing { .. }
             | Self::StreamResumed { .. }
+            | Self::VolumeResumed { .. }
+            | Self::TargetResumed { .. }
             | Self::LogLevel { .. } => ExitStatus::Usage,
             Self::Config(error) => match error {
                 ConfigError::Read { .. } => ExitStatus::Other,

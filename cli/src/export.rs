@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     sync::mpsc::{Receiver, Sender, channel},
     thread::{self, Scope},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use siltstone_cursor::MapError;
@@ -27,6 +27,8 @@ use crate::{
 const MAX_READERS: usize = 8;
 /// Pieces under way for each of them.
 const PIECES_PER_READER: usize = 2;
+/// How often it is made durable, and written down, how far an export is that may be resumed.
+const MARK_EVERY: Duration = Duration::from_secs(2);
 /// What a salvage loses at a time.
 const BLOCK_BYTES: usize = 4096;
 /// Runs that are asked for at a time.
@@ -44,13 +46,22 @@ impl PoolOperation for ExportArguments {
     fn execute(&self, pool: &Pool, session: &mut dyn Session) -> Result<(), CliError> {
         let volume = pool.volume(&self.volume)?;
         let size_bytes = volume.size_bytes();
+        if self.resume && !volume.name().contains('@') {
+            return Err(CliError::VolumeResumed { volume: self.volume.clone() });
+        }
         session.begin(Some(size_bytes), 0)?;
-        let mut target = session.open_target(size_bytes)?;
+        let identity = self.resume.then(|| volume.identity().to_string());
+        let (mut target, done_bytes) = session.open_target(size_bytes, identity.as_deref())?;
+        if done_bytes > 0 {
+            session.begin(Some(size_bytes), done_bytes)?;
+        }
         let start = Instant::now();
-        let copied = copy(&volume, size_bytes, self.salvage, &mut target, session);
+        let mut part = Part { volume: &volume, at: done_bytes, size_bytes, salvage: self.salvage };
+        let copied = part.copy(self.resume, &mut target, session);
         session.finish();
         let copied = copied.map_err(|error| match error {
             CliError::Engine(source) if is_damage(&source) => CliError::NotSalvaged { source },
+            error if self.resume => part.unfinished(error, &target, session),
             error => error,
         })?;
         session.keep_target()?;
@@ -75,6 +86,8 @@ impl PoolOperation for ExportArguments {
 
 /// What was copied, and what was not.
 struct Copied {
+    /// What an interrupted export had left to do.
+    from_bytes: u64,
     data_bytes: u64,
     /// What could not be read, in order.
     lost: Vec<Range<u64>>,
@@ -87,8 +100,12 @@ impl Copied {
             let bytes = count(end - start, "byte");
             text += &format!("lost: volume '{volume}', {bytes} at byte {start}\n");
         }
+        let resumed = match self.from_bytes {
+            0 => String::new(),
+            from_bytes => format!(" of it from {} on", human(from_bytes)),
+        };
         text + &format!(
-            "exported volume '{volume}' to {target}: {} in {seconds:.1} s ({}), {} of it not \
+            "exported volume '{volume}' to {target}: {}{resumed} in {seconds:.1} s ({}), {} of it not \
              zero\n",
             human(size_bytes),
             per_second(self.data_bytes, seconds),
@@ -178,52 +195,81 @@ fn salvage_blocks(volume: &Volume, piece: &mut Piece) -> Result<(), EngineError>
     Ok(())
 }
 
-/// Copies what is not a hole, in order; with `salvage`, but for what cannot be read. Readers take turns, so that
-/// their answers come in order too.
-fn copy(
-    volume: &Volume,
+/// What an export has yet to copy.
+struct Part<'a> {
+    volume: &'a Volume,
+    /// What is before this is in the target.
+    at: u64,
+    /// What the volume's was at the start: it may change meanwhile.
     size_bytes: u64,
     salvage: bool,
-    target: &mut Target,
-    session: &mut dyn Session,
-) -> Result<Copied, CliError> {
-    let cancellation = session.cancellation();
-    let readers = thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS);
-    thread::scope(|scope| {
-        let readers: Vec<_> = (0..readers).map(|_| Reader::start(scope, volume, salvage)).collect();
-        let mut allocated = Allocated::new(volume, size_bytes, salvage);
-        let mut lost = allocated.hidden.clone();
-        let mut spare: Vec<Vec<u8>> = Vec::new();
-        let mut waiting = VecDeque::new();
-        let mut turns = (0..readers.len()).cycle();
-        let mut data_bytes = 0;
-        loop {
-            while waiting.len() < readers.len() * PIECES_PER_READER
-                && let Some((offset_bytes, len)) = allocated.next_piece()?
-            {
-                let mut memory = spare.pop().unwrap_or_default();
-                memory.resize(len, 0);
-                let turn = turns.next().expect("the cycle has no end");
-                let piece = Piece { offset_bytes, memory, holes: Vec::new(), lost: Vec::new() };
-                // A reader that is gone has left an error, which is received in its turn.
-                let _ = readers[turn].requests.send(piece);
-                waiting.push_back(turn);
+}
+
+impl Part<'_> {
+    /// Why there is no more of it, and what is there.
+    fn unfinished(&self, error: CliError, target: &Target, session: &mut dyn Session) -> CliError {
+        let kept = target.sync().and_then(|()| session.mark_target(self.at));
+        let done_bytes = if kept.is_ok() { self.at } else { 0 };
+        let (source, volume, file) =
+            (Box::new(error), self.volume.name().into(), target.name().into());
+        CliError::UnfinishedExport { source, file, volume, done_bytes }
+    }
+
+    /// Copies what is not a hole, in order; with `salvage`, but for what cannot be read. Readers take turns, so that
+    /// their answers come in order too.
+    fn copy(
+        &mut self,
+        is_marked: bool,
+        target: &mut Target,
+        session: &mut dyn Session,
+    ) -> Result<Copied, CliError> {
+        let Part { volume, at, size_bytes, salvage } = *self;
+        let mut next_mark = Instant::now() + MARK_EVERY;
+        let cancellation = session.cancellation();
+        let readers = thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS);
+        thread::scope(|scope| {
+            let readers: Vec<_> =
+                (0..readers).map(|_| Reader::start(scope, volume, salvage)).collect();
+            let mut allocated = Allocated::new(volume, at..size_bytes, salvage);
+            let mut lost = allocated.hidden.clone();
+            let mut spare: Vec<Vec<u8>> = Vec::new();
+            let mut waiting = VecDeque::new();
+            let mut turns = (0..readers.len()).cycle();
+            let mut data_bytes = 0;
+            loop {
+                while waiting.len() < readers.len() * PIECES_PER_READER
+                    && let Some((offset_bytes, len)) = allocated.next_piece()?
+                {
+                    let mut memory = spare.pop().unwrap_or_default();
+                    memory.resize(len, 0);
+                    let turn = turns.next().expect("the cycle has no end");
+                    let piece = Piece { offset_bytes, memory, holes: Vec::new(), lost: Vec::new() };
+                    // A reader that is gone has left an error, which is received in its turn.
+                    let _ = readers[turn].requests.send(piece);
+                    waiting.push_back(turn);
+                }
+                let Some(turn) = waiting.pop_front() else {
+                    target.finish(allocated.size_bytes, &cancellation)?;
+                    return Ok(Copied { from_bytes: at, data_bytes, lost: united(lost) });
+                };
+                let answer = readers[turn].answers.recv();
+                let piece = answer.expect("a reader answers every request before it ends")?;
+                data_bytes += write(&piece, target, &cancellation)?;
+                let from = piece.offset_bytes;
+                let of_volume =
+                    |range: &Range<u32>| from + u64::from(range.start)..from + u64::from(range.end);
+                lost.extend(piece.lost.iter().map(of_volume));
+                self.at = from + piece.memory.len() as u64;
+                session.advance(self.at, None)?;
+                if is_marked && Instant::now() >= next_mark {
+                    target.sync()?;
+                    session.mark_target(self.at)?;
+                    next_mark = Instant::now() + MARK_EVERY;
+                }
+                spare.push(piece.memory);
             }
-            let Some(turn) = waiting.pop_front() else {
-                target.finish(allocated.size_bytes, &cancellation)?;
-                return Ok(Copied { data_bytes, lost: united(lost) });
-            };
-            let answer = readers[turn].answers.recv();
-            let piece = answer.expect("a reader answers every request before it ends")?;
-            data_bytes += write(&piece, target, &cancellation)?;
-            let from = piece.offset_bytes;
-            let of_volume =
-                |range: &Range<u32>| from + u64::from(range.start)..from + u64::from(range.end);
-            lost.extend(piece.lost.iter().map(of_volume));
-            session.advance(from + piece.memory.len() as u64, None)?;
-            spare.push(piece.memory);
-        }
-    })
+        })
+    }
 }
 
 /// Sorts ranges and joins those that touch or overlap.
@@ -273,7 +319,8 @@ struct Allocated<'a> {
 }
 
 impl<'a> Allocated<'a> {
-    fn new(volume: &'a Volume, size_bytes: u64, salvage: bool) -> Self {
+    fn new(volume: &'a Volume, range: Range<u64>, salvage: bool) -> Self {
+        let Range { start: at, end: size_bytes } = range;
         let hidden = match salvage {
             true => pollster::block_on(volume.hidden_ranges()),
             false => Vec::new(),
@@ -281,7 +328,7 @@ impl<'a> Allocated<'a> {
         let range = |lost: &LostRange| lost.offset_bytes..lost.offset_bytes + lost.len_bytes;
         let hidden = hidden.iter().map(range).collect();
         let runs = VecDeque::new();
-        Self { volume, size_bytes, runs, known_bytes: 0, at: 0, salvage, hidden }
+        Self { volume, size_bytes, runs, known_bytes: at, at, salvage, hidden }
     }
 
     /// Asks for what follows the runs that are known.

@@ -9,42 +9,67 @@
 //!
 //! It is written after the pool's flush, never before, and replaced as a whole: what it promises is
 //! there. An import that begins at the start removes it first.
+//!
+//! Of an export of a snapshot the same is kept, if that is asked for. It is written to a file of its own,
+//! which gets its name when it is complete, and is known again by its number and time of birth.
 
 use std::{
     fs::{self, File, Metadata},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 
+/// What marks of imports and of exports are called.
+const IMPORT: &str = "import";
+const EXPORT: &str = "export";
 /// Only their owner reads them.
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// Which file, and in which state.
+/// Which file a copy is made of or makes, and in which state it must be found again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Source {
-    inode: u64,
-    size_bytes: u64,
-    /// Seconds and nanoseconds.
-    modified: (i64, i64),
-    changed: (i64, i64),
-    /// How it is read.
-    reading: String,
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Source {
+    /// An image to import, as it was. Times are seconds and nanoseconds.
+    Image {
+        inode: u64,
+        size_bytes: u64,
+        modified: (i64, i64),
+        changed: (i64, i64),
+        /// How it is read.
+        reading: String,
+    },
+    /// A file that an export writes, which nobody else has a reason to.
+    Target { inode: u64, created: SystemTime },
 }
 
 impl Source {
-    /// A file that is read in this way; `None` if it is none whose changes could be noticed.
+    /// An image that is read in this way; `None` if it is no file whose changes could be noticed.
     pub(crate) fn of(found: &Metadata, reading: String) -> Option<Self> {
-        found.is_file().then(|| Self {
+        found.is_file().then(|| Self::Image {
             inode: found.ino(),
             size_bytes: found.len(),
             modified: (found.mtime(), found.mtime_nsec()),
             changed: (found.ctime(), found.ctime_nsec()),
             reading,
         })
+    }
+
+    /// A file to export to; `None` if one that takes its place could be taken for it.
+    pub(crate) fn target(found: &Metadata) -> Option<Self> {
+        let created = found.created().ok().filter(|_| found.is_file())?;
+        Some(Self::Target { inode: found.ino(), created })
+    }
+
+    /// What a mark about it is called.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Image { .. } => IMPORT,
+            Self::Target { .. } => EXPORT,
+        }
     }
 }
 
@@ -82,7 +107,7 @@ impl Marks {
 
     /// How far an earlier copy of `source` to a volume came.
     pub(crate) fn recall(&self, volume: &str, source: &Source) -> Recalled {
-        let text = self.path(volume).and_then(fs::read);
+        let text = self.path(source.kind(), volume).and_then(fs::read);
         match text.ok().and_then(|text| serde_json::from_slice::<Mark>(&text).ok()) {
             Some(mark) if mark.source == *source => Recalled::Done(mark.done_bytes),
             Some(_) => Recalled::Changed,
@@ -92,7 +117,7 @@ impl Marks {
 
     /// Keeps how far a copy of `source` to a volume has come.
     pub(crate) fn keep(&self, volume: &str, source: &Source, done_bytes: u64) -> io::Result<()> {
-        let path = self.path(volume)?;
+        let path = self.path(source.kind(), volume)?;
         fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&self.0)?;
         let text = serde_json::to_vec(&Mark { source: source.clone(), done_bytes })?;
         let new = path.with_extension("new");
@@ -103,9 +128,18 @@ impl Marks {
         fs::rename(new, path)
     }
 
-    /// Forgets how far a copy came.
-    pub(crate) fn forget(&self, volume: &str) -> io::Result<()> {
-        match fs::remove_file(self.path(volume)?) {
+    /// Forgets how far an import into a volume came.
+    pub(crate) fn forget_import(&self, volume: &str) -> io::Result<()> {
+        self.forget(IMPORT, volume)
+    }
+
+    /// Forgets how far an export of a snapshot came.
+    pub(crate) fn forget_export(&self, snapshot: &str) -> io::Result<()> {
+        self.forget(EXPORT, snapshot)
+    }
+
+    fn forget(&self, kind: &str, volume: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(kind, volume)?) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             removed => removed?,
         }
@@ -114,12 +148,12 @@ impl Marks {
     }
 
     /// Of an identity, which a server has told.
-    fn path(&self, volume: &str) -> io::Result<PathBuf> {
+    fn path(&self, kind: &str, volume: &str) -> io::Result<PathBuf> {
         let is_plain = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
         if volume.is_empty() || volume.len() > 64 || !volume.bytes().all(is_plain) {
             return Err(io::Error::other("the server told no volume's identity"));
         }
-        Ok(self.0.join(Path::new(&format!("import-{volume}.json"))))
+        Ok(self.0.join(Path::new(&format!("{kind}-{volume}.json"))))
     }
 }
 
@@ -148,12 +182,12 @@ mod tests {
         fs::write(&path, "two").unwrap();
         File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
         assert_eq!(marks.recall("a-1", &source("raw")), Recalled::Changed);
-        marks.forget("a-1").unwrap();
-        marks.forget("a-1").unwrap();
+        marks.forget_import("a-1").unwrap();
+        marks.forget_import("a-1").unwrap();
         assert_eq!(marks.recall("a-1", &first), Recalled::Nothing);
         // One cut short is none.
         marks.keep("a-1", &first, 5).unwrap();
-        fs::write(marks.path("a-1").unwrap(), "{").unwrap();
+        fs::write(marks.path(IMPORT, "a-1").unwrap(), "{").unwrap();
         assert_eq!(marks.recall("a-1", &first), Recalled::Nothing);
     }
 
@@ -162,8 +196,9 @@ mod tests {
         let marks = Marks("/nonexistent".into());
         let found = fs::metadata("/").unwrap();
         assert_eq!(Source::of(&found, String::new()), None);
+        assert_eq!(Source::target(&found), None);
         for name in ["", "../x", "a/b", "x", &"a".repeat(65)] {
-            marks.path(name).unwrap_err();
+            marks.path(IMPORT, name).unwrap_err();
         }
     }
 }

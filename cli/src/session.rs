@@ -61,8 +61,17 @@ pub(crate) trait Session: Send {
     fn forget(&mut self, volume: &str) -> Result<(), CliError>;
 
     /// Opens the file that the command exports to, for an image of so many bytes. If nothing was
-    /// there, nothing is there after the command, unless it says that the image is complete.
-    fn open_target(&mut self, size_bytes: u64) -> Result<Target, CliError>;
+    /// there, nothing is there after the command, unless it says that the image is complete, or has
+    /// named what it exports by its identity, to be resumed: then it also learns how much of it is
+    /// there.
+    fn open_target(
+        &mut self,
+        size_bytes: u64,
+        resumed: Option<&str>,
+    ) -> Result<(Target, u64), CliError>;
+
+    /// Keeps how far the export is: what is before that is durable.
+    fn mark_target(&mut self, done_bytes: u64) -> Result<(), CliError>;
 
     /// Says that the image is complete.
     fn keep_target(&mut self) -> Result<(), CliError>;

@@ -4,7 +4,7 @@ use std::{
     fs::{File, Metadata},
     io::{self, Seek, Write},
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,32 @@ pub(crate) fn open(
     Ok((Target::new(path, file, kind), is_new))
 }
 
+/// Opens the file beside `path` that an export to it writes until it is complete, which may hold what an
+/// earlier one left.
+pub(crate) fn open_partial(
+    pool: &Path,
+    path: &Path,
+    force: bool,
+) -> Result<(PathBuf, File), CliError> {
+    let name = shown(path, STDOUT);
+    let open_error = |error| CliError::file("open", &name, error);
+    match std::fs::metadata(path) {
+        Ok(found) if is_stdout(path) || !found.is_file() => {
+            return Err(CliError::TargetResumed { file: name });
+        }
+        Ok(found) => check_overwrite(&found, pool, path, force)?,
+        Err(_) if is_stdout(path) => return Err(CliError::TargetResumed { file: name }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(open_error(error)),
+    }
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let opened = File::options().write(true).create(true).truncate(false).open(&partial);
+    let file = opened.map_err(|error| CliError::file("open", &shown(&partial, STDOUT), error))?;
+    Ok((partial, file))
+}
+
 /// What standard output is called.
 const STDOUT: &str = "standard output";
 
@@ -127,6 +153,12 @@ impl Target {
         }
         self.fill(offset_bytes, cancellation)?;
         self.append(data, cancellation)
+    }
+
+    /// Makes what was written durable.
+    pub(crate) fn sync(&self) -> Result<(), CliError> {
+        let synced = self.file.sync_data();
+        synced.map_err(|error| CliError::file("write to", &self.name, error))
     }
 
     /// Gives the image its size, and makes it durable where that is possible.

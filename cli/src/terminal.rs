@@ -19,7 +19,7 @@ use crate::{
     progress::Progress,
     resume::{Marks, Recalled, Source},
     session::{Cancellation, Session},
-    target::{self, Target},
+    target::{self, Target, TargetKind},
 };
 
 /// Standard output, standard error, signals, and the files that the command names.
@@ -34,6 +34,16 @@ pub(crate) struct Terminal<'a> {
     unfinished: Option<PathBuf>,
     /// The image that was opened last.
     opened: OpenedImage,
+    /// An export that may be resumed.
+    resumed: Option<Partial>,
+}
+
+/// A file that an export writes until it is complete.
+struct Partial {
+    path: PathBuf,
+    /// What is exported.
+    snapshot: String,
+    source: Option<Source>,
 }
 
 /// What is known of an image to import.
@@ -56,6 +66,7 @@ impl<'a> Terminal<'a> {
             on_interrupt: None,
             unfinished: None,
             opened: OpenedImage::default(),
+            resumed: None,
         }
     }
 
@@ -167,40 +178,95 @@ impl Session for Terminal<'_> {
     }
 
     fn mark(&mut self, volume: &str, done_bytes: u64) -> Result<(), CliError> {
-        match (&self.opened.source, Marks::of_user()) {
-            (Some(source), Some(marks)) => {
-                marks.keep(volume, source, done_bytes).or_else(|error| {
-                    // Then it cannot be resumed, which is no reason to end it.
-                    tracing::warn!(%error, "how far the import is cannot be written down");
-                    Ok(())
-                })
-            }
-            _ => Ok(()),
+        match &self.opened.source {
+            Some(source) => keep_mark(volume, source, done_bytes),
+            None => Ok(()),
         }
     }
 
     fn forget(&mut self, volume: &str) -> Result<(), CliError> {
-        let forgotten = Marks::of_user().map_or(Ok(()), |marks| marks.forget(volume));
-        forgotten.map_err(|source| CliError::System {
-            action: "remove what is known of an earlier import",
-            source,
-        })
+        forgotten(|marks| marks.forget_import(volume))
     }
 
-    fn open_target(&mut self, size_bytes: u64) -> Result<Target, CliError> {
+    fn open_target(
+        &mut self,
+        size_bytes: u64,
+        resumed: Option<&str>,
+    ) -> Result<(Target, u64), CliError> {
         let PoolCommand::Export(arguments) = self.command else { return Err(no_file()) };
         let ExportArguments { pool, file, force, .. } = arguments;
+        if let Some(snapshot) = resumed {
+            return self.open_partial(snapshot);
+        }
         let (target, is_new) = target::open(&pool.path, file, *force, size_bytes)?;
         if is_new {
             self.unfinished = Some(file.clone());
         }
-        Ok(target)
+        Ok((target, 0))
+    }
+
+    fn mark_target(&mut self, done_bytes: u64) -> Result<(), CliError> {
+        let Some(Partial { snapshot, source: Some(source), .. }) = &self.resumed else {
+            return Ok(());
+        };
+        keep_mark(snapshot, source, done_bytes)
     }
 
     fn keep_target(&mut self) -> Result<(), CliError> {
         self.unfinished = None;
-        Ok(())
+        let (Some(Partial { path, snapshot, .. }), PoolCommand::Export(arguments)) =
+            (self.resumed.take(), self.command)
+        else {
+            return Ok(());
+        };
+        let file = &arguments.file;
+        let renamed = std::fs::rename(&path, file);
+        renamed.map_err(|error| CliError::file("rename", &path.display().to_string(), error))?;
+        forgotten(|marks| marks.forget_export(&snapshot))
     }
+}
+
+impl Terminal<'_> {
+    /// Opens the file for an export that may have been interrupted.
+    fn open_partial(&mut self, snapshot: &str) -> Result<(Target, u64), CliError> {
+        let PoolCommand::Export(arguments) = self.command else { return Err(no_file()) };
+        let ExportArguments { pool, file, force, .. } = arguments;
+        let (path, partial) = target::open_partial(&pool.path, file, *force)?;
+        let failed = |error| CliError::file("open", &path.display().to_string(), error);
+        let source = Source::target(&partial.metadata().map_err(failed)?);
+        let recalled = source.as_ref().zip(Marks::of_user());
+        let recalled = recalled.map(|(source, marks)| marks.recall(snapshot, source));
+        let done_bytes = match recalled {
+            Some(Recalled::Done(done_bytes)) => done_bytes,
+            _ => {
+                forgotten(|marks| marks.forget_export(snapshot))?;
+                partial.set_len(0).map_err(failed)?;
+                0
+            }
+        };
+        self.resumed = Some(Partial { path, snapshot: snapshot.into(), source });
+        // It is called what it will be.
+        Ok((Target::new(file, partial, TargetKind::Sparse), done_bytes))
+    }
+}
+
+/// Keeps how far a copy is.
+fn keep_mark(volume: &str, source: &Source, done_bytes: u64) -> Result<(), CliError> {
+    let kept = Marks::of_user().map_or(Ok(()), |marks| marks.keep(volume, source, done_bytes));
+    if let Err(error) = kept {
+        // Then it cannot be resumed, which is no reason to end it.
+        tracing::warn!(%error, "how far the command is cannot be written down");
+    }
+    Ok(())
+}
+
+/// Forgets how far one is.
+fn forgotten(forget: impl FnOnce(&Marks) -> io::Result<()>) -> Result<(), CliError> {
+    let forgotten = Marks::of_user().map_or(Ok(()), |marks| forget(&marks));
+    forgotten.map_err(|source| CliError::System {
+        action: "remove what is known of an interrupted command",
+        source,
+    })
 }
 
 impl Drop for Terminal<'_> {
@@ -239,7 +305,7 @@ mod tests {
         };
         let export = |is_complete: bool| {
             let mut terminal = Terminal::new(&command);
-            terminal.open_target(4096).unwrap();
+            terminal.open_target(4096, None).unwrap();
             if is_complete {
                 terminal.keep_target().unwrap();
             }

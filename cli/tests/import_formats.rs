@@ -171,7 +171,10 @@ fn an_image_that_qemu_img_cannot_read_leaves_no_volume() {
     assert!(!sentence.contains("json:"), "{sentence}");
     none();
     // Found out in the middle.
-    raw(&folder);
+    let mut letters = raw(&folder);
+    blake3::Hasher::new().finalize_xof().fill(&mut letters);
+    letters.iter_mut().for_each(|byte| *byte = b'a' + *byte % 23);
+    fs::write(folder.path("raw"), letters).unwrap();
     fs::remove_file(&image).unwrap();
     convert(&folder, "qcow2", &["-c"], "image.qcow2");
     let file = File::options().write(true).open(&image).unwrap();
@@ -182,7 +185,8 @@ fn an_image_that_qemu_img_cannot_read_leaves_no_volume() {
     assert!(sentence.starts_with(&format!("qemu-img cannot read {image}: ")), "{sentence}");
     none();
     let server = Server::start(&pool, &[]);
-    assert_eq!(siltstone(["import", &pool, "v", &image]).fails(1), sentence);
+    let sentence = siltstone(["import", &pool, "v", &image]).fails(1);
+    assert!(sentence.starts_with(&format!("qemu-img cannot read {image}: ")), "{sentence}");
     none();
     assert!(server.stop().success());
     siltstone(["check", &pool]).succeeds();

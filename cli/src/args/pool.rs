@@ -357,6 +357,10 @@ pub(crate) struct ExportArguments {
     /// Go on where data is damaged: leave zeros there, and list what is lost.
     #[arg(long)]
     pub(crate) salvage: bool,
+    /// Write to FILE.partial, which becomes FILE when it is complete; keep it if this is interrupted, and
+    /// go on from there the next time. For snapshots, which do not change in between, and files.
+    #[arg(long, conflicts_with = "salvage")]
+    pub(crate) resume: bool,
     #[command(flatten)]
     #[serde(skip)]
     pub(crate) progress: ProgressArguments,

@@ -68,13 +68,15 @@ pub(crate) fn run(
             }
             Answer::Mark { volume, done_bytes } => terminal.mark(&volume, done_bytes)?,
             Answer::Forget { volume } => terminal.forget(&volume)?,
-            Answer::OpenTarget { size_bytes } => {
-                let target = terminal.open_target(size_bytes).map(|target| {
+            Answer::OpenTarget { size_bytes, resumed } => {
+                let target = terminal.open_target(size_bytes, resumed.as_deref());
+                let target = target.map(|(target, done_bytes)| {
                     let (file, kind) = target.into_parts();
-                    (Some(file), Opened::Target(kind))
+                    (Some(file), Opened::Target { kind, done_bytes })
                 });
                 hand_over(server, target)?;
             }
+            Answer::MarkTarget { done_bytes } => terminal.mark_target(done_bytes)?,
             Answer::KeepTarget => terminal.keep_target()?,
             Answer::Ended { failure: None } => return Ok(()),
             Answer::Ended { failure: Some(failure) } => return Err(failure.into()),

@@ -142,6 +142,13 @@ pub(crate) enum Answer<'a> {
     OpenTarget {
         /// How large it will be.
         size_bytes: u64,
+        /// The identity of what is exported, if that can be resumed.
+        resumed: Option<Cow<'a, str>>,
+    },
+    /// Keep how far the export is.
+    MarkTarget {
+        /// What is durable.
+        done_bytes: u64,
     },
     /// The file exported to is complete.
     KeepTarget,
@@ -181,7 +188,12 @@ pub(crate) enum Opened {
         done_bytes: u64,
     },
     /// The file to export to comes with this message.
-    Target(TargetKind),
+    Target {
+        /// How it is written.
+        kind: TargetKind,
+        /// What is there already.
+        done_bytes: u64,
+    },
     /// It cannot be done.
     Failed(Failure),
 }

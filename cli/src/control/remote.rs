@@ -175,11 +175,22 @@ impl Session for Remote<'_> {
         self.tell(&Answer::Forget { volume: Cow::Borrowed(volume) })
     }
 
-    fn open_target(&mut self, size_bytes: u64) -> Result<Target, CliError> {
-        match self.open(&Answer::OpenTarget { size_bytes })? {
-            (Opened::Target(kind), Some(file)) => Ok(Target::new(self.command.file(0), file, kind)),
+    fn open_target(
+        &mut self,
+        size_bytes: u64,
+        resumed: Option<&str>,
+    ) -> Result<(Target, u64), CliError> {
+        let resumed = resumed.map(Cow::Borrowed);
+        match self.open(&Answer::OpenTarget { size_bytes, resumed })? {
+            (Opened::Target { kind, done_bytes }, Some(file)) => {
+                Ok((Target::new(self.command.file(0), file, kind), done_bytes))
+            }
             _ => Err(ControlError::Unexpected { what: "a file to write was asked for" }.into()),
         }
+    }
+
+    fn mark_target(&mut self, done_bytes: u64) -> Result<(), CliError> {
+        self.tell(&Answer::MarkTarget { done_bytes })
     }
 
     fn keep_target(&mut self) -> Result<(), CliError> {

@@ -86,7 +86,7 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
         (
             &["export", "p", "v", "-", "--salvage"],
             json!({ "export": { "pool": pool, "volume": "v", "file": "-", "force": false,
-                "salvage": true } }),
+                "salvage": true, "resume": false } }),
         ),
         (&["gc", "p"], json!({ "gc": { "pool": pool } })),
         (&["grow", "p"], json!({ "grow": { "pool": pool, "size": null } })),
