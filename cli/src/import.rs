@@ -69,7 +69,6 @@ fn each(
         let (failed, all) = (failures.len(), volumes.len());
         return Err(CliError::EachFailed { failed, all, status: *status });
     }
-    // Until all are there, those that are need not be imported again.
     done.iter().try_for_each(|one| session.forget(&one.identity))
 }
 
@@ -82,7 +81,7 @@ struct Done {
     imported: Option<Imported>,
 }
 
-/// Imports one image. Afterwards it is known that all of it is there.
+/// Imports one image; that all of it is there is kept, if it is one of many.
 fn one(
     arguments: &ImportArguments,
     index: usize,
@@ -136,7 +135,8 @@ fn one(
             return Err(error);
         }
     };
-    if let Some(size_bytes) = size_bytes {
+    // Until the others are there, too, this one need not be imported again.
+    if let Some(size_bytes) = size_bytes.filter(|_| !arguments.each.is_empty()) {
         session.mark(&identity, size_bytes)?;
     }
     let sentence = imported.sentence(&volume);

@@ -16,7 +16,7 @@ use std::{
     io::{self, Read},
     os::{
         fd::OwnedFd,
-        unix::{net::UnixStream, process::CommandExt},
+        unix::{fs::FileTypeExt, net::UnixStream, process::CommandExt},
     },
     path::Path,
     process::{Child, Command, Stdio},
@@ -79,13 +79,15 @@ impl QemuImage {
     /// allowed, and otherwise an error.
     pub(crate) fn find(path: &Path, format: ImageFormat, others: bool) -> Result<Self, CliError> {
         let name = path.display().to_string();
-        let unreadable = |source| CliError::file("open", &name, source);
+        let unreadable = |source: io::Error| CliError::file("open", &name, source);
         let own = std::path::absolute(path).map_err(unreadable)?;
         let own = own.to_str().ok_or_else(|| CliError::Impossible {
             reason: format!("{name} is a name that qemu-img cannot be told: rename the file"),
         })?;
+        let found = std::fs::metadata(path).map_err(unreadable)?;
+        let driver = if found.file_type().is_block_device() { "host_device" } else { "file" };
         let mut options =
-            json!({ "driver": format.name(), "file": { "driver": "file", "filename": own } });
+            json!({ "driver": format.name(), "file": { "driver": driver, "filename": own } });
         if !others {
             // Whatever becomes of the file after this look at it.
             options["backing"] = Value::Null;

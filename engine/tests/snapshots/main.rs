@@ -8,6 +8,7 @@ mod adoption;
 mod catalog;
 mod durable;
 mod history;
+mod identity;
 
 use std::{
     sync::{
