@@ -7,7 +7,8 @@
 //! signals, `reload` what SIGHUP does, `service_manager` what it and systemd tell each other, and
 //! `access` what it was told about its clients. `errors` holds the table of exit statuses, and every
 //! failure ends here, as one sentence on stderr. `export_adapter` is where the engine's volumes meet
-//! the NBD server's traits, which know nothing of each other.
+//! the NBD server's traits, which know nothing of each other. `image` is what can be imported, and
+//! `resume` how far copies were that were interrupted.
 #![forbid(unsafe_code)]
 
 mod access;
