@@ -11,8 +11,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::size::{human, per_second};
 
 const BYTES: &str = "{bar:20} {percent:>3} %, {binary_bytes} of {binary_total_bytes}, \
-    {binary_bytes_per_sec}, {eta} left  {wide_msg}";
-const STREAM: &str = "{spinner} {binary_bytes}, {binary_bytes_per_sec}  {wide_msg}";
+    {binary_bytes_per_sec}, {eta} left";
+const STREAM: &str = "{spinner} {binary_bytes}, {binary_bytes_per_sec}";
+/// A line of its own below them: beside them there is no room in 80 columns.
+const REMARK: &str = "\n{wide_msg}";
 
 /// A bar over a number of bytes, if that is known.
 pub(crate) fn bytes(total: Option<u64>) -> ProgressBar {
@@ -61,8 +63,12 @@ impl Progress {
         }
     }
 
-    /// Says something beside it.
+    /// Says something below it.
     pub(crate) fn remark(&mut self, text: &str) {
+        if self.bar.message().is_empty() {
+            let beside = if self.bar.length().is_some() { BYTES } else { STREAM };
+            self.bar.set_style(style(&format!("{beside}{REMARK}")));
+        }
         self.bar.set_message(text.to_owned());
         if let Some(lines) = &mut self.lines {
             text.clone_into(&mut lines.remark);
@@ -128,6 +134,9 @@ mod tests {
         bytes(Some(1));
         bytes(None);
         text();
+        for total in [Some(1), None] {
+            Progress::begin(total, 0, None).remark("a word");
+        }
     }
 
     #[test]

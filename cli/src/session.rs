@@ -27,7 +27,7 @@ pub(crate) trait Session: Send {
     /// Shows how far the command is; an error if it is to end.
     fn advance(&mut self, bytes: u64, bytes_total: Option<u64>) -> Result<(), CliError>;
 
-    /// Says something beside the progress bar, instead of what was said there before.
+    /// Says something with the progress bar, instead of what was said there before.
     fn remark(&mut self, text: &str);
 
     /// Takes the progress bar away.
