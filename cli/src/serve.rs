@@ -326,9 +326,6 @@ fn announcement(
     if let Some(address) = watched_at {
         text += &format!("to look at: http://{address}/, metrics: http://{address}/metrics\n");
     }
-    if let Some(address) = watched_at {
-        text += &format!("to look at: http://{address}/, metrics: http://{address}/metrics\n");
-    }
     for address in addresses {
         text += &format!("listening on {address}\n");
     }
