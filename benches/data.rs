@@ -29,7 +29,7 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot use {}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -62,7 +62,7 @@ pub enum DataError {
         needed_bytes: u64,
     },
     /// The directory is in memory.
-    #[error("{} is on a tmpfs: memory is no device to measure on", path.display())]
+    #[error("{} is on a tmpfs: memory is no device to measure on; name another by --directory", path.display())]
     Tmpfs {
         /// The directory.
         path: PathBuf,

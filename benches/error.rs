@@ -23,7 +23,7 @@ pub enum BenchError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A file or a directory could not be used.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot use {}: {source}", path.display())]
     File {
         /// The file or directory.
         path: PathBuf,

@@ -70,6 +70,10 @@ pub(crate) struct Bed {
 impl Bed {
     pub(crate) fn new(options: &Options, caller: &Caller) -> Result<Self, BenchError> {
         let load = cpu_time::load_average();
+        if let Some(distinct_bytes) = options.size.filter(|size| *size < MIN_DISTINCT_BYTES) {
+            let needed_bytes = MIN_DISTINCT_BYTES;
+            return Err(BenchError::TooLittleData { distinct_bytes, needed_bytes });
+        }
         let directory = options.directory.as_ref().unwrap_or(&caller.directory);
         data::check_directory(directory)?;
         let free_bytes = free_bytes(directory)?;

@@ -46,7 +46,7 @@ pub(crate) enum AccessError {
         needed: &'static str,
     },
     /// There is no such group.
-    #[error("there is no group '{name}'")]
+    #[error("there is no group '{name}': name one that 'getent group' shows, or give its number")]
     NoGroup {
         /// Its name.
         name: String,

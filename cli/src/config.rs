@@ -17,10 +17,11 @@ pub(crate) mod settings;
 
 use std::path::Path;
 
-use clap::CommandFactory;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::{
-    args::{Arguments, config::ConfigCommand},
+    access::Access,
+    args::{Arguments, Command, config::ConfigCommand},
     config::{error::ConfigError, file::ConfigFile},
     errors::CliError,
     output::print,
@@ -38,7 +39,8 @@ pub(crate) fn run(command: &ConfigCommand) -> Result<(), CliError> {
     }
 }
 
-/// Reads a file as `serve` would that is given nothing else; returns how many settings it has.
+/// Reads a file as `serve` would that is given nothing else, and the certificates that it names; returns
+/// how many settings it has.
 fn check(path: &Path) -> Result<u64, ConfigError> {
     let mut command = Arguments::command();
     let serve = line::serve_of(&mut command);
@@ -48,8 +50,13 @@ fn check(path: &Path) -> Result<u64, ConfigError> {
     // The pool may be named on the command line alone.
     let pool = file.pool().unwrap_or("pool");
     words.extend(["--".into(), pool.into()]);
-    match command.try_get_matches_from(words) {
-        Ok(_) => Ok(file.len() as u64),
-        Err(error) => Err(ConfigError::Whole { path: path.into(), reason: error::reason(&error) }),
+    let whole = |reason| ConfigError::Whole { path: path.into(), reason };
+    let matches = command.try_get_matches_from(words);
+    let matches = matches.map_err(|error| whole(error::reason(&error)))?;
+    let arguments = Arguments::from_arg_matches(&matches);
+    let arguments = arguments.map_err(|error| whole(error::reason(&error)))?;
+    if let Command::Serve(serve) = &arguments.command {
+        Access::new(&serve.access, &serve.listen).map_err(|error| whole(error.to_string()))?;
     }
+    Ok(file.len() as u64)
 }

@@ -21,6 +21,9 @@ use crate::{
     size::{exact, human},
 };
 
+#[cfg(test)]
+mod causes;
+
 /// What the help says about exit statuses.
 pub(crate) const EXIT_STATUS_HELP: &str = "\
 Exit statuses:
@@ -131,7 +134,9 @@ pub(crate) enum CliError {
         command: &'static str,
     },
     /// The pool is at rest.
-    #[error("{path} is not being served, and {command} shows what a server does")]
+    #[error(
+        "{path} is not being served, and {command} shows what a server does: 'siltstone serve' it first"
+    )]
     NotServed {
         /// The pool.
         path: PathBuf,

@@ -216,7 +216,7 @@ impl Serving<'_> {
         access.refuse_plaintext(&arguments.access, server.addresses())?;
         let monitor = self.monitor(&server).await?;
         new_pool.keep();
-        warn_of_lists_without_volumes(self.pool, access);
+        self.warn_of_missing_volumes();
         let watched_at = monitor.as_ref().map(Monitor::address);
         print(&announcement(&self.catalog.volumes(), server.addresses(), access, watched_at))?;
         service_manager::ready(&self.status());
@@ -245,6 +245,23 @@ impl Serving<'_> {
         watchdog.abort();
         tracing::info!(finished, cut_off, "stopped serving");
         Ok(deadline)
+    }
+
+    /// A misspelled name would leave a volume open to everybody, or serve nothing.
+    fn warn_of_missing_volumes(&self) {
+        for volume in self.access.allowed.exports() {
+            if self.pool.volume(&volume).is_err() {
+                tracing::warn!(volume, "--allow is for a volume that does not exist (yet)");
+            }
+        }
+        for name in &self.arguments.export {
+            if self.pool.volume(name).is_err() {
+                tracing::warn!(
+                    name,
+                    "--export is for a volume or snapshot that does not exist (yet)"
+                );
+            }
+        }
     }
 
     /// Watches the server, if somebody wants to see what it does.
@@ -290,15 +307,6 @@ fn limits(arguments: &ServeArguments, access: &Access) -> Result<Limits, CliErro
         Some(tls) => limits.with_tls(Arc::clone(tls)),
         None => limits,
     })
-}
-
-/// A misspelled name would leave a volume open to everybody.
-fn warn_of_lists_without_volumes(pool: &Pool, access: &Access) {
-    for volume in access.allowed.exports() {
-        if pool.volume(&volume).is_err() {
-            tracing::warn!(volume, "--allow is for a volume that does not exist (yet)");
-        }
-    }
 }
 
 /// Resolves when standard input ends. The thread that reads it is left behind when the server

@@ -50,7 +50,10 @@ pub enum IndexError {
         budget_bytes: usize,
     },
     /// The system does not give that much memory.
-    #[error("the system refused {budget_bytes} bytes of memory for the index")]
+    #[error(
+        "the system refused {budget_bytes} bytes of memory for the index; free some, or make a pool \
+         with less index memory"
+    )]
     OutOfMemory {
         /// The budget asked for.
         budget_bytes: usize,

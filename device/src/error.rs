@@ -92,7 +92,7 @@ pub enum DeviceError {
         path: PathBuf,
     },
     /// The path names something that cannot hold a device.
-    #[error("{path} is neither a regular file nor a block device")]
+    #[error("{path} is neither a regular file nor a block device; a pool is one of these")]
     NotADevice {
         /// What was named.
         path: PathBuf,
@@ -109,7 +109,10 @@ pub enum DeviceError {
         size_bytes: u64,
     },
     /// A block device has less room than was asked for.
-    #[error("{path} has {}, less than the {} asked for", exact(*.available_bytes), exact(*.size_bytes))]
+    #[error(
+        "{path} has {}, less than the {} asked for; ask for less, or for no size to take all of it",
+        exact(*.available_bytes), exact(*.size_bytes)
+    )]
     TooSmall {
         /// The block device.
         path: PathBuf,
@@ -120,7 +123,7 @@ pub enum DeviceError {
     },
     /// A device that is no file is smaller than it was to become.
     #[error(
-        "the device has {} and cannot be made {} long",
+        "the device has {} and cannot be made {} long; make the device itself larger first",
         exact(*.available_bytes), exact(*.size_bytes)
     )]
     CannotGrow {

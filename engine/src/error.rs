@@ -87,7 +87,10 @@ pub enum EngineError {
         needed_bytes: u64,
     },
     /// A pool was to become smaller.
-    #[error("the pool has {} and cannot shrink to {}", exact(*.current_bytes), exact(*.size_bytes))]
+    #[error(
+        "the pool has {} and cannot shrink to {}; if it must be smaller, copy its volumes to a new one",
+        exact(*.current_bytes), exact(*.size_bytes)
+    )]
     CannotShrink {
         /// The size asked for.
         size_bytes: u64,
@@ -270,7 +273,10 @@ pub enum EngineError {
     #[error("the pool is open for reading only")]
     ReadOnly,
     /// The pool has stopped accepting changes after a failure.
-    #[error("the pool accepts no more changes since an earlier failure: {cause}")]
+    #[error(
+        "the pool accepts no more changes since an earlier failure: {cause}; it can still be read; mend \
+         the cause, then open the pool again"
+    )]
     Failed {
         /// The first failure.
         cause: Arc<EngineError>,

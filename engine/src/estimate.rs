@@ -106,7 +106,7 @@ pub enum EstimateError {
         source: Arc<io::Error>,
     },
     /// Neither a file nor a block device.
-    #[error("{} is neither a file nor a block device", path.display())]
+    #[error("{} is neither a file nor a block device; name raw images, other files or devices", path.display())]
     NotData {
         /// What was named.
         path: PathBuf,

@@ -72,8 +72,8 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// Lays a new pool out on a device of `size_bytes`.
-    pub(crate) fn new(size_bytes: u64, options: &CreateOptions) -> Result<Self> {
-        let size_bytes = whole_blocks(size_bytes);
+    pub(crate) fn new(given_bytes: u64, options: &CreateOptions) -> Result<Self> {
+        let size_bytes = whole_blocks(given_bytes);
         if size_bytes > MAX_POOL_BYTES {
             return Err(EngineError::InvalidOption {
                 option: "a pool size",
@@ -136,7 +136,7 @@ impl Layout {
                 Err(EngineError::TooSmall { needed_bytes, .. }) => needed_bytes,
                 _ => least_bytes,
             };
-            return Err(EngineError::TooSmall { size_bytes, needed_bytes });
+            return Err(EngineError::TooSmall { size_bytes: given_bytes, needed_bytes });
         }
         Ok(layout)
     }

@@ -62,7 +62,9 @@ pub enum OpenError {
     Device(#[from] DeviceError),
     /// No record of this log is there, though a formatted log always has one: the wrong device, a
     /// wiped one, or a format that never finished.
-    #[error("no record of this pool's NVRAM log in {region}: it was wiped or belongs elsewhere")]
+    #[error(
+        "no record of this pool's NVRAM log in {region}: it was wiped or belongs elsewhere; put the right one there, or restore it together with the pool"
+    )]
     NoRecord {
         /// Where it was looked for.
         region: Region,

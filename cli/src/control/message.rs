@@ -73,7 +73,9 @@ pub(crate) enum Refusal {
         version: u32,
     },
     /// One for another pool.
-    #[error("the server on that control socket serves another pool")]
+    #[error(
+        "the server on that control socket serves another pool: name the one of this pool by --control"
+    )]
     OtherPool,
     /// There are too many.
     #[error("the pool's server carries out {limit} commands already; try again later")]

@@ -134,7 +134,10 @@ pub(crate) struct Listener {
 
 /// Why a server has no control socket.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot take commands on {}: {source}", path.display())]
+#[error(
+    "cannot take commands on {}: {source}; say where by --control PATH, or do without by --control none",
+    path.display()
+)]
 pub(crate) struct ListenError {
     path: PathBuf,
     source: io::Error,

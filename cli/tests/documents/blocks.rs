@@ -53,6 +53,18 @@ pub(super) enum Content {
     Shown(Vec<String>),
 }
 
+/// How many blank lines are before an indented one, if that comes next: a block goes on over them.
+fn lines_to_next_indented<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Option<usize> {
+    let mut blank = 0;
+    for (_, line) in lines {
+        match line.trim().is_empty() {
+            true => blank += 1,
+            false => return line.starts_with("    ").then_some(blank),
+        }
+    }
+    None
+}
+
 /// All blocks of a document.
 pub(super) fn blocks(text: &str) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
@@ -69,9 +81,11 @@ pub(super) fn blocks(text: &str) -> Vec<Block> {
         } else if let (true, Some(first)) = (follows_blank, line.strip_prefix("    ")) {
             let mut block =
                 Block { line: number + 1, language: String::new(), lines: vec![first.into()] };
-            while let Some((_, line)) = lines.next_if(|(_, line)| line.starts_with("    ")) {
-                block.lines.push(line[4..].into());
+            while let Some(blank) = lines_to_next_indented(lines.clone()) {
+                lines.by_ref().take(blank).for_each(|_| block.lines.push(String::new()));
+                block.lines.extend(lines.next().map(|(_, line)| line[4..].to_owned()));
             }
+            block.outdent();
             blocks.push(block);
         }
         follows_blank = line.trim().is_empty();
@@ -80,6 +94,14 @@ pub(super) fn blocks(text: &str) -> Vec<Block> {
 }
 
 impl Block {
+    /// Within a list, a block is indented by more.
+    fn outdent(&mut self) {
+        let lines = self.lines.iter().filter(|line| !line.is_empty());
+        let least = lines.map(|line| line.len() - line.trim_start().len()).min().unwrap_or(0);
+        let texts = self.lines.iter_mut().filter(|line| !line.is_empty());
+        texts.for_each(|line| _ = line.drain(..least));
+    }
+
     /// What it is.
     pub(super) fn content(&self) -> Content {
         if CODE.contains(&self.language.as_str()) {

@@ -17,7 +17,7 @@ pub(super) enum How {
     Config,
 }
 
-/// A command or block that begins with `start`, in a document.
+/// A command, with what it prints below it, or a block that begins with `start`, in a document.
 pub(super) struct Exception {
     pub(super) document: &'static str,
     pub(super) start: &'static str,
@@ -35,12 +35,37 @@ const fn except(
 }
 
 /// What a document takes for granted: run before its commands.
-pub(super) const STAGES: &[(&str, &str)] = &[(
-    "README.md",
-    "printf 'a small image %.0s' {1..100000} >debian.raw; cp debian.raw backup.raw
+pub(super) const STAGES: &[(&str, &str)] = &[
+    (OPERATIONS, OPERATIONS_STAGE),
+    (
+        README,
+        "printf 'a small image %.0s' {1..100000} >debian.raw; cp debian.raw backup.raw
      cp debian.raw image.raw; head -c 8M /dev/zero >disk.raw; cp debian.raw sdc
      cp \"$repository/packaging/example.toml\" NAME.toml",
-)];
+    ),
+];
+
+/// A pool that is served, with a volume of which a third stays, and two are overwritten later.
+const OPERATIONS_STAGE: &str = "head -c 24M /dev/urandom >disk.raw
+    { head -c 16M /dev/urandom; tail -c 8M disk.raw; } >changed.raw
+    head -c 160M /dev/urandom >big.raw
+    siltstone create pool.silt --size 128M";
+
+/// The log of a server that takes no SIGXFSZ is what a limit on the size of files needs.
+const FAILING_DEVICE: &str = "stop_server; trap '' XFSZ
+    background siltstone serve pool.silt --listen unix:s --create disk=1G
+    siltstone import pool.silt disk disk.raw; siltstone snapshot create pool.silt disk@monday
+    sleep 0.5; prlimit --pid $server --fsize=4096:";
+
+/// Noise is stored as it is, so that what is in it can be found in the pool.
+const DAMAGED_BLOCK: &str = "stop_server; rm pool.silt
+    head -c 24M /dev/urandom >backup.raw
+    printf 'here it is damaged' | dd of=backup.raw bs=1 seek=1642496 conv=notrunc status=none
+    siltstone create pool.silt --size 128M; siltstone import pool.silt disk backup.raw
+    siltstone snapshot create pool.silt disk@monday
+    at=$(LC_ALL=C grep -obUaF 'here it is damaged' pool.silt | head -n 1 | cut -d: -f1)
+    printf X | dd of=pool.silt bs=1 seek=$at conv=notrunc status=none
+    background siltstone serve pool.silt --listen unix:s";
 
 /// Names in documents of what tests must not touch, or cannot: in all of them, and what is there
 /// instead.
@@ -50,6 +75,7 @@ pub(super) const NAMES: &[(&str, Stand)] = &[
     ("/run/siltstone.sock", Stand::Socket),
     ("10809", Stand::Port),
     ("9100", Stand::Port),
+    ("journalctl -u siltstone@NAME -o cat", Stand::Text("cat server.log")),
 ];
 
 /// What stands for a name.
@@ -66,6 +92,8 @@ pub(super) enum Stand {
 use How::{After, Config, Instead, Looked, PrintedBy, TestedBy};
 
 const README: &str = "README.md";
+const OPERATIONS: &str = "docs/operations.md";
+const SIZING: &str = "cli/tests/sizing.rs";
 const PERFORMANCE: &str = "docs/performance.md";
 const RELIABILITY: &str = "docs/reliability.md";
 const TAKES_LONG: &str = "it takes minutes: its options are checked";
@@ -167,6 +195,52 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
     except(README, "siltstone torture --kill --kills 100", Looked, TAKES_LONG),
     except(README, "siltstone torture --damage", Looked, TAKES_LONG),
     except(README, "siltstone bench", Looked, TAKES_LONG),
+    except(OPERATIONS, "resident  <=", TestedBy(SIZING), "a formula"),
+    except(OPERATIONS, "metadata  =", TestedBy(SIZING), "a formula"),
+    except(OPERATIONS, "size  =  1.3", TestedBy(SIZING), "a formula"),
+    except(OPERATIONS, "index memory for", TestedBy(SIZING), "a formula"),
+    except(
+        OPERATIONS,
+        "siltstone top pool.silt",
+        Instead(
+            "background siltstone serve pool.silt --listen unix:s --create disk=1G; \
+             siltstone import pool.silt disk disk.raw; siltstone top pool.silt --count 1",
+        ),
+        "it goes on until it is interrupted; the pool is served from here on",
+    ),
+    except(
+        OPERATIONS,
+        "siltstone stat pool.silt\n",
+        After(
+            "siltstone snapshot create pool.silt disk@monday && \
+             siltstone import pool.silt disk changed.raw",
+        ),
+        "a snapshot that its volume has parted from",
+    ),
+    except(
+        OPERATIONS,
+        "siltstone volume create pool.silt new",
+        After(FAILING_DEVICE),
+        "the device fails",
+    ),
+    except(
+        OPERATIONS,
+        "siltstone export pool.silt disk@monday saved.raw",
+        After("prlimit --pid $server --fsize=unlimited:"),
+        "the copy goes to a sound disk",
+    ),
+    except(
+        OPERATIONS,
+        "siltstone check pool.silt",
+        After("{ stop_server; true; }"),
+        "the server of a device that failed ends with a failure",
+    ),
+    except(
+        OPERATIONS,
+        "siltstone scrub pool.silt\nsegment",
+        After(DAMAGED_BLOCK),
+        "a block is damaged",
+    ),
     except("docs/concurrency.md", ".ci/concurrency", Looked, TAKES_LONG),
     except("docs/concurrency.md", "LOOM_MAX_PREEMPTIONS=4 .ci/concurrency", Looked, TAKES_LONG),
     except(

@@ -16,6 +16,7 @@ mod output;
 mod script;
 #[path = "../support/mod.rs"]
 mod support;
+mod warnings;
 
 use std::{
     collections::BTreeSet,
@@ -115,7 +116,9 @@ impl<'a> Plan<'a> {
 
     fn add(&mut self, command: &Command, packages: &Packages) {
         let Command { line, text, output } = command;
-        let exception = self.exception(text).map(|exception| exception.how);
+        // The same command can stand there twice, and print something else.
+        let shown = format!("{text}\n{}", output.join("\n"));
+        let exception = self.exception(&shown).map(|exception| exception.how);
         if text.starts_with("cargo ") {
             if let Err(wrong) = packages.check(text) {
                 self.say(*line, &wrong);
@@ -133,7 +136,9 @@ impl<'a> Plan<'a> {
             Some(How::Looked) => return,
             Some(How::TestedBy(path)) => return self.find(*line, path),
             Some(How::Instead(script)) => script.to_owned(),
-            Some(How::After(before)) => format!("{before} && {}", in_background(text)),
+            Some(How::After(before)) => {
+                format!("{{ {before}\n}} >/dev/null 2>&1 && {}", in_background(text))
+            }
             Some(How::PrintedBy(_) | How::Config) => return self.say(*line, "it is a command"),
             None => in_background(text),
         };
