@@ -234,9 +234,9 @@ fn what_a_server_cannot_go_by_is_refused_with_what_is_missing() {
     }
 }
 
-/// A misspelled volume would be open to everybody.
+/// A misspelled volume would be open to everybody, or not be served.
 #[test]
-fn a_list_for_a_volume_that_is_not_there_is_told() {
+fn an_option_for_a_volume_that_is_not_there_is_told() {
     let folder = Folder::new();
     let pki = Pki::new();
     let pool = folder.pool("256M");
@@ -248,10 +248,13 @@ fn a_list_for_a_volume_that_is_not_there_is_told() {
         &[
             ["--tls-cert", &certificate, "--tls-key", &key, "--tls-client-ca", &ca],
             ["--create", "disk=8M", "--allow", "disk=alice", "--allow", "dsik=alice"],
+            ["--export", "disk", "--export", "diks", "--export", "disk@now"],
         ]
         .concat(),
     );
-    server.wait_for_log("for a volume that does not exist");
     let log = server.stop_for_log();
-    assert_eq!(log.matches("does not exist (yet)").count(), 1, "{log}");
+    for (option, times) in [("--allow", 1), ("--export", 2)] {
+        let told = log.lines().filter(|line| line.contains(&format!("{option} is for a volume")));
+        assert_eq!(told.count(), times, "{option}: {log}");
+    }
 }

@@ -467,10 +467,7 @@ fn top_tells_what_a_server_does_and_what_bounds_it() {
     let pool = folder.pool("128M");
     siltstone(["volume", "create", &pool, "busy", "--size", "2M"]).succeeds();
     let refused = siltstone(["top", &pool]).fails(2);
-    assert!(
-        refused.ends_with("is not being served, and top shows what a server does"),
-        "{refused}"
-    );
+    assert!(refused.contains("is not being served, and top shows what a server does"), "{refused}");
 
     let server = Server::start(&pool, &[]);
     let stop = AtomicBool::new(false);

@@ -90,6 +90,22 @@ fn a_run_that_stands_alone_takes_seven_bytes_of_the_map() {
 }
 
 #[test]
+fn segments_are_left_empty_by_no_more_than_an_eighth() {
+    let folder = Folder::new();
+    let (pool, image) = (folder.pool("512M"), folder.text("image"));
+    let mut data = noise(96 << 20);
+    // Every other block compresses well, so that units have all sizes.
+    data.chunks_mut(2 * BLOCK).for_each(|two| two[..BLOCK - 64].fill(7));
+    data.extend(noise(64 << 20).iter().map(|byte| byte ^ 1));
+    fs::write(&image, data).unwrap();
+    siltstone(["import", &pool, "disk", &image]).succeeds();
+    let stat = stat(&pool);
+    let (overhead, stored) = (number(&stat, "overhead_bytes"), number(&stat, "stored_bytes"));
+    println!("{} of {} MiB", overhead / MIB, stored / MIB);
+    assert!(overhead <= stored / 8 + 3 * 2 * MIB, "{overhead} of {stored}");
+}
+
+#[test]
 fn a_fingerprint_takes_eight_and_a_half_bytes_of_the_index() {
     let folder = Folder::new();
     let (pool, image) = (folder.text("pool"), folder.text("image"));

@@ -12,6 +12,7 @@
 mod blocks;
 mod cargo;
 mod exceptions;
+mod limits;
 mod output;
 mod script;
 #[path = "../support/mod.rs"]
