@@ -44,6 +44,8 @@ macro_rules! causes {
 }
 
 const LIVE: &str = "cli/tests/control_endings.rs";
+const FORMATS: &str = "cli/tests/import_formats.rs";
+const RESUMING: &str = "cli/tests/import_resume.rs";
 
 causes!(
     OF_CLI,
@@ -68,6 +70,19 @@ causes!(
         VolumeDiffers: Rows(&["volume differs"]),
         VolumeConnected: Rows(&["volume connected"]),
         WouldShrink: Rows(&["would shrink"]),
+        StreamFormat: Tested(FORMATS),
+        StreamResumed: Rows(&["stream resumed"]),
+        NoQemuImg: Tested(FORMATS),
+        NotConverted: Tested(FORMATS),
+        OtherFiles: Tested(FORMATS),
+        Unfinished: Tested(RESUMING),
+        UnfinishedExport: Tested(RESUMING),
+        VolumeResumed: Rows(&["volume resumed"]),
+        TargetResumed: Rows(&["target resumed"]),
+        EachUnnamed: Rows(&["each without a name"]),
+        EachSame: Rows(&["each twice"]),
+        EachExists: Tested(FORMATS),
+        EachFailed: Tested(FORMATS),
         StreamSizeMissing: Rows(&["stream without size"]),
         ImageTooLarge: Rows(&["image too large"]),
         ImageEmpty: Rows(&["image is empty"]),

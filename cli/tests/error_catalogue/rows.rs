@@ -453,6 +453,43 @@ pub(crate) const ROWS: &[Row] = &[
         "empty is empty; to create an empty volume, use 'siltstone volume create'",
     ),
     row(
+        "stream resumed",
+        Rest,
+        "import pool new - --size 1M --resume",
+        2,
+        "standard input cannot be read twice, so its import cannot be resumed: leave --resume out",
+    ),
+    row(
+        "volume resumed",
+        Rest,
+        "export pool disk copy --resume",
+        2,
+        "volume 'disk' may change until its export is resumed: export a snapshot of it ('siltstone \
+         snapshot create'), or leave --resume out",
+    ),
+    row(
+        "target resumed",
+        Rest,
+        "export pool disk@monday - --resume",
+        2,
+        "standard output is no file, so an export to it cannot be resumed: leave --resume out",
+    ),
+    row(
+        "each twice",
+        Rest,
+        "import pool --each image ./image",
+        6,
+        "image and ./image would both be imported into volume 'image'; nothing was imported: import one \
+         of them alone, with a name for its volume",
+    ),
+    row(
+        "each without a name",
+        Rest,
+        "import pool --each image -",
+        6,
+        "no volume can be named after standard input: import it alone, with a name for its volume",
+    ),
+    row(
         "stream without size",
         Rest,
         "import pool new -",
