@@ -41,6 +41,9 @@ pub(super) const STAGES: &[(&str, &str)] = &[
         README,
         "printf 'a small image %.0s' {1..100000} >debian.raw; cp debian.raw backup.raw
      cp debian.raw image.raw; head -c 8M /dev/zero >disk.raw; cp debian.raw sdc
+     qemu-img convert -f raw -O qcow2 debian.raw debian.qcow2; cp debian.qcow2 web.qcow2
+     mkdir images; qemu-img convert -f raw -O vmdk debian.raw images/mail.vmdk
+     zstd -q debian.raw -o db.raw.zst
      cp \"$repository/packaging/example.toml\" NAME.toml",
     ),
 ];
@@ -72,6 +75,7 @@ const DAMAGED_BLOCK: &str = "stop_server; rm pool.silt
 pub(super) const NAMES: &[(&str, Stand)] = &[
     ("/dev/sdb", Stand::Text("sdb")),
     ("/dev/sdc", Stand::Text("sdc")),
+    ("/images", Stand::Text("images")),
     ("/run/siltstone.sock", Stand::Socket),
     ("10809", Stand::Port),
     ("9100", Stand::Port),

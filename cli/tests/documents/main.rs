@@ -32,7 +32,7 @@ use script::{Place, Step};
 use support::{Outcome, command, has};
 
 /// Programs that documents use and that may be missing.
-const OTHER_PROGRAMS: [&str; 4] = ["openssl", "nbdinfo", "nbdcopy", "qemu-img"];
+const OTHER_PROGRAMS: [&str; 5] = ["openssl", "nbdinfo", "nbdcopy", "qemu-img", "zstd"];
 
 /// What stands between backquotes and only looks like a command: a placeholder, the contents of a block.
 const NO_COMMANDS: [&str; 2] = ["siltstone help COMMAND", "siltstone siltstone ..."];

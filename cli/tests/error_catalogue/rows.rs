@@ -487,7 +487,7 @@ pub(crate) const ROWS: &[Row] = &[
         Rest,
         "import pool --each image -",
         6,
-        "no volume can be named after standard input: import it alone, with a name for its volume",
+        "no volume can be named after -: import it alone, with a name for its volume",
     ),
     row(
         "stream without size",
