@@ -37,7 +37,8 @@ impl PoolOperation for ImportArguments {
         }
         let volume = self.volume.as_deref().unwrap_or_default();
         let done = one(self, 0, volume, pool, session)?;
-        session.forget(&done.identity)?;
+        // Left behind, it would say no more than is true.
+        let _ = session.forget(&done.identity);
         session.print(&done.sentence)
     }
 }
@@ -69,7 +70,10 @@ fn each(
         let (failed, all) = (failures.len(), volumes.len());
         return Err(CliError::EachFailed { failed, all, status: *status });
     }
-    done.iter().try_for_each(|one| session.forget(&one.identity))
+    for one in done {
+        let _ = session.forget(&one.identity);
+    }
+    Ok(())
 }
 
 /// What became of one image.
@@ -99,21 +103,26 @@ fn one(
         return Err(CliError::VolumeConnected { volume: name.into() });
     }
     let identity = volume.identity().to_string();
-    let from_bytes = match arguments.resume && !is_new {
-        true => session.recall(&identity)?,
-        false => 0,
-    };
-    if image.size_bytes().is_some_and(|size_bytes| size_bytes <= from_bytes) {
-        let sentence = format!("volume '{name}' has all of {} already\n", image.name());
-        return Ok(Done { identity, sentence, imported: None });
-    }
-    let from_bytes = from_bytes - from_bytes % BLOCK_BYTES;
-    if from_bytes == 0 {
-        // What is written from now on is another image.
-        session.forget(&identity)?;
+    let mut from_bytes = 0;
+    if !is_new {
+        if arguments.resume {
+            from_bytes = session.recall(&identity)?;
+            // Of the whole volume: behind the image it may have held something else.
+            if from_bytes >= volume.size_bytes() {
+                let sentence = format!("volume '{name}' has all of {} already\n", image.name());
+                return Ok(Done { identity, sentence, imported: None });
+            }
+            // So that there is something to read.
+            from_bytes = from_bytes.min(image.size_bytes().unwrap_or(0).saturating_sub(1));
+            from_bytes -= from_bytes % BLOCK_BYTES;
+        }
+        if from_bytes == 0 {
+            // What is written from now on is another image.
+            session.forget(&identity)?;
+        }
     }
     let file = image.name().to_owned();
-    let size_bytes = image.size_bytes();
+    let is_resumable = image.size_bytes().is_some();
     let mut import = Import { pool, volume: &volume, identity: &identity, is_new, at: from_bytes };
     let imported = import.run(image, session);
     session.finish();
@@ -125,8 +134,9 @@ fn one(
             return Err(CliError::Unfinished { source, file, volume, done_bytes });
         }
         Err(error) => {
-            let is_there = !matches!(error, CliError::Engine(EngineError::VolumeDeleted { .. }));
-            if is_new && is_there {
+            // Somebody may have deleted it, and made another one of its name.
+            let there = pool.volume(volume.name());
+            if is_new && there.is_ok_and(|there| there.identity() == volume.identity()) {
                 // Half an image is of no use; why there is no more matters more than a failure
                 // here.
                 let _ = pool.delete_volume(volume.name());
@@ -136,8 +146,8 @@ fn one(
         }
     };
     // Until the others are there, too, this one need not be imported again.
-    if let Some(size_bytes) = size_bytes.filter(|_| !arguments.each.is_empty()) {
-        session.mark(&identity, size_bytes)?;
+    if is_resumable && !arguments.each.is_empty() {
+        session.mark(&identity, volume.size_bytes())?;
     }
     let sentence = imported.sentence(&volume);
     Ok(Done { identity, sentence, imported: Some(imported) })

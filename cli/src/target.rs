@@ -1,9 +1,9 @@
 //! Where an export goes: a file with holes, or a stream or block device that gets zeros.
 
 use std::{
-    fs::{File, Metadata},
+    fs::{File, Metadata, TryLockError},
     io::{self, Seek, Write},
-    os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -90,13 +90,8 @@ pub(crate) fn open(
     Ok((Target::new(path, file, kind), is_new))
 }
 
-/// Opens the file beside `path` that an export to it writes until it is complete, which may hold what an
-/// earlier one left.
-pub(crate) fn open_partial(
-    pool: &Path,
-    path: &Path,
-    force: bool,
-) -> Result<(PathBuf, File), CliError> {
+/// The file beside `path` that an export to it writes until it is complete.
+pub(crate) fn partial_path(pool: &Path, path: &Path, force: bool) -> Result<PathBuf, CliError> {
     let name = shown(path, STDOUT);
     let open_error = |error| CliError::file("open", &name, error);
     match std::fs::metadata(path) {
@@ -110,10 +105,19 @@ pub(crate) fn open_partial(
     }
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let opened = File::options().write(true).create(true).truncate(false).open(&partial);
-    let file = opened.map_err(|error| CliError::file("open", &shown(&partial, STDOUT), error))?;
-    Ok((partial, file))
+    Ok(PathBuf::from(partial))
+}
+
+/// Opens such a file for nobody else to write: what an earlier export left, if there is anything, or a
+/// new one.
+pub(crate) fn open_partial(path: &Path, is_new: bool) -> io::Result<File> {
+    let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let file = File::options().write(true).create_new(is_new).custom_flags(no_link).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::Error::other("another command is writing it")),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// What standard output is called.

@@ -231,17 +231,35 @@ impl Terminal<'_> {
     fn open_partial(&mut self, snapshot: &str) -> Result<(Target, u64), CliError> {
         let PoolCommand::Export(arguments) = self.command else { return Err(no_file()) };
         let ExportArguments { pool, file, force, .. } = arguments;
-        let (path, partial) = target::open_partial(&pool.path, file, *force)?;
+        let path = target::partial_path(&pool.path, file, *force)?;
         let failed = |error| CliError::file("open", &path.display().to_string(), error);
-        let source = Source::target(&partial.metadata().map_err(failed)?);
-        let recalled = source.as_ref().zip(Marks::of_user());
-        let recalled = recalled.map(|(source, marks)| marks.recall(snapshot, source));
-        let done_bytes = match recalled {
-            Some(Recalled::Done(done_bytes)) => done_bytes,
-            _ => {
-                forgotten(|marks| marks.forget_export(snapshot))?;
-                partial.set_len(0).map_err(failed)?;
-                0
+        let known = match target::open_partial(&path, false) {
+            Ok(partial) => {
+                let source = Source::target(&partial.metadata().map_err(failed)?);
+                let recalled = source.as_ref().zip(Marks::of_user());
+                match recalled.map(|(source, marks)| marks.recall(snapshot, source)) {
+                    Some(Recalled::Done(done_bytes)) => Some((partial, source, done_bytes)),
+                    // Of another snapshot, or somebody else's.
+                    _ if !force => return Err(CliError::FileExists { path }),
+                    _ => {
+                        std::fs::remove_file(&path).map_err(failed)?;
+                        None
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        let (partial, source, done_bytes) = match known {
+            Some(known) => known,
+            // Always another file than that of any mark.
+            None => {
+                let partial = target::open_partial(&path, true).map_err(failed)?;
+                let source = Source::target(&partial.metadata().map_err(failed)?);
+                if let Some(source) = &source {
+                    keep_mark(snapshot, source, 0)?;
+                }
+                (partial, source, 0)
             }
         };
         self.resumed = Some(Partial { path, snapshot: snapshot.into(), source });

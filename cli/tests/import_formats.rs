@@ -212,6 +212,29 @@ fn a_name_is_only_a_name() {
     }
 }
 
+/// Zeros follow, also where there is nothing before them.
+#[test]
+fn nothing_of_what_a_volume_held_stays_behind_a_shorter_image() {
+    let folder = Folder::new();
+    let pool = folder.pool("256M");
+    let file = |name: &str, bytes: &[u8]| {
+        fs::write(folder.path(name), bytes).unwrap();
+        folder.text(name)
+    };
+    let (long, short) = (file("long", &vec![7; 2 << 20]), file("short", &[9; 5000]));
+    let empty = file("empty", b"");
+    for (image, expected) in [(&short, &[9; 5000][..]), (&empty, &[])] {
+        siltstone(["import", &pool, "v", &long]).succeeds();
+        siltstone(["import", &pool, "v", image]).succeeds();
+        let out = folder.text("out");
+        siltstone(["export", &pool, "v", &out, "--force"]).succeeds();
+        let found = fs::read(&out).unwrap();
+        assert_eq!(found.len(), 2 << 20);
+        assert!(found.starts_with(expected), "{image}");
+        assert!(found[expected.len()..].iter().all(|byte| *byte == 0), "{image}");
+    }
+}
+
 #[test]
 fn each_image_gets_a_volume_of_its_own_and_one_that_fails_stops_no_other() {
     let folder = Folder::new();

@@ -217,8 +217,9 @@ fn an_export_of_a_snapshot_goes_on_where_it_was() {
     bytes[28 << 20..].fill(0);
     fs::write(&image, &bytes).unwrap();
     siltstone(["import", &pool, "disk", &image]).succeeds();
+    siltstone(["snapshot", "create", &pool, "disk@s"]).succeeds();
+    siltstone(["snapshot", "create", &pool, "disk@other"]).succeeds();
     for refused in [&["disk", &out][..], &["disk@s", "-"]] {
-        siltstone(["snapshot", "create", &pool, "disk@s"]);
         siltstone([&["export", &pool, "--resume"], refused].concat()).fails(2);
     }
     // A limit ends it in the middle.
@@ -231,30 +232,43 @@ fn an_export_of_a_snapshot_goes_on_where_it_was() {
         Outcome::of(shell.stdin(Stdio::null()))
     };
     // A server that has the pool would write the file, without that limit.
-    let whole = |is_served: bool| {
+    let export_all = |is_served: bool, arguments: &[&str]| {
         let server = is_served.then(|| Server::start(&pool, &[]));
         let mut export = command();
         export.env("XDG_STATE_HOME", folder.path("state"));
-        let outcome = Outcome::of(export.args(["export", &pool, "disk@s", &out, "--resume"]));
+        let outcome = Outcome::of(export.args(["export", &pool, "--resume"]).args(arguments));
         drop(server);
         outcome
     };
+    let whole = |is_served| export_all(is_served, &["disk@s", &out]);
     for is_served in [false, true] {
         let sentence = limited(20 << 11).fails(6);
         assert!(sentence.contains("out.partial has the first 20 MiB of 'disk@s'"), "{sentence}");
         assert!(!folder.path("out").exists(), "half an image does not have its name");
         let sentence = limited(24 << 11).fails(6);
         assert!(sentence.contains("out.partial has the first 24 MiB of 'disk@s'"), "{sentence}");
+        let sentence = export_all(is_served, &["disk@other", &out]).fails(6);
+        assert!(sentence.contains("out.partial exists"), "of another snapshot: {sentence}");
         let said = whole(is_served).succeeds();
         assert!(said.contains(": 32 MiB of it from 24 MiB on in "), "{said}");
         assert!(fs::read(&out).unwrap() == bytes);
         assert!(!folder.path("out.partial").exists());
         assert!(whole(is_served).fails(6).contains("--force"));
-        // What is not known again is written from the start.
+        // What is not known again is somebody else's.
         fs::remove_file(&out).unwrap();
         limited(20 << 11).fails(6);
         fs::write(folder.path("other"), vec![1; 24 << 20]).unwrap();
         fs::rename(folder.path("other"), folder.path("out.partial")).unwrap();
+        assert!(whole(is_served).fails(6).contains("out.partial exists"));
+        assert_eq!(fs::read(folder.path("out.partial")).unwrap(), vec![1; 24 << 20]);
+        let said = export_all(is_served, &["disk@s", &out, "--force"]).succeeds();
+        assert!(said.contains(": 32 MiB in "), "{said}");
+        assert!(fs::read(&out).unwrap() == bytes);
+        // Nor is one that was written for another snapshot since.
+        fs::remove_file(&out).unwrap();
+        limited(20 << 11).fails(6);
+        export_all(is_served, &["disk@other", &out, "--force"]).succeeds();
+        fs::remove_file(&out).unwrap();
         assert!(whole(is_served).succeeds().contains(": 32 MiB in "));
         assert!(fs::read(&out).unwrap() == bytes);
         fs::remove_file(&out).unwrap();

@@ -9,10 +9,10 @@
 //! What is to be given back is not written down. After a crash it stays with the pool until it is used
 //! again, or until a collection is asked for.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use event_listener::Event;
-use siltstone_device::{SegmentId, request, runtime::either};
+use siltstone_device::{DeviceError, Request, SegmentId, runtime::either};
 
 use crate::{core::Core, health::Milestone};
 
@@ -51,7 +51,7 @@ impl Discarder {
 }
 
 /// The task.
-pub(crate) async fn run(core: &Core) {
+pub(crate) async fn run(core: &Arc<Core>) {
     let (discarder, runtime) = (&core.discarder, &core.runtime);
     let stopped = || async {
         // A failed pool stops, too.
@@ -83,15 +83,19 @@ impl Core {
     /// Whether no write would miss what is given back while that takes.
     fn has_room_to_give_back(&self) -> bool {
         let segment_bytes = self.superblock.layout.segment_bytes;
-        self.space.free_bytes(self.room()) >= LEAST_ROOM_SEGMENTS * segment_bytes
+        self.space.free_bytes(self.room()) > LEAST_ROOM_SEGMENTS * segment_bytes
     }
 
     /// Gives back everything that is free and of which the medium may hold something; `is_closing` if
     /// nobody needs room any more.
-    pub(crate) async fn give_everything_back(&self, is_closing: bool) {
+    pub(crate) async fn give_everything_back(self: &Arc<Self>, is_closing: bool) {
         self.table.hasten_undiscarded();
-        while is_closing || self.has_room_to_give_back() {
-            let take = || self.table.take_for_discard();
+        // Looked at for each: what is being given back is room that a write would miss.
+        let take = || {
+            let may_take = is_closing || self.has_room_to_give_back();
+            may_take.then(|| self.table.take_for_discard()).flatten()
+        };
+        loop {
             let ids: Vec<_> = std::iter::from_fn(take).take(AT_ONCE).collect();
             if ids.is_empty() {
                 return;
@@ -100,19 +104,83 @@ impl Core {
         }
     }
 
-    /// A medium that cannot take anything back loses nothing by it.
-    async fn give_back(&self, ids: &[SegmentId]) {
+    /// Has the medium take segments back, and waits for that. They are free again when it has, also if
+    /// nobody waits any more. A medium that cannot take anything back loses nothing by it.
+    async fn give_back(self: &Arc<Self>, ids: &[SegmentId]) {
         let layout = &self.superblock.layout;
-        let discard = |&id| {
-            let start = layout.geometry().segment_start(id);
-            request::discard(&*self.device, start, layout.segment_bytes)
-        };
-        let discards: Vec<_> = ids.iter().map(discard).collect();
-        for (discard, &id) in discards.into_iter().zip(ids) {
-            if let Err(error) = discard.await {
-                tracing::debug!(%error, "the device does not take discarded space back");
-            }
-            self.table.discarded(id);
+        let (requests, ends): (Vec<_>, Vec<_>) = ids
+            .iter()
+            .map(|&id| {
+                let (told, end) = tokio::sync::oneshot::channel();
+                let core = Arc::downgrade(self);
+                let completion = Box::new(move |outcome: std::result::Result<(), DeviceError>| {
+                    if let Err(error) = outcome {
+                        tracing::debug!(%error, "the device does not take discarded space back");
+                    }
+                    if let Some(core) = core.upgrade() {
+                        core.table.discarded(id);
+                    }
+                    // Whoever asked may have given up.
+                    let _ = told.send(());
+                });
+                let (offset, len_bytes) =
+                    (layout.geometry().segment_start(id), layout.segment_bytes);
+                (Request::Discard { offset, len_bytes, completion }, end)
+            })
+            .unzip();
+        self.device.submit(requests);
+        for end in ends {
+            // An error would say that it was dropped.
+            let _ = end.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        task::{Context, Waker},
+    };
+
+    use siltstone_device::{
+        SeededRandom,
+        sim::{CompletionMode, SimDevice},
+    };
+
+    use crate::{CreateOptions, OpenOptions, Pool, Tuning, VolumeOptions};
+
+    /// An operator may interrupt a collection while the medium is busy with discards.
+    #[test]
+    fn what_is_being_given_back_comes_free_though_nobody_waits() {
+        let device = SimDevice::new(64 << 20);
+        Pool::create_on(device.clone(), None, &CreateOptions::default()).expect("room enough");
+        let never = std::time::Duration::from_secs(3600);
+        let tuning = Tuning { discard_delay: never, ..Tuning::default() };
+        let options = OpenOptions { tuning, ..OpenOptions::default() };
+        let pool = Pool::open_on(device.clone(), None, &options).expect("a pool");
+        let volume = pool.create_volume("v", &VolumeOptions::new(8 << 20)).expect("a volume");
+        let mut noise = vec![0; 8 << 20];
+        SeededRandom::new(1).fill(&mut noise);
+        volume.write_at(0, &noise).expect("room enough");
+        volume.flush().expect("a sound device");
+        pool.delete_volume("v").expect("it is there");
+        let core = pool.core();
+        for _ in 0..3 {
+            let compacting = core.checkpointing.run(true, || core.health.check());
+            pollster::block_on(compacting).expect("a sound device");
+        }
+        let free = core.table.free_segments();
+        device.set_completion_mode(CompletionMode::Queued);
+        {
+            let giving = pin!(core.give_everything_back(true));
+            let is_waiting = giving.poll(&mut Context::from_waker(Waker::noop())).is_pending();
+            assert!(is_waiting, "something was freed");
+        }
+        assert!(core.table.free_segments() < free, "it is not to be written meanwhile");
+        // Completes what waits.
+        device.set_completion_mode(CompletionMode::Inline);
+        assert_eq!(core.table.free_segments(), free);
+        pool.close().expect("a sound device");
     }
 }

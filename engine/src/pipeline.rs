@@ -86,7 +86,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// The pool's failure, if it has failed.
-    pub(crate) async fn stop(self, core: &Core) -> Result<()> {
+    pub(crate) async fn stop(self, core: &Arc<Core>) -> Result<()> {
         core.health.close();
         core.stopping.store(true, Ordering::Release);
         core.staging.close();

@@ -184,7 +184,7 @@ impl<E: Clone> GroupCommit<E> {
             let mut sitting = Sitting { group: self, seat, is_told: false };
             if leads {
                 let lead = Lead { group: self };
-                if self.go_on(&mut begin) {
+                if self.go_on(&mut begin, Some(target)) {
                     std::mem::forget(lead);
                 } else {
                     let outcome = work().await;
@@ -226,7 +226,7 @@ impl<E: Clone> GroupCommit<E> {
         }
         state.begin_round();
         drop(state);
-        if self.go_on(begin) {
+        if self.go_on(begin, None) {
             when_submitted(move || done.tell());
             return;
         }
@@ -235,9 +235,10 @@ impl<E: Clone> GroupCommit<E> {
         done.tell();
     }
 
-    /// Begins the round that whoever calls this has the lead of, and any that follow while it is at it.
-    /// False if one has to be led: then the caller still has the lead.
-    fn go_on(&self, mut begin: impl FnMut() -> bool) -> bool {
+    /// Begins the round that whoever calls this has the lead of, and any that follow while it is at it; if it
+    /// has a target, until that is settled, for it must not serve others for ever. False if a round has to
+    /// be led: then the caller still has the lead.
+    fn go_on(&self, mut begin: impl FnMut() -> bool, target: Option<Sequence>) -> bool {
         loop {
             if !begin() {
                 return false;
@@ -250,17 +251,17 @@ impl<E: Clone> GroupCommit<E> {
             };
             state.take_in(outcome);
             let done = state.dismiss_settled();
-            let is_over = state.waiting.is_empty();
-            if is_over {
-                state.round = Round::None;
-            } else {
-                state.begin_round();
-            }
-            drop(state);
-            done.tell();
-            if is_over {
+            let is_settled = target.is_some_and(|target| state.outcome(target).is_some());
+            if is_settled || state.waiting.is_empty() {
+                let next = state.free_lead();
+                drop(state);
+                next.tell();
+                done.tell();
                 return true;
             }
+            state.begin_round();
+            drop(state);
+            done.tell();
         }
     }
 

@@ -168,7 +168,11 @@ impl Session for Remote<'_> {
     }
 
     fn mark(&mut self, volume: &str, done_bytes: u64) -> Result<(), CliError> {
-        self.tell(&Answer::Mark { volume: Cow::Borrowed(volume), done_bytes })
+        // The next one takes its place: one who has stopped its terminal is not waited for.
+        let _ = self
+            .connection
+            .send_if_room(&Answer::Mark { volume: Cow::Borrowed(volume), done_bytes });
+        Ok(())
     }
 
     fn forget(&mut self, volume: &str) -> Result<(), CliError> {
@@ -190,7 +194,8 @@ impl Session for Remote<'_> {
     }
 
     fn mark_target(&mut self, done_bytes: u64) -> Result<(), CliError> {
-        self.tell(&Answer::MarkTarget { done_bytes })
+        let _ = self.connection.send_if_room(&Answer::MarkTarget { done_bytes });
+        Ok(())
     }
 
     fn keep_target(&mut self) -> Result<(), CliError> {

@@ -306,6 +306,28 @@ fn a_round_that_cannot_be_begun_is_led_by_one_who_waits() {
     assert_eq!(poll(third.as_mut()), Poll::Ready(Ok(())));
 }
 
+/// Where operations end before they are begun, one caller would serve all others as long as they come.
+#[test]
+fn whoever_is_done_serves_nobody_else() {
+    let group: GroupCommit<()> = GroupCommit::new(Sequence(0));
+    let lead = || async { panic!("every round can be begun") };
+    let end = |reached| {
+        group.end_round(Ok(Sequence(reached)), || panic!("whoever began it goes on"));
+        true
+    };
+    let mut other = Box::pin(group.commit(Sequence(2), || end(2), lead));
+    let mut begun = 0;
+    let begin = || {
+        begun += 1;
+        // Another one comes while the first round is under way.
+        assert!(poll(other.as_mut()).is_pending());
+        end(1)
+    };
+    block_on(group.commit(Sequence(1), begin, lead)).unwrap();
+    assert_eq!((begun, group.durable()), (1, Sequence(1)));
+    assert_eq!(poll(other.as_mut()), Poll::Ready(Ok(())));
+}
+
 /// The failure of an operation is everybody's, also of those who came for the next.
 #[test]
 fn a_round_that_was_begun_may_fail() {
