@@ -282,8 +282,14 @@ fn rounds_may_end_before_they_are_begun() {
         true
     }
     let work = || async { panic!("nothing to lead") };
-    block_on(group.commit(Sequence(1), || begin(&group, &depth, &later), work)).unwrap();
+    let mut first = pin!(group.commit(Sequence(1), || true, work));
+    assert!(poll(first.as_mut()).is_pending());
+    let mut second: Commit<'_> = Box::pin(group.commit(Sequence(2), never, work));
+    assert!(poll(second.as_mut()).is_pending());
+    later.lock().push(second);
+    group.end_round(Ok(Sequence(1)), || begin(&group, &depth, &later));
     assert_eq!(group.durable(), Sequence(ROUNDS));
+    block_on(first).unwrap();
     for commit in later.into_inner() {
         block_on(commit).unwrap();
     }
