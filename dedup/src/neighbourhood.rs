@@ -153,26 +153,26 @@ impl Neighbourhood {
     ) {
         out.reserve(fingerprints.len());
         let inner = self.inner.read();
-        let mut used = None;
-        let mut before: Option<Candidate> = None;
+        // The answer before: where a stream of duplicates goes on is one comparison away.
+        let mut before: Option<(&Loaded, u32)> = None;
         for fingerprint in fingerprints {
-            let found = inner
-                .blocks_with(fingerprint)
-                .map(|(loaded, ordinal)| (loaded, Candidate { unit: loaded.unit, ordinal }))
-                .max_by_key(|(loaded, candidate)| {
-                    let continues = before.is_some_and(|before| candidate.follows(&before));
+            let found = before.and_then(|(loaded, ordinal)| {
+                let next = loaded.fingerprints.get(ordinal as usize + 1);
+                (next == Some(fingerprint)).then_some((loaded, ordinal + 1))
+            });
+            let found = found.or_else(|| {
+                inner.blocks_with(fingerprint).max_by_key(|(loaded, ordinal)| {
                     // The last key makes the answer depend on the contents only.
-                    let last_used = loaded.last_used.load(Ordering::Relaxed);
-                    (continues, last_used, u32::MAX - candidate.ordinal)
-                });
-            if let Some((loaded, candidate)) = found
-                && used != Some(candidate.unit)
+                    (loaded.last_used.load(Ordering::Relaxed), u32::MAX - ordinal)
+                })
+            });
+            if let Some((loaded, _)) = found
+                && before.is_none_or(|(before, _)| before.unit != loaded.unit)
             {
                 loaded.last_used.store(self.tick(), Ordering::Relaxed);
-                used = Some(candidate.unit);
             }
-            before = found.map(|(_, candidate)| candidate);
-            out.push(before);
+            before = found;
+            out.push(found.map(|(loaded, ordinal)| Candidate { unit: loaded.unit, ordinal }));
         }
     }
 

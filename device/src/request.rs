@@ -140,6 +140,16 @@ pub struct Pending<T> {
     outcome: oneshot::Receiver<Result<T, DeviceError>>,
 }
 
+impl<T> Pending<T> {
+    /// The outcome, if it is known already. It is told once: do not ask or wait again then.
+    pub fn outcome_now(&mut self) -> Option<Result<T, DeviceError>> {
+        match self.outcome.try_recv() {
+            Ok(outcome) => outcome,
+            Err(oneshot::Canceled) => Some(Err(DeviceError::Closed { operation: self.operation })),
+        }
+    }
+}
+
 impl<T> Future for Pending<T> {
     type Output = Result<T, DeviceError>;
 

@@ -239,15 +239,28 @@ impl Reducer {
         let mut units = HashMap::new();
         for (candidate, short) in self.candidates.iter_mut().zip(&self.shorts) {
             let Some(Candidate { unit, ordinal }) = *candidate else { continue };
-            let frames =
-                units.entry(unit).or_insert_with(|| core.summaries.linkable(unit, &core.table));
+            let (frames, hits) = units
+                .entry(unit)
+                .or_insert_with(|| (core.summaries.linkable(unit, &core.table), 0_usize));
             // Asked again of what gives the place: the unit's address may have been used anew
             // since the candidate was found.
-            if !frames.as_ref().is_some_and(|frames| frames.holds(ordinal, short)) {
+            if frames.as_ref().is_some_and(|frames| frames.holds(ordinal, short)) {
+                *hits += 1;
+            } else {
                 *candidate = None;
             }
         }
-        units.into_iter().filter_map(|(unit, frames)| Some((unit, frames?))).collect()
+        let mut streams = Vec::new();
+        let mut linkable = HashMap::with_capacity(units.len());
+        for (unit, (frames, hits)) in units {
+            let Some(frames) = frames else { continue };
+            if hits >= LONG_RUN_BLOCKS.min(frames.len_blocks()) {
+                streams.push(Arc::clone(&frames));
+            }
+            linkable.insert(unit, frames);
+        }
+        core.summaries.load_ahead(&streams, &core.table);
+        linkable
     }
 
     /// Registers what was not found, in batch order, completes `targets` and plans `runs`. Returns

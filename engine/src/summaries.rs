@@ -14,7 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use siltstone_dedup::{Candidate, Neighbourhood, ShortFingerprint, Summaries, UnitAddress};
 use siltstone_device::{
-    AlignedBuffer, BLOCK_BYTES, BufferPool, ByteOffset, Device, Place, SegmentId,
+    AlignedBuffer, BLOCK_BYTES, BufferPool, ByteOffset, Device, DeviceError, Place, SegmentId,
     request::{self, Pending},
 };
 
@@ -30,6 +30,10 @@ const MAX_UNITS: usize = 768;
 
 /// Most summaries that are being read ahead.
 const MAX_AHEAD: usize = 64;
+
+/// How many units ahead of a stream summaries are loaded: reducers that work side by side are some units
+/// apart, and none should have to wait for the device.
+const AHEAD_UNITS: usize = 4;
 
 /// What is read at first: the summary of a full batch fits.
 const FIRST_READ_BYTES: usize = 8 << 10;
@@ -74,6 +78,11 @@ impl UnitFrames {
             block_count: ordinal,
             end: address.plus(summary.unit_bytes.into()),
         }
+    }
+
+    /// The blocks in them.
+    pub(crate) fn len_blocks(&self) -> usize {
+        self.block_count as usize
     }
 
     /// Whether the block at `ordinal` has this fingerprint.
@@ -172,81 +181,121 @@ impl SummaryCache {
         self.neighbourhood.lookup_batch(fingerprints, out);
     }
 
-    /// Loads the summaries of `units` that are not here, and starts to load those of the units that
-    /// follow them: a stream of duplicates will want those next. Hints that lead nowhere are ignored.
+    /// Loads the summaries of `units` that are not here. Hints that lead nowhere are ignored.
     pub(crate) async fn load(&self, units: &[UnitAddress]) {
-        let mut wanted: Vec<UnitAddress> = units.to_vec();
-        wanted.retain(|&unit| !self.neighbourhood.contains(unit));
-        self.load_now(&wanted).await;
-        let mut next: Vec<UnitAddress> = Vec::new();
+        let mut wanted = self.unknown(units);
+        let mut reads = Vec::with_capacity(wanted.len());
+        {
+            let mut ahead = self.ahead.lock();
+            wanted.retain(|address| {
+                let started = ahead.iter().position(|(at, _)| at == address);
+                reads.extend(started.map(|started| ahead.swap_remove(started)));
+                started.is_none()
+            });
+        }
+        reads.extend(self.start_reads(&wanted));
+        for (address, read) in reads {
+            self.take_up(address, read.await).await;
+        }
+    }
+
+    /// Starts to load the summaries of the units that follow those of `streams` in their segments: a
+    /// stream of duplicates will want them next.
+    pub(crate) fn load_ahead(&self, streams: &[Arc<UnitFrames>], table: &SegmentTable) {
+        let mut next = Vec::new();
         {
             let frames = self.frames.lock();
-            for unit in units {
-                let Some(end) = frames.by_unit.get(unit).map(|frames| frames.end) else { continue };
-                if self.is_in_same_segment(Self::address_of(*unit), end) {
-                    next.push(Self::unit_at(end));
+            for stream in streams {
+                let mut end = stream.end;
+                // Each says where the next one starts.
+                for _ in 0..AHEAD_UNITS {
+                    next.push((end, stream));
+                    let Some(known) = frames.by_unit.get(&Self::unit_at(end)) else { break };
+                    end = known.end;
                 }
             }
         }
-        next.retain(|&unit| !self.neighbourhood.contains(unit));
+        next.retain(|(at, stream)| self.is_linkable(stream, at.plus(1), table));
+        let next: Vec<_> = next.into_iter().map(|(at, _)| Self::unit_at(at)).collect();
+        let mut wanted = self.unknown(&next);
+        if wanted.is_empty() {
+            return;
+        }
         let mut ahead = self.ahead.lock();
-        for unit in next {
-            let address = Self::address_of(unit);
-            let known = ahead.iter().any(|(started, _)| *started == address);
-            if !known
-                && ahead.len() < MAX_AHEAD
-                && let Some(read) = self.start_read(address)
-            {
-                ahead.push((address, read));
-            }
-        }
+        wanted.retain(|address| !ahead.iter().any(|(started, _)| started == address));
+        wanted.truncate(MAX_AHEAD.saturating_sub(ahead.len()));
+        ahead.extend(self.start_reads(&wanted));
     }
 
-    /// Takes up what earlier batches started to load: usually it is here by now.
+    /// Whether new links are allowed into what stands before `end` in the segment of `frames`.
+    fn is_linkable(&self, frames: &UnitFrames, end: ByteOffset, table: &SegmentTable) -> bool {
+        let segment_start = self.layout.geometry().segment_start(frames.segment);
+        // A summary that names another segment than it stands in is hostile.
+        let end_bytes = end.0.checked_sub(segment_start.0);
+        end_bytes.is_some_and(|end_bytes| {
+            table.is_linkable(frames.segment, frames.generation, end_bytes)
+        })
+    }
+
+    /// Takes up what earlier batches started to load and is here by now.
     pub(crate) async fn collect_ahead(&self) {
-        let ahead = std::mem::take(&mut *self.ahead.lock());
-        for (address, read) in ahead {
-            if let Some(summary) = self.finish_read(address, read).await {
-                self.insert(address, &summary);
-            }
+        let mut done = Vec::new();
+        self.ahead.lock().retain_mut(|(address, read)| {
+            let outcome = read.outcome_now();
+            let is_done = outcome.is_some();
+            done.extend(outcome.map(|outcome| (*address, outcome)));
+            !is_done
+        });
+        for (address, outcome) in done {
+            self.take_up(address, outcome).await;
         }
     }
 
-    fn is_in_same_segment(&self, one: ByteOffset, other: ByteOffset) -> bool {
-        let segment = |address: ByteOffset| {
-            (address.0 - self.layout.data_start.0) / self.layout.segment_bytes
-        };
-        segment(one) == segment(other)
+    /// Where those of `units` are whose summaries are not loaded, each once.
+    fn unknown(&self, units: &[UnitAddress]) -> Vec<ByteOffset> {
+        let mut unknown: Vec<UnitAddress> = units.to_vec();
+        unknown.retain(|&unit| !self.neighbourhood.contains(unit));
+        unknown.sort_unstable();
+        unknown.dedup();
+        unknown.into_iter().map(Self::address_of).collect()
     }
 
-    async fn load_now(&self, units: &[UnitAddress]) {
-        // Started together, then awaited.
-        let addresses = units.iter().map(|&unit| Self::address_of(unit));
-        let reads: Vec<_> =
-            addresses.filter_map(|address| Some((address, self.start_read(address)?))).collect();
-        for (address, read) in reads {
-            if let Some(summary) = self.finish_read(address, read).await {
-                self.insert(address, &summary);
-            }
+    async fn take_up(&self, address: ByteOffset, read: Result<AlignedBuffer, DeviceError>) {
+        if let Some(summary) = self.summary_in(address, read).await {
+            self.insert(address, &summary);
         }
     }
 
-    /// Starts to read what is usually all of the summary of the unit at `address`.
-    pub(crate) fn start_read(&self, address: ByteOffset) -> Option<Pending<AlignedBuffer>> {
-        let start = address.0.checked_sub(self.layout.data_start.0)?;
-        let left = self.layout.segment_bytes - start % self.layout.segment_bytes;
-        let bytes = (FIRST_READ_BYTES as u64).min(left) as usize;
-        self.loads.fetch_add(1, Ordering::Relaxed);
-        Some(request::read(&*self.device, address, self.buffers.take(bytes)))
+    /// Starts to read what is usually all of the summaries of the units at `addresses`, but for those
+    /// where no unit can be.
+    pub(crate) fn start_reads(
+        &self,
+        addresses: &[ByteOffset],
+    ) -> Vec<(ByteOffset, Pending<AlignedBuffer>)> {
+        let mut requests = Vec::with_capacity(addresses.len());
+        let mut reads = Vec::with_capacity(addresses.len());
+        for &address in addresses {
+            let Some(start) = address.0.checked_sub(self.layout.data_start.0) else { continue };
+            let left = self.layout.segment_bytes - start % self.layout.segment_bytes;
+            let bytes = (FIRST_READ_BYTES as u64).min(left) as usize;
+            let (request, read) = request::prepare_read(address, self.buffers.take(bytes));
+            requests.push(request);
+            reads.push((address, read));
+        }
+        self.loads.fetch_add(reads.len() as u64, Ordering::Relaxed);
+        if !requests.is_empty() {
+            self.device.submit(requests);
+        }
+        reads
     }
 
-    /// The summary, if there is one.
-    pub(crate) async fn finish_read(
+    /// The summary of the unit at `address` in what was read there, if there is one.
+    pub(crate) async fn summary_in(
         &self,
         address: ByteOffset,
-        read: Pending<AlignedBuffer>,
+        read: Result<AlignedBuffer, DeviceError>,
     ) -> Option<Summary> {
-        let mut bytes = read.await.ok()?;
+        let mut bytes = read.ok()?;
         let length = Summary::peek_bytes(&bytes)?;
         if length > bytes.len() {
             let whole = self.buffers.take(length.next_multiple_of(BLOCK_BYTES));
@@ -262,14 +311,7 @@ impl SummaryCache {
         table: &SegmentTable,
     ) -> Option<Arc<UnitFrames>> {
         let frames = self.frames.lock().by_unit.get(&unit).cloned();
-        let usable = frames.filter(|frames| {
-            let segment_start = self.layout.geometry().segment_start(frames.segment);
-            // A summary that names another segment than it stands in is hostile.
-            let end_bytes = frames.end.0.checked_sub(segment_start.0);
-            end_bytes.is_some_and(|end_bytes| {
-                table.is_linkable(frames.segment, frames.generation, end_bytes)
-            })
-        });
+        let usable = frames.filter(|frames| self.is_linkable(frames, frames.end, table));
         if usable.is_none() {
             self.neighbourhood.remove(unit);
         }
@@ -285,5 +327,89 @@ impl SummaryCache {
 impl Summaries for SummaryCache {
     fn fingerprints(&self, unit: UnitAddress) -> Option<Arc<[ShortFingerprint]>> {
         self.neighbourhood.get(unit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use siltstone_device::{SeededRandom, sim::SimDevice};
+
+    use super::*;
+    use crate::{
+        config::{CreateOptions, OpenOptions, Tuning, VolumeOptions},
+        pool::Pool,
+    };
+
+    const UNITS: usize = 10;
+    const UNIT_BYTES: usize = 64 << 10;
+
+    /// A pool with so many units one after another, and where they are.
+    fn pool_with_units() -> (Pool, Vec<ByteOffset>) {
+        let device = SimDevice::new(64 << 20);
+        Pool::create_on(device.clone(), None, &CreateOptions::default()).expect("room enough");
+        let tuning = Tuning { batch_bytes: UNIT_BYTES, reducers: 1, ..Tuning::default() };
+        let options = OpenOptions { tuning, ..OpenOptions::default() };
+        let pool = Pool::open_on(device, None, &options).expect("a pool");
+        let volume = pool.create_volume("disk", &VolumeOptions::new(1 << 20)).expect("a volume");
+        let mut noise = vec![0; UNITS * UNIT_BYTES];
+        SeededRandom::new(1).fill(&mut noise);
+        volume.write_at(0, &noise).expect("room enough");
+        pollster::block_on(pool.core().drain()).expect("a healthy pool");
+        let frames = pool.core().summaries.frames.lock();
+        let units = frames.by_unit.keys().map(|&unit| SummaryCache::address_of(unit));
+        let mut units: Vec<_> = units.collect();
+        units.sort_unstable();
+        drop(frames);
+        assert_eq!(units.len(), UNITS);
+        (pool, units)
+    }
+
+    /// A cache that knows nothing yet of the same units.
+    fn empty_cache(pool: &Pool) -> SummaryCache {
+        let core = pool.core();
+        let (id, layout) = (core.superblock.pool, core.superblock.layout);
+        SummaryCache::new(Arc::clone(&core.device), core.buffers.clone(), id, layout)
+    }
+
+    fn loaded(cache: &SummaryCache, units: &[ByteOffset]) -> usize {
+        let is_loaded =
+            |unit: &&ByteOffset| cache.neighbourhood.contains(SummaryCache::unit_at(**unit));
+        units.iter().filter(is_loaded).count()
+    }
+
+    #[test]
+    fn whoever_follows_a_stream_finds_its_next_units_loaded_and_none_is_read_twice() {
+        let (pool, units) = pool_with_units();
+        let cache = empty_cache(&pool);
+        pollster::block_on(async {
+            cache.load(&[SummaryCache::unit_at(units[0])]).await;
+            assert_eq!(loaded(&cache, &units), 1);
+            for at in 0..UNITS {
+                let unit = SummaryCache::unit_at(units[at]);
+                // Where a unit ends is known when it is here, so the first ones come one by one.
+                for _ in 0..AHEAD_UNITS {
+                    let frames = Arc::clone(&cache.frames.lock().by_unit[&unit]);
+                    cache.load_ahead(&[frames], &pool.core().table);
+                    cache.collect_ahead().await;
+                }
+                assert_eq!(loaded(&cache, &units), UNITS.min(at + 1 + AHEAD_UNITS), "after {at}");
+            }
+        });
+        assert_eq!(cache.loads(), UNITS as u64);
+    }
+
+    #[test]
+    fn a_summary_that_is_on_its_way_is_waited_for_and_not_read_again() {
+        let (pool, units) = pool_with_units();
+        let cache = empty_cache(&pool);
+        let [first, second] = [units[0], units[1]].map(SummaryCache::unit_at);
+        pollster::block_on(async {
+            cache.load(&[first]).await;
+            let frames = Arc::clone(&cache.frames.lock().by_unit[&first]);
+            cache.load_ahead(&[Arc::clone(&frames), frames], &pool.core().table);
+            cache.load(&[second, second]).await;
+        });
+        assert_eq!(loaded(&cache, &units), 2);
+        assert_eq!(cache.loads(), 2);
     }
 }

@@ -78,14 +78,11 @@ pub(crate) async fn warm_index(core: &Core) {
             break;
         }
         // All are under way before the first is awaited.
-        let reads: Vec<_> =
-            readings.iter().map(|reading| core.summaries.start_read(reading.at)).collect();
-        for (reading, read) in readings.iter_mut().zip(reads) {
-            let summary = match read {
-                Some(read) => core.summaries.finish_read(reading.at, read).await,
-                None => None,
-            };
-            match summary {
+        let addresses: Vec<_> = readings.iter().map(|reading| reading.at).collect();
+        let reads = core.summaries.start_reads(&addresses);
+        assert_eq!(reads.len(), readings.len(), "segments are where units can be");
+        for (reading, (address, read)) in readings.iter_mut().zip(reads) {
+            match core.summaries.summary_in(address, read.await).await {
                 Some(summary) if summary.generation == reading.generation => {
                     let unit = SummaryCache::unit_at(reading.at);
                     core.index.insert_batch(&summary.fingerprints, unit);
