@@ -46,7 +46,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Runs only groups whose name contains this: hot, cold, sequential-read, sequential-write,
-    /// idle, active, tls-read, tls-write.
+    /// idle, active, tls-read, tls-write, tls-idle.
     #[arg(long)]
     only: Option<String>,
     /// Connections that do nothing.
@@ -92,12 +92,13 @@ fn measure() -> Outcome {
     }
     let (idle, active) = (arguments.idle as usize, arguments.active as usize);
     // Writes come last: they replace the pool that the others read.
-    let groups: [Group<'_>; 8] = [
+    let groups: [Group<'_>; 9] = [
         ("hot", &random::hot),
         ("cold", &random::cold),
         ("sequential-read", &sequential::read),
         ("tls-read", &tls::read),
         ("idle", &|bed, report| many::idle(bed, report, idle)),
+        ("tls-idle", &|bed, report| tls::idle(bed, report, idle)),
         ("active", &|bed, report| many::active(bed, report, active)),
         ("sequential-write", &sequential::write),
         ("tls-write", &tls::write),

@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 use crate::{
     Outcome,
     bed::Bed,
-    client::{self, Pipeline, Replies},
+    client::{self, Replies},
     crowd::{BLOCK_BYTES, Crowd},
     servers::{self, Server},
 };
@@ -25,42 +25,64 @@ use crate::{
 /// Requests under way on each connection that does something.
 const DEPTH: usize = 4;
 
-/// A server, the memory that it had before, and so many connections to it.
-fn connected(bed: &Bed, count: usize) -> Result<(Server, u64, Vec<UnixStream>), Box<dyn Error>> {
+/// A server with `options`, the memory that it had before, and so many connections to it.
+fn connected<S: Read + Write>(
+    bed: &Bed,
+    options: &[&str],
+    connect: impl Fn(&Server) -> Result<S, Box<dyn Error>>,
+    count: usize,
+) -> Result<(Server, u64, Vec<S>), Box<dyn Error>> {
     allow_connections(count)?;
     let limit = (count + 1).to_string();
-    let server = servers::siltstone(&bed.program, &bed.pool, &["--max-connections", &limit])?;
+    let options = [&["--max-connections", &limit], options].concat();
+    let server = servers::siltstone(&bed.program, &bed.pool, &options)?;
     // What serving at all takes is there before the others come.
-    let mut first = Pipeline::new(&server.socket, server.export, 1)?;
-    first.contents(0, BLOCK_BYTES)?;
+    read_a_block(&mut connect(&server)?)?;
     let before = server.resident_bytes()?;
-    drop(first);
-    let streams: io::Result<_> =
-        (0..count).map(|_| client::connect(&server.socket, server.export)).collect();
+    let streams: Result<_, _> = (0..count).map(|_| connect(&server)).collect();
     Ok((server, before, streams?))
+}
+
+fn in_plaintext(server: &Server) -> Result<UnixStream, Box<dyn Error>> {
+    Ok(client::connect(&server.socket, server.export)?)
+}
+
+/// The same for all: caches are not what is measured.
+fn read_a_block(stream: &mut (impl Read + Write)) -> io::Result<()> {
+    let mut replies = Replies::new(BLOCK_BYTES);
+    stream.write_all(client::request(command::READ, 0, 0, BLOCK_BYTES).as_bytes())?;
+    let mut received = [0; BLOCK_BYTES];
+    let mut done = 0;
+    while done == 0 {
+        let len = stream.read(&mut received)?;
+        done = replies.take(&received[..len])?;
+    }
+    Ok(())
 }
 
 /// The memory of connections that do nothing: just negotiated, and after each did something.
 pub(crate) fn idle(bed: &Bed, report: &mut Report, connections: usize) -> Outcome {
-    let (server, before, mut streams) = connected(bed, connections)?;
+    let name = format!("memory of {connections} idle connections");
+    idle_over(bed, report, &name, &[], in_plaintext, connections)
+}
+
+/// The same of connections made in any way.
+pub(crate) fn idle_over<S: Read + Write>(
+    bed: &Bed,
+    report: &mut Report,
+    name: &str,
+    options: &[&str],
+    connect: impl Fn(&Server) -> Result<S, Box<dyn Error>>,
+    connections: usize,
+) -> Outcome {
+    let (server, before, mut streams) = connected(bed, options, connect, connections)?;
     let taken = |server: &Server| -> Result<f64, Box<dyn Error>> {
         Ok(server.resident_bytes()?.saturating_sub(before) as f64)
     };
-    let name = format!("memory of {connections} idle connections");
-    let mut fresh = Turns::new(&name, Unit::Bytes, Target::NONE);
+    let mut fresh = Turns::new(name, Unit::Bytes, Target::NONE);
     fresh.add_alone(taken(&server)?);
     report.add(fresh);
-    for stream in &mut streams {
-        let mut replies = Replies::new(BLOCK_BYTES);
-        // The same for all: caches are not what is measured.
-        stream.write_all(client::request(command::READ, 0, 0, BLOCK_BYTES).as_bytes())?;
-        let mut received = [0; BLOCK_BYTES];
-        let mut done = 0;
-        while done == 0 {
-            let len = stream.read(&mut received)?;
-            done = replies.take(&received[..len])?;
-        }
-    }
+    streams.iter_mut().try_for_each(read_a_block)?;
     let mut used = Turns::new("the same after a read on each", Unit::Bytes, Target::NONE);
     used.add_alone(taken(&server)?);
     report.add(used);
@@ -69,7 +91,7 @@ pub(crate) fn idle(bed: &Bed, report: &mut Report, connections: usize) -> Outcom
 
 /// The slowest of many busy connections beside the median one.
 pub(crate) fn active(bed: &Bed, report: &mut Report, connections: usize) -> Outcome {
-    let (server, _, streams) = connected(bed, connections)?;
+    let (server, _, streams) = connected(bed, &[], in_plaintext, connections)?;
     let name = format!("{connections} active connections, slowest");
     let mut slowest = Turns::new(&name, Unit::OperationsPerSecond, Target::NONE);
     let mut total = Turns::new("the same, all together", Unit::OperationsPerSecond, Target::NONE);

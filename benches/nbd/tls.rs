@@ -1,4 +1,5 @@
-//! Requests of 1 MiB in order, 8 under way, through TLS and in plaintext, to the same server.
+//! Requests of 1 MiB in order, 8 under way, through TLS and in plaintext, to the same server; and what
+//! connections take that do nothing under TLS.
 
 use std::{
     error::Error,
@@ -18,6 +19,7 @@ use crate::{
     Outcome,
     bed::{Bed, PIECE_BYTES},
     client::{self, Pipeline},
+    many,
     pki::Pki,
     sequential::{DEPTH, Work, by_client},
     servers::{self, Server},
@@ -53,12 +55,26 @@ pub(crate) fn write(bed: &Bed, report: &mut Report) -> Outcome {
     measure(bed, report, Work::Write, "sequential write, 1 MiB, qd 8, TLS beside plaintext")
 }
 
-fn measure(bed: &Bed, report: &mut Report, work: Work, name: &str) -> Outcome {
+/// The memory of connections that do nothing, under TLS.
+pub(crate) fn idle(bed: &Bed, report: &mut Report, connections: usize) -> Outcome {
     let pki = Pki::new();
+    let options = server_options(&pki);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let config = client_config(&pki)?;
+    let name = format!("memory of {connections} idle connections under TLS");
+    let connect = |server: &Server| connect(server, &config);
+    many::idle_over(bed, report, &name, &options, connect, connections)
+}
+
+fn server_options(pki: &Pki) -> [String; 6] {
     let file = |name: &str| pki.file(name).display().to_string();
     let (certificate, key) = (file("server-cert.pem"), file("server-key.pem"));
-    let options =
-        ["--tls", "optional", "--tls-cert", &certificate, "--tls-key", &key].map(String::from);
+    ["--tls", "optional", "--tls-cert", &certificate, "--tls-key", &key].map(String::from)
+}
+
+fn measure(bed: &Bed, report: &mut Report, work: Work, name: &str) -> Outcome {
+    let pki = Pki::new();
+    let options = server_options(&pki);
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let config = client_config(&pki)?;
     let mut rate = Turns::new(name, Unit::BytesPerSecond, Target::NONE);
