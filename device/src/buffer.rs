@@ -4,20 +4,16 @@
 //! (fresh memory is zero, recycled memory holds old contents), and owned by exactly one buffer.
 //! A pool keeps idle memory within its limit; the rest goes back to the system.
 
+mod memory;
+
 use std::{
-    alloc::{self, Layout},
     fmt,
-    mem::MaybeUninit,
     ops::{Deref, DerefMut},
     ptr::NonNull,
     sync::{Arc, Weak},
 };
 
-use crate::{
-    huge_pages::{HUGE_PAGE_BYTES, prefer_huge_pages, release_pages},
-    sync::Mutex,
-    units::BLOCK_BYTES,
-};
+use crate::{sync::Mutex, units::BLOCK_BYTES};
 
 /// Buffers of at most [`FINE_FROM_BYTES`] come in powers of two,
 const COARSE_CLASSES: usize = 9;
@@ -27,9 +23,6 @@ const FINE_FROM_BYTES: usize = BLOCK_BYTES << (COARSE_CLASSES - 1);
 const FINE_STEPS: usize = 8;
 /// Buffers of at most 4 MiB are recycled; larger ones never are.
 const CLASSES: usize = COARSE_CLASSES + 2 * FINE_STEPS;
-
-/// Memory of this size or more goes back to the system, not only to the allocator.
-const MIN_RELEASED_BYTES: usize = 64 << 10;
 
 /// Memory aligned to [`BLOCK_BYTES`], usable for direct I/O.
 ///
@@ -63,15 +56,7 @@ impl AlignedBuffer {
     }
 
     fn allocate(len: usize, capacity: usize, pool: Weak<PoolInner>) -> Self {
-        let layout = layout(capacity);
-        // SAFETY: the layout has a non-zero size (capacity is at least one block).
-        let memory = unsafe { alloc::alloc(layout) };
-        let Some(memory) = NonNull::new(memory) else { alloc::handle_alloc_error(layout) };
-        // SAFETY: memory of that many bytes, which nobody else has; not initialised is well for this.
-        let untouched: &mut [MaybeUninit<u8>] =
-            unsafe { std::slice::from_raw_parts_mut(memory.as_ptr().cast(), capacity) };
-        prefer_huge_pages(untouched);
-        untouched.fill(MaybeUninit::new(0));
+        let memory = memory::allocate(capacity);
         Self { memory, len, capacity, pool }
     }
 
@@ -89,27 +74,6 @@ impl AlignedBuffer {
         assert!(len <= self.capacity, "length {len} exceeds capacity {}", self.capacity);
         self.len = len;
     }
-}
-
-fn layout(capacity: usize) -> Layout {
-    // The device pins what it reads or writes, and with large pages there is little to pin.
-    let is_huge = capacity.is_multiple_of(HUGE_PAGE_BYTES);
-    let align = if is_huge { HUGE_PAGE_BYTES } else { BLOCK_BYTES };
-    Layout::from_size_align(capacity, align).expect("capacities are far below isize::MAX")
-}
-
-/// Gives memory back, to the system if it is large: allocators keep it for themselves as long as
-/// anything behind it is in use.
-///
-/// # Safety
-/// The memory is from [`AlignedBuffer::allocate`] with this capacity, and nobody uses it any more.
-unsafe fn deallocate(memory: NonNull<u8>, capacity: usize) {
-    if capacity >= MIN_RELEASED_BYTES {
-        // SAFETY: so many bytes are allocated there, and whole pages of them; nobody reads them again.
-        unsafe { release_pages(memory, capacity) };
-    }
-    // SAFETY: as promised by the caller, it is of this layout.
-    unsafe { alloc::dealloc(memory.as_ptr(), layout(capacity)) };
 }
 
 impl Deref for AlignedBuffer {
@@ -136,7 +100,7 @@ impl Drop for AlignedBuffer {
             return;
         }
         // SAFETY: allocated in `allocate` with this capacity; not kept by the pool.
-        unsafe { deallocate(self.memory, self.capacity) };
+        unsafe { memory::free(self.memory, self.capacity) };
     }
 }
 
@@ -297,7 +261,7 @@ type GivenUp = Vec<(NonNull<u8>, usize)>;
 fn give_up(given_up: GivenUp) {
     for (memory, capacity) in given_up {
         // SAFETY: allocated by AlignedBuffer::allocate with its class's capacity; it was idle.
-        unsafe { deallocate(memory, capacity) };
+        unsafe { memory::free(memory, capacity) };
     }
 }
 
@@ -321,7 +285,7 @@ impl Drop for PoolInner {
         for (class, buffers) in idle.classes.iter_mut().enumerate() {
             for memory in buffers.drain(..) {
                 // SAFETY: allocated by AlignedBuffer::allocate with this class's capacity.
-                unsafe { deallocate(memory, capacity_of_class(class)) };
+                unsafe { memory::free(memory, capacity_of_class(class)) };
             }
         }
     }

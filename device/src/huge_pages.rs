@@ -4,8 +4,6 @@
 //! costs a miss of the address cache on top of each cache miss, and memory that a device reads is pinned page by page. Pages
 //! of 2 MiB make all three five hundred times rarer. Many systems give them only to those who ask.
 
-use std::ptr::NonNull;
-
 use crate::units::BLOCK_BYTES;
 
 /// The size of a large page on the processors that we know of.
@@ -33,20 +31,6 @@ fn advise(start: *mut u8, len: usize) {
 
 #[cfg(not(all(target_os = "linux", not(miri))))]
 fn advise(_: *mut u8, _: usize) {}
-
-/// Lets the system have the pages of memory that is about to be freed.
-///
-/// # Safety
-/// The memory is whole pages, all of one allocation, and its contents are not read again.
-#[cfg(all(target_os = "linux", not(miri)))]
-pub(crate) unsafe fn release_pages(start: NonNull<u8>, len: usize) {
-    use rustix::mm::{Advice, madvise};
-    // SAFETY: as the caller promises; the range stays allocated, and reads as zeros.
-    let _ = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxDontNeed) };
-}
-
-#[cfg(not(all(target_os = "linux", not(miri))))]
-pub(crate) unsafe fn release_pages(_: NonNull<u8>, _: usize) {}
 
 #[cfg(test)]
 mod tests {

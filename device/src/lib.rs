@@ -64,6 +64,7 @@ pub mod header;
 pub mod huge_pages;
 mod lock;
 pub mod mapped;
+mod mapping;
 pub mod request;
 mod request_queue;
 pub mod runtime;

@@ -175,8 +175,8 @@ pub(crate) async fn scan_segment(
         let unreadable = first.unreadable().to_vec();
         return Ok(ScannedSegment { unreadable, ..ScannedSegment::default() });
     }
-    let ReadSegment { bytes, mut unreadable } =
-        read_segment(device, buffers, start, layout.segment_bytes).await?;
+    let mut bytes = AlignedBuffer::zeroed(layout.segment_bytes as usize);
+    let mut unreadable = read_segment(device, buffers, start, &mut bytes).await?;
     let units = parse_segment(&bytes, pool, start, id, segment.generation, covered);
     let end = |blocks: &Unreadable| blocks.offset.0 + blocks.len_bytes - start.0;
     let last = bytes.iter().rposition(|&byte| byte != 0);
@@ -191,35 +191,29 @@ pub(crate) async fn scan_segment(
     Ok(ScannedSegment { units, dirty_bytes, unreadable })
 }
 
-/// What a device gave of a segment.
-pub(crate) struct ReadSegment {
-    /// Zeros where it gave nothing.
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) unreadable: Vec<Unreadable>,
-}
-
-/// Reads the first `len_bytes` of a segment.
+/// Reads the beginning of a segment, as much as is asked for. Returns what the device does not give,
+/// in place of which there are zeros.
 pub(crate) async fn read_segment(
     device: &dyn Device,
     buffers: &BufferPool,
     start: ByteOffset,
-    len_bytes: u64,
-) -> std::result::Result<ReadSegment, DeviceError> {
-    let reads: Vec<_> = (0..len_bytes)
-        .step_by(SCAN_READ_BYTES as usize)
-        .map(|at| {
-            let len = SCAN_READ_BYTES.min(len_bytes - at) as usize;
-            salvage::read(device, start.plus(at), buffers.take(len))
+    out: &mut [u8],
+) -> std::result::Result<Vec<Unreadable>, DeviceError> {
+    let pieces = out.chunks_mut(SCAN_READ_BYTES as usize);
+    let reads: Vec<_> = (0..)
+        .zip(pieces)
+        .map(|(number, piece)| {
+            let at = start.plus(number * SCAN_READ_BYTES);
+            (salvage::read(device, at, buffers.take(piece.len())), piece)
         })
         .collect();
-    let mut segment =
-        ReadSegment { bytes: Vec::with_capacity(len_bytes as usize), unreadable: Vec::new() };
-    for read in reads {
+    let mut unreadable = Vec::new();
+    for (read, piece) in reads {
         let read = read.await?;
-        segment.bytes.extend_from_slice(read.bytes());
-        segment.unreadable.extend_from_slice(read.unreadable());
+        piece.copy_from_slice(read.bytes());
+        unreadable.extend_from_slice(read.unreadable());
     }
-    Ok(segment)
+    Ok(unreadable)
 }
 
 /// Finds the whole units in a segment's bytes, up to the first that is torn.

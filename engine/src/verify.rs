@@ -24,7 +24,7 @@ use crate::{
     findings::Problem,
     frame::{self, FrameIdentity},
     pace::Pace,
-    recovery::{self, ReadSegment},
+    recovery,
     segment_table::{Segment, SegmentState, SegmentTable},
     write_unit::Summary,
 };
@@ -176,25 +176,23 @@ async fn read(
     used: u64,
     pace: &mut Pace<'_>,
     problems: &mut Vec<Problem>,
-) -> Vec<u8> {
-    let piece_bytes = if pace.is_limited() { READ_BYTES } else { used };
-    let mut bytes = Vec::with_capacity(used as usize);
-    while (bytes.len() as u64) < used {
-        let at = bytes.len() as u64;
-        let (offset, len_bytes) = (start.plus(at), piece_bytes.min(used - at));
+) -> AlignedBuffer {
+    let piece_bytes = if pace.is_limited() { READ_BYTES } else { used.max(READ_BYTES) };
+    let mut bytes = AlignedBuffer::zeroed(used as usize);
+    for (number, piece) in (0..).zip(bytes.chunks_mut(piece_bytes as usize)) {
+        let (offset, len_bytes) = (start.plus(number * piece_bytes), piece.len() as u64);
         pace.take(len_bytes).await;
-        let piece = recovery::read_segment(&*core.device, &core.buffers, offset, len_bytes).await;
-        // A device that was closed gives nothing.
-        let piece = piece.unwrap_or_else(|cause| ReadSegment {
-            bytes: vec![0; len_bytes as usize],
-            unreadable: vec![Unreadable { offset, len_bytes, cause }],
+        let unreadable = recovery::read_segment(&*core.device, &core.buffers, offset, piece).await;
+        let unreadable = unreadable.unwrap_or_else(|cause| {
+            // A device that was closed gives nothing.
+            piece.fill(0);
+            vec![Unreadable { offset, len_bytes, cause }]
         });
-        bytes.extend_from_slice(&piece.bytes);
-        if !piece.unreadable.is_empty() {
+        if !unreadable.is_empty() {
             // All of it was read again, block by block.
             pace.take(len_bytes).await;
         }
-        for blocks in piece.unreadable {
+        for blocks in unreadable {
             note_unreadable(problems, id, blocks.offset.0 - start.0, blocks);
         }
     }
