@@ -3,9 +3,15 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
+use siltstone_device::SeededRandom;
 use siltstone_torture::kill::nbd_client::{Durability, NbdClient};
 use support::{Folder, MIB, Server, siltstone};
 
@@ -161,4 +167,65 @@ fn a_server_takes_no_more_memory_than_the_formula_says() {
     println!("{} MiB of {} MiB", peak / MIB, most / MIB);
     assert!(peak <= most, "{peak} bytes, and the formula says {most}");
     assert!(server.stop().success());
+}
+
+/// What was used to the full, by several clients, by scrubs and by collection, is given back but for the
+/// budgets. Half a minute of requests of all sizes is what general allocators hold on to.
+#[test]
+fn a_server_at_rest_takes_its_budgets_and_32_mib() {
+    const VOLUME_MIB: usize = 128;
+    let folder = Folder::new();
+    let pool = folder.text("pool");
+    // Large enough for segments of 8 MiB, which a scrub reads as a whole.
+    siltstone(["create", &pool, "--size", "2G", "--index-memory", "1M"]).succeeds();
+    let budgets = ["--staging", "16M", "--frame-cache", "64M", "--page-cache", "4M"];
+    let volumes: Vec<_> = (0..4).map(|client| format!("client-{client}")).collect();
+    let create = volumes.iter().map(|volume| format!("{volume}={VOLUME_MIB}M"));
+    let create: Vec<_> = create.flat_map(|volume| ["--create".into(), volume]).collect();
+    let options = budgets.into_iter().chain(create.iter().map(String::as_str));
+    let server = Server::start(&pool, &options.collect::<Vec<_>>());
+    thread::scope(|scope| {
+        for (client, volume) in volumes.iter().enumerate() {
+            let socket = server.socket();
+            scope.spawn(move || use_volume(socket, volume, VOLUME_MIB, client));
+        }
+    });
+    for _ in 0..2 {
+        siltstone(["scrub", &pool]).succeeds();
+        siltstone(["gc", &pool]).succeeds();
+    }
+    let processors = thread::available_parallelism().unwrap().get() as u64;
+    let most = (16 + 64 + 4 + 1 + 32) * MIB + 2 * MIB * processors.saturating_sub(2);
+    // A checkpoint gives back what writes needed, at the latest ten seconds after the last of them.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while server.resident_bytes() > most && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+    }
+    let resident = server.resident_bytes();
+    println!("{} MiB of {} MiB", resident / MIB, most / MIB);
+    println!("{} MiB at most", server.peak_memory_bytes() / MIB);
+    assert!(resident > (64 + 4) * MIB, "the caches were not used: {resident} bytes");
+    assert!(resident <= most, "{resident} bytes, and the guide says {most}");
+    assert!(server.stop().success());
+}
+
+/// Writes and reads at random, a few blocks or many.
+fn use_volume(socket: &Path, volume: &str, volume_mib: usize, client: usize) {
+    let mut random = SeededRandom::new(client as u64);
+    let mut nbd = NbdClient::connect(socket, volume).unwrap();
+    let blocks = volume_mib << 20 >> 12;
+    let data = noise(8 << 20);
+    let mut out = vec![0; 1 << 20];
+    for round in 0..6000 {
+        let len = BLOCK << random.below(if round % 8 == 0 { 9 } else { 5 });
+        let mut below = |end: usize| random.below(end as u64) as usize;
+        let at = below(blocks - len / BLOCK) as u64 * BLOCK as u64;
+        if round % 3 == 0 {
+            // From anywhere, so that few blocks are alike.
+            let from = below(data.len() - len);
+            nbd.write(at, &data[from..][..len], Durability::Later).unwrap();
+        } else {
+            nbd.read(at, &mut out[..len]).unwrap();
+        }
+    }
 }

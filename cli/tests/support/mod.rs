@@ -198,8 +198,17 @@ impl Server {
 
     /// The most memory that the server has ever had, in bytes.
     pub fn peak_memory_bytes(&self) -> u64 {
+        self.memory_bytes("VmHWM:")
+    }
+
+    /// The memory that the server has at this moment, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        self.memory_bytes("VmRSS:")
+    }
+
+    fn memory_bytes(&self, which: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(which)).unwrap();
         line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10
     }
 
