@@ -199,7 +199,7 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
     except(README, "siltstone torture --kill --kills 100", Looked, TAKES_LONG),
     except(README, "siltstone torture --damage", Looked, TAKES_LONG),
     except(README, "siltstone bench", Looked, TAKES_LONG),
-    except(OPERATIONS, "resident  <=", TestedBy(SIZING), "a formula"),
+    except(OPERATIONS, "at rest    <=", TestedBy(SIZING), "a formula"),
     except(OPERATIONS, "metadata  =", TestedBy(SIZING), "a formula"),
     except(OPERATIONS, "size  =  1.5", TestedBy(SIZING), "a formula"),
     except(OPERATIONS, "index memory for", TestedBy(SIZING), "a formula"),
