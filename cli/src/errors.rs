@@ -285,10 +285,24 @@ pub(crate) enum CliError {
         /// The files.
         others: String,
     },
+    /// An import would replace what a volume holds, which was not said to be meant.
+    #[error(
+        "volume '{volume}' holds {} of data, which an import of {file} would replace; add {advice}",
+        human(*.written_bytes)
+    )]
+    WouldReplace {
+        /// The volume.
+        volume: String,
+        /// The image.
+        file: String,
+        /// What is written in it.
+        written_bytes: u64,
+        /// What can be added, and why.
+        advice: String,
+    },
     /// A part of the image is there, and stays.
     #[error(
-        "{source}; volume '{volume}' has the first {} of {file}, and the same command goes on from \
-         there",
+        "{source}; volume '{volume}' has the first {} of {file}{rest}: {next}",
         human(*.done_bytes)
     )]
     Unfinished {
@@ -300,6 +314,10 @@ pub(crate) enum CliError {
         volume: String,
         /// How much there is.
         done_bytes: u64,
+        /// What else the volume holds.
+        rest: &'static str,
+        /// How it goes on.
+        next: String,
     },
     /// A part of an export is there, and stays.
     #[error(
@@ -353,17 +371,20 @@ pub(crate) enum CliError {
     },
     /// A volume that is to be made is there.
     #[error(
-        "volume '{volume}' exists already, and {file} would be imported into it; nothing was imported: \
-         add --resume if it is from an earlier import, or import the file alone"
+        "volume '{volume}' holds {} of data, which an import of {file} would replace; nothing was \
+         imported: add --resume if it is from an earlier import, or --force to replace it",
+        human(*.written_bytes)
     )]
     EachExists {
         /// The file.
         file: String,
         /// Its volume.
         volume: String,
+        /// What is written in it.
+        written_bytes: u64,
     },
     /// Of many imports, some have failed, and why was told.
-    #[error("{failed} of {all} imports failed; the others are complete")]
+    #[error("{failed} of {} failed; {}", count(*.all as u64, "import"), others(all - failed))]
     EachFailed {
         /// How many.
         failed: usize,
@@ -496,6 +517,15 @@ fn lost(bytes: u64, ranges: u64) -> String {
     }
 }
 
+/// What became of the imports that have not failed.
+fn others(complete: usize) -> &'static str {
+    match complete {
+        0 => "nothing was imported",
+        1 => "the other is complete",
+        _ => "the others are complete",
+    }
+}
+
 impl CliError {
     /// A [`CliError::File`] from its parts.
     pub(crate) fn file(action: &'static str, file: &str, source: impl Into<io::Error>) -> Self {
@@ -555,6 +585,7 @@ impl CliError {
             | Self::Access(AccessError::NoGroup { .. })
             | Self::VolumeDiffers { .. }
             | Self::WouldShrink { .. }
+            | Self::WouldReplace { .. }
             | Self::ImageTooLarge { .. }
             | Self::ImageEmpty { .. }
             | Self::StreamFormat { .. }

@@ -1,5 +1,6 @@
 //! `siltstone import`: one image into a volume, or each of many into a volume of its own.
 
+mod beginning;
 mod copy;
 mod flusher;
 mod names;
@@ -7,12 +8,13 @@ mod summary;
 
 use siltstone_engine::{EngineError, Pool, Volume};
 
-use self::{copy::Import, summary::Imported};
+use self::{beginning::Beginning, copy::Import, summary::Imported};
 use crate::{
     args::pool::{ImportArguments, PoolArgument},
     errors::CliError,
     image::Image,
     on_pool::{Access, PoolOperation},
+    resume::Extent,
     session::Session,
     volume,
 };
@@ -37,8 +39,6 @@ impl PoolOperation for ImportArguments {
         }
         let volume = self.volume.as_deref().unwrap_or_default();
         let done = one(self, 0, volume, pool, session)?;
-        // Left behind, it would say no more than is true.
-        let _ = session.forget(&done.identity);
         session.print(&done.sentence)
     }
 }
@@ -49,7 +49,7 @@ fn each(
     pool: &Pool,
     session: &mut dyn Session,
 ) -> Result<(), CliError> {
-    let volumes = names::of(&arguments.each, arguments.resume, pool)?;
+    let volumes = names::of(arguments, pool)?;
     let (mut done, mut failures) = (Vec::new(), Vec::new());
     for (index, volume) in volumes.iter().enumerate() {
         match one(arguments, index, volume, pool, session) {
@@ -65,27 +65,25 @@ fn each(
         }
     }
     let imported: Vec<_> = done.iter().filter_map(|one| one.imported.as_ref()).collect();
-    session.print(&summary::table(&imported))?;
+    // Of none there is nothing to sum up.
+    if !imported.is_empty() {
+        session.print(&summary::table(&imported))?;
+    }
     if let Some(status) = failures.first() {
         let (failed, all) = (failures.len(), volumes.len());
         return Err(CliError::EachFailed { failed, all, status: *status });
-    }
-    for one in done {
-        let _ = session.forget(&one.identity);
     }
     Ok(())
 }
 
 /// What became of one image.
 struct Done {
-    /// The volume's.
-    identity: String,
     sentence: String,
     /// Nothing, if it was there already.
     imported: Option<Imported>,
 }
 
-/// Imports one image; that all of it is there is kept, if it is one of many.
+/// Imports one image, and keeps that all of it is there.
 fn one(
     arguments: &ImportArguments,
     index: usize,
@@ -102,55 +100,70 @@ fn one(
     if !is_new && session.has_clients(name) {
         return Err(CliError::VolumeConnected { volume: name.into() });
     }
-    let identity = volume.identity().to_string();
-    let mut from_bytes = 0;
-    if !is_new {
-        if arguments.resume {
-            from_bytes = session.recall(&identity)?;
-            // Of the whole volume: behind the image it may have held something else.
-            if from_bytes >= volume.size_bytes() {
-                let sentence = format!("volume '{name}' has all of {} already\n", image.name());
-                return Ok(Done { identity, sentence, imported: None });
+    let from_bytes = match is_new {
+        true => 0,
+        false => match beginning::of(arguments, &image, &volume, session)? {
+            Beginning::At(from_bytes) => from_bytes,
+            Beginning::Complete => {
+                let sentence = format!(
+                    "{} is imported into volume '{name}' already: nothing to do (--force imports it \
+                     again)\n",
+                    image.name()
+                );
+                return Ok(Done { sentence, imported: None });
             }
-            // So that there is something to read.
-            from_bytes = from_bytes.min(image.size_bytes().unwrap_or(0).saturating_sub(1));
-            from_bytes -= from_bytes % BLOCK_BYTES;
-        }
-        if from_bytes == 0 {
-            // What is written from now on is another image.
-            session.forget(&identity)?;
-        }
-    }
-    let file = image.name().to_owned();
-    let is_resumable = image.size_bytes().is_some();
-    let mut import = Import { pool, volume: &volume, identity: &identity, is_new, at: from_bytes };
+        },
+    };
+    let (file, identity) = (image.name().to_owned(), volume.identity().to_string());
+    let mut import = Import::new(pool, &volume, &identity, is_new, from_bytes);
     let imported = import.run(image, session);
     session.finish();
     let imported = match imported {
         Ok(imported) => imported,
-        Err(error) if arguments.resume => {
-            let done_bytes = import.keep(session).unwrap_or(0);
-            let (source, volume) = (Box::new(error), name.into());
-            return Err(CliError::Unfinished { source, file, volume, done_bytes });
-        }
-        Err(error) => {
-            // Somebody may have deleted it, and made another one of its name.
-            let there = pool.volume(volume.name());
-            if is_new && there.is_ok_and(|there| there.identity() == volume.identity()) {
-                // Half an image is of no use; why there is no more matters more than a failure
-                // here.
-                let _ = pool.delete_volume(volume.name());
-                let _ = session.forget(&identity);
-            }
-            return Err(error);
-        }
+        Err(error) => return Err(interrupted(&import, arguments.resume, file, error, session)),
     };
-    // Until the others are there, too, this one need not be imported again.
-    if is_resumable && !arguments.each.is_empty() {
-        session.mark(&identity, volume.size_bytes())?;
-    }
+    session.mark(&identity, Extent::Whole)?;
     let sentence = imported.sentence(&volume);
-    Ok(Done { identity, sentence, imported: Some(imported) })
+    Ok(Done { sentence, imported: Some(imported) })
+}
+
+/// What is left of an import that ends with an error, and how it goes on, if it does.
+fn interrupted(
+    import: &Import<'_>,
+    resume: bool,
+    file: String,
+    error: CliError,
+    session: &mut dyn Session,
+) -> CliError {
+    let Import { pool, volume, identity, is_new, .. } = *import;
+    if is_new && !(resume && import.has_begun) {
+        // Somebody may have deleted it, and made another one of its name.
+        let there = pool.volume(volume.name());
+        if there.is_ok_and(|there| there.identity() == volume.identity()) {
+            // Half an image is of no use; why there is no more matters more than a failure here.
+            let _ = pool.delete_volume(volume.name());
+            let _ = session.forget(identity);
+        }
+        return error;
+    }
+    if !import.has_begun {
+        return error;
+    }
+    let done_bytes = import.keep(session).unwrap_or(0);
+    let rest = match is_new {
+        true => "",
+        false => ", and behind that what it held before",
+    };
+    let next = match &import.why_not_resumed {
+        None if resume => "the same command goes on from there".into(),
+        None => "the same command with --resume goes on from there".into(),
+        Some(why) => format!(
+            "the same command with --force imports it again from the start, as it cannot be resumed: \
+             {why}"
+        ),
+    };
+    let (source, volume) = (Box::new(error), volume.name().into());
+    CliError::Unfinished { source, file, volume, done_bytes, rest, next }
 }
 
 /// The volume to import into, and whether it was made for that.

@@ -8,7 +8,9 @@
 //! wrong, and costs little but reading, as what is stored already is found as duplicates.
 //!
 //! It is written after the pool's flush, never before, and replaced as a whole: what it promises is
-//! there. An import that begins at the start removes it first.
+//! there. An import that begins replaces what was known of another one before it writes anything, and one
+//! that is complete leaves that behind, so that the same import, given again to be resumed, does not
+//! begin anew over what was written to the volume since.
 //!
 //! Of an export of a snapshot the same is kept, if that is asked for. It is written to a file of its own,
 //! which gets its name when it is complete, and is known again by its number and time of birth.
@@ -73,24 +75,55 @@ impl Source {
     }
 }
 
+/// How much of a copy is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Extent {
+    /// What is before this offset.
+    UpTo(u64),
+    /// All of it.
+    Whole,
+}
+
 /// How far a copy of a source is.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mark {
     source: Source,
-    done_bytes: u64,
+    done: Extent,
 }
 
 /// What is known of an earlier copy.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Recalled {
     /// So much of it is there.
-    Done(u64),
+    Done(Extent),
     /// The file is another one, or has changed.
     Changed,
     /// Nothing.
     Nothing,
+    /// Nothing can be: it would not be noticed if the source changed.
+    Unknowable,
+    /// Nothing can be: there is no place for it.
+    NoPlace,
 }
+
+impl Recalled {
+    /// Why a copy cannot go on, in the middle of a sentence.
+    pub(crate) fn why_not(self) -> &'static str {
+        match self {
+            Self::Done(_) => "that was asked for",
+            Self::Changed => "the image is another one than then, or has changed",
+            Self::Nothing => "nothing is known of an earlier import",
+            Self::Unknowable => "whether it has changed cannot be known",
+            Self::NoPlace => NO_PLACE,
+        }
+    }
+}
+
+/// Why nothing is known to a user without a home.
+pub(crate) const NO_PLACE: &str = "neither XDG_STATE_HOME nor HOME says where that is kept";
 
 /// Where marks are kept.
 #[derive(Debug)]
@@ -109,23 +142,42 @@ impl Marks {
     pub(crate) fn recall(&self, volume: &str, source: &Source) -> Recalled {
         let text = self.path(source.kind(), volume).and_then(fs::read);
         match text.ok().and_then(|text| serde_json::from_slice::<Mark>(&text).ok()) {
-            Some(mark) if mark.source == *source => Recalled::Done(mark.done_bytes),
+            Some(mark) if mark.source == *source => Recalled::Done(mark.done),
             Some(_) => Recalled::Changed,
             None => Recalled::Nothing,
         }
     }
 
+    /// Whether an import into a volume was begun and not completed.
+    pub(crate) fn is_unfinished(&self, volume: &str) -> bool {
+        let text = self.path(IMPORT, volume).and_then(fs::read);
+        let mark = text.ok().and_then(|text| serde_json::from_slice::<Mark>(&text).ok());
+        mark.is_some_and(|mark| mark.done != Extent::Whole)
+    }
+
+    /// Keeps how far a copy of `source` to a volume is when it begins. What was known of another one does
+    /// not come back, not even by a power cut.
+    pub(crate) fn begin(&self, volume: &str, source: &Source, done: Extent) -> io::Result<()> {
+        self.keep(volume, source, done)?;
+        File::open(&self.0)?.sync_all()
+    }
+
     /// Keeps how far a copy of `source` to a volume has come.
-    pub(crate) fn keep(&self, volume: &str, source: &Source, done_bytes: u64) -> io::Result<()> {
+    pub(crate) fn keep(&self, volume: &str, source: &Source, done: Extent) -> io::Result<()> {
         let path = self.path(source.kind(), volume)?;
         fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&self.0)?;
-        let text = serde_json::to_vec(&Mark { source: source.clone(), done_bytes })?;
+        let text = serde_json::to_vec(&Mark { source: source.clone(), done })?;
         let new = path.with_extension("new");
         let mut file = File::create(&new)?;
         file.write_all(&text)?;
         // So that no power cut leaves the name without the contents.
         file.sync_data()?;
         fs::rename(new, path)
+    }
+
+    /// Where they are, in sentences.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.0
     }
 
     /// Forgets how far an import into a volume came.
@@ -171,9 +223,10 @@ mod tests {
             |reading: &str| Source::of(&fs::metadata(&path).unwrap(), reading.into()).unwrap();
         let first = source("raw");
         assert_eq!(marks.recall("a-1", &first), Recalled::Nothing);
-        marks.keep("a-1", &first, 5).unwrap();
-        marks.keep("a-1", &first, 7).unwrap();
-        assert_eq!(marks.recall("a-1", &first), Recalled::Done(7));
+        marks.begin("a-1", &first, Extent::UpTo(5)).unwrap();
+        marks.keep("a-1", &first, Extent::UpTo(7)).unwrap();
+        assert_eq!(marks.recall("a-1", &first), Recalled::Done(Extent::UpTo(7)));
+        assert!(marks.is_unfinished("a-1") && !marks.is_unfinished("a-2"));
         assert_eq!(marks.recall("a-2", &first), Recalled::Nothing);
         assert_eq!(marks.recall("a-1", &source("qcow2")), Recalled::Changed);
         // The same length, and even the same time of modification.
@@ -185,8 +238,10 @@ mod tests {
         marks.forget_import("a-1").unwrap();
         marks.forget_import("a-1").unwrap();
         assert_eq!(marks.recall("a-1", &first), Recalled::Nothing);
+        marks.keep("a-1", &first, Extent::Whole).unwrap();
+        assert_eq!(marks.recall("a-1", &first), Recalled::Done(Extent::Whole));
+        assert!(!marks.is_unfinished("a-1"));
         // One cut short is none.
-        marks.keep("a-1", &first, 5).unwrap();
         fs::write(marks.path(IMPORT, "a-1").unwrap(), "{").unwrap();
         assert_eq!(marks.recall("a-1", &first), Recalled::Nothing);
     }

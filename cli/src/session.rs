@@ -9,7 +9,12 @@ use std::{os::unix::net::UnixStream, sync::Arc};
 
 use serde::Serialize;
 
-use crate::{errors::CliError, image::Image, target::Target};
+use crate::{
+    errors::CliError,
+    image::Image,
+    resume::{Extent, Recalled},
+    target::Target,
+};
 
 /// See the module's page.
 pub(crate) trait Session: Send {
@@ -51,11 +56,19 @@ pub(crate) trait Session: Send {
 
     /// How far an earlier import of the image that was opened last into a volume came, which is known
     /// by its identity.
-    fn recall(&mut self, volume: &str) -> Result<u64, CliError>;
+    fn recall(&mut self, volume: &str) -> Result<Recalled, CliError>;
 
-    /// Keeps how far the import of the image that was opened last into a volume has come: what is
-    /// before that is durable.
-    fn mark(&mut self, volume: &str, done_bytes: u64) -> Result<(), CliError>;
+    /// Keeps where the import of the image that was opened last into a volume begins, instead of what was
+    /// known of earlier ones. Why it could not be resumed, if that cannot be kept; an error if what was
+    /// known would be believed later.
+    fn begin_marks(&mut self, volume: &str, from_bytes: u64) -> Result<Option<String>, CliError>;
+
+    /// Keeps how far the import of the image that was opened last into a volume has come: what it says
+    /// is durable.
+    fn mark(&mut self, volume: &str, done: Extent) -> Result<(), CliError>;
+
+    /// Of which of these volumes, by identity, it is known that an import into them is not complete.
+    fn unfinished(&mut self, volumes: &[String]) -> Result<Vec<bool>, CliError>;
 
     /// Forgets how far an import into a volume came.
     fn forget(&mut self, volume: &str) -> Result<(), CliError>;

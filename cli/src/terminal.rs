@@ -17,7 +17,7 @@ use crate::{
     interrupt::Interrupt,
     output,
     progress::Progress,
-    resume::{Marks, Recalled, Source},
+    resume::{Extent, Marks, NO_PLACE, Recalled, Source},
     session::{Cancellation, Session},
     target::{self, Target, TargetKind},
 };
@@ -158,30 +158,45 @@ impl Session for Terminal<'_> {
         self.opened.conversion.take().map_or(Ok(()), Conversion::end)
     }
 
-    fn recall(&mut self, volume: &str) -> Result<u64, CliError> {
-        let recalled = match (&self.opened.source, Marks::of_user()) {
-            (None, _) => Err("whether it has changed cannot be known"),
-            (_, None) => Err("neither XDG_STATE_HOME nor HOME says where that is kept"),
-            (Some(source), Some(marks)) => match marks.recall(volume, source) {
-                Recalled::Done(done_bytes) => Ok(done_bytes),
-                Recalled::Changed => Err("the image is another one than then, or has changed"),
-                Recalled::Nothing => Err("nothing is known of an earlier import"),
-            },
+    fn recall(&mut self, volume: &str) -> Result<Recalled, CliError> {
+        Ok(match (&self.opened.source, Marks::of_user()) {
+            (None, _) => Recalled::Unknowable,
+            (_, None) => Recalled::NoPlace,
+            (Some(source), Some(marks)) => marks.recall(volume, source),
+        })
+    }
+
+    fn begin_marks(&mut self, volume: &str, from_bytes: u64) -> Result<Option<String>, CliError> {
+        let Some(marks) = Marks::of_user() else { return Ok(Some(NO_PLACE.into())) };
+        let Some(source) = &self.opened.source else {
+            self.forget(volume)?;
+            return Ok(Some(Recalled::Unknowable.why_not().into()));
         };
-        match recalled {
-            Ok(done_bytes) => Ok(done_bytes),
-            Err(why) => {
-                self.note(&format!("siltstone: importing from the start, as {why}\n"))?;
-                Ok(0)
+        match marks.begin(volume, source, Extent::UpTo(from_bytes)) {
+            Ok(()) => Ok(None),
+            Err(error) => {
+                // What was known of another import would be believed.
+                self.forget(volume)?;
+                let directory = marks.directory().display();
+                // Nor is it tried again with each step.
+                self.opened.source = None;
+                Ok(Some(format!("how far it is cannot be written down in {directory} ({error})")))
             }
         }
     }
 
-    fn mark(&mut self, volume: &str, done_bytes: u64) -> Result<(), CliError> {
+    fn mark(&mut self, volume: &str, done: Extent) -> Result<(), CliError> {
         match &self.opened.source {
-            Some(source) => keep_mark(volume, source, done_bytes),
+            Some(source) => keep_mark(volume, source, done),
             None => Ok(()),
         }
+    }
+
+    fn unfinished(&mut self, volumes: &[String]) -> Result<Vec<bool>, CliError> {
+        let marks = Marks::of_user();
+        let is_unfinished =
+            |volume: &String| marks.as_ref().is_some_and(|marks| marks.is_unfinished(volume));
+        Ok(volumes.iter().map(is_unfinished).collect())
     }
 
     fn forget(&mut self, volume: &str) -> Result<(), CliError> {
@@ -209,7 +224,7 @@ impl Session for Terminal<'_> {
         let Some(Partial { snapshot, source: Some(source), .. }) = &self.resumed else {
             return Ok(());
         };
-        keep_mark(snapshot, source, done_bytes)
+        keep_mark(snapshot, source, Extent::UpTo(done_bytes))
     }
 
     fn keep_target(&mut self) -> Result<(), CliError> {
@@ -238,7 +253,9 @@ impl Terminal<'_> {
                 let source = Source::target(&partial.metadata().map_err(failed)?);
                 let recalled = source.as_ref().zip(Marks::of_user());
                 match recalled.map(|(source, marks)| marks.recall(snapshot, source)) {
-                    Some(Recalled::Done(done_bytes)) => Some((partial, source, done_bytes)),
+                    Some(Recalled::Done(Extent::UpTo(done_bytes))) => {
+                        Some((partial, source, done_bytes))
+                    }
                     // Of another snapshot, or somebody else's.
                     _ if !force => return Err(CliError::FileExists { path }),
                     _ => {
@@ -257,7 +274,7 @@ impl Terminal<'_> {
                 let partial = target::open_partial(&path, true).map_err(failed)?;
                 let source = Source::target(&partial.metadata().map_err(failed)?);
                 if let Some(source) = &source {
-                    keep_mark(snapshot, source, 0)?;
+                    keep_mark(snapshot, source, Extent::UpTo(0))?;
                 }
                 (partial, source, 0)
             }
@@ -269,10 +286,10 @@ impl Terminal<'_> {
 }
 
 /// Keeps how far a copy is.
-fn keep_mark(volume: &str, source: &Source, done_bytes: u64) -> Result<(), CliError> {
-    let kept = Marks::of_user().map_or(Ok(()), |marks| marks.keep(volume, source, done_bytes));
+fn keep_mark(volume: &str, source: &Source, done: Extent) -> Result<(), CliError> {
+    let kept = Marks::of_user().map_or(Ok(()), |marks| marks.keep(volume, source, done));
     if let Err(error) = kept {
-        // Then it cannot be resumed, which is no reason to end it.
+        // Then less of it need not be done again, which is no reason to end it.
         tracing::warn!(%error, "how far the command is cannot be written down");
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! `siltstone volume`: creating, listing, changing and deleting volumes.
 
+use serde::Serialize;
 use siltstone_engine::{Compression, EngineError, Pool, VolumeInfo, VolumeOptions};
 
 use crate::{
@@ -37,7 +38,7 @@ impl PoolOperation for VolumeCommand {
                 create(pool, name, size.0, *compression)?;
                 session.print(&format!("created volume '{name}', {}\n", human(size.0)))
             }
-            Self::List { json, .. } => list(&pool.volumes(), *json, session),
+            Self::List { json, .. } => list(pool, *json, session),
             Self::Resize { name, size, shrink, .. } => {
                 if !shrink {
                     check_grows(pool, name, size.0)?;
@@ -54,9 +55,14 @@ impl PoolOperation for VolumeCommand {
                 ))
             }
             Self::Delete { name, snapshots, .. } => {
+                let identity = pool.volume(name).ok().map(|volume| volume.identity().to_string());
                 match snapshots {
                     true => pool.delete_volume_and_snapshots(name)?,
                     false => pool.delete_volume(name)?,
+                }
+                if let Some(identity) = identity {
+                    // What is known of an import into it is of no more use, and does no harm.
+                    let _ = session.forget(&identity);
                 }
                 session.print(&format!("deleted volume '{name}'\n"))
             }
@@ -87,15 +93,43 @@ fn check_grows(pool: &Pool, name: &str, size_bytes: u64) -> Result<(), CliError>
     Ok(())
 }
 
-fn list(volumes: &[VolumeInfo], json: bool, session: &mut dyn Session) -> Result<(), CliError> {
+/// A volume, and what else is known of it.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    info: VolumeInfo,
+    /// Its import was begun by who asks, and is not complete.
+    is_import_unfinished: bool,
+}
+
+fn list(pool: &Pool, json: bool, session: &mut dyn Session) -> Result<(), CliError> {
+    let volumes = pool.volumes();
+    let identity = |info: &VolumeInfo| match pool.volume(&info.name) {
+        Ok(volume) => volume.identity().to_string(),
+        // It was deleted this moment.
+        Err(_) => String::new(),
+    };
+    let identities: Vec<String> = volumes.iter().map(identity).collect();
+    let unfinished = session.unfinished(&identities)?;
+    let listed = volumes.into_iter().zip(unfinished);
+    let listed: Vec<Listed> =
+        listed.map(|(info, is_import_unfinished)| Listed { info, is_import_unfinished }).collect();
     if json {
-        return print_json(session, &volumes);
+        return print_json(session, &listed);
     }
+    let is_any_unfinished = listed.iter().any(|volume| volume.is_import_unfinished);
     let mut rows = vec![vec!["NAME".into(), "SIZE".into(), "LEVELS".into(), "FRAME".into()]];
-    for volume in volumes {
-        let Compression { levels, frame } = volume.compression;
+    if is_any_unfinished {
+        rows[0].push("IMPORT".into());
+    }
+    for Listed { info, is_import_unfinished } in listed {
+        let Compression { levels, frame } = info.compression;
         let (levels, frame) = (levels.to_string(), frame.to_string());
-        rows.push(vec![volume.name.clone(), human(volume.size_bytes), levels, frame]);
+        let mut row = vec![info.name, human(info.size_bytes), levels, frame];
+        if is_any_unfinished {
+            row.push(if is_import_unfinished { "not complete" } else { "" }.into());
+        }
+        rows.push(row);
     }
     session.print(&table(&rows))
 }

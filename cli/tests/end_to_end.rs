@@ -150,12 +150,12 @@ fn an_import_says_what_became_of_every_byte() {
         "4 MiB of it zero, 4 MiB data, of which 1 MiB are duplicates and 3 MiB new, stored in ";
     assert!(told(&said).starts_with(expected), "{said}");
     assert!(said.contains("(dedup 1.33:1, compression 0.9"), "{said}");
-    let said = siltstone(["import", &pool, "one", &image]).succeeds();
+    let said = siltstone(["import", &pool, "one", &image, "--force"]).succeeds();
     let expected = "4 MiB of it zero, 4 MiB data, all of it duplicates of what the pool holds: \
                     nothing was stored\n";
     assert_eq!(told(&said), expected);
     fs::write(&image, vec![0; 1 << 20]).unwrap();
-    let said = siltstone(["import", &pool, "one", &image]).succeeds();
+    let said = siltstone(["import", &pool, "one", &image, "--force"]).succeeds();
     assert_eq!(told(&said), "1 MiB of it zero, 0 B data\n");
 }
 
@@ -211,14 +211,15 @@ fn a_volume_holds_the_last_image_and_zeros_behind_it() {
     assert!(fs::read(&out).unwrap() == expected, "the size is rounded up to whole sectors");
 
     let mut expected = patchy(&two, (5 << 20) + 1, 90);
-    let said = siltstone(["import", &pool, "disk", &text(&two)]).succeeds();
+    let said = siltstone(["import", &pool, "disk", &text(&two), "--force"]).succeeds();
     assert!(said.contains("'disk': 5.00 MiB, and zeros from there to 8.00 MiB in "), "{said}");
     expected.resize((8 << 20) + 1024, 0);
     siltstone(["export", &pool, "disk", &out, "--force"]).succeeds();
     assert!(fs::read(&out).unwrap() == expected, "nothing of the first image is left");
 
     let mut import = command();
-    import.args(["import", &pool, "disk", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    import.args(["import", &pool, "disk", "-", "--force"]);
+    import.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut import = import.spawn().unwrap();
     import.stdin.take().unwrap().write_all(b"short").unwrap();
     let said = import.wait_with_output().unwrap();
@@ -247,7 +248,7 @@ fn garbage_is_collected_on_demand_and_nothing_else() {
         block[..32].copy_from_slice(other.as_bytes());
     }
     fs::write(&image, &bytes).unwrap();
-    siltstone(["import", &pool, "v", image.to_str().unwrap()]).succeeds();
+    siltstone(["import", &pool, "v", image.to_str().unwrap(), "--force"]).succeeds();
     let before = stat(&pool)["free_bytes"].as_u64().unwrap();
     let says = siltstone(["gc", &pool]).succeeds();
     assert!(says.starts_with("moved ") && says.contains("more than before"), "{says}");

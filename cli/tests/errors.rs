@@ -319,7 +319,8 @@ fn images_that_cannot_be_imported_leave_no_volume() {
         let sentence = siltstone([&["import", &pool, "v", &image], &option[..]].concat()).fails(6);
         assert!(sentence.contains("exists already with 2 MiB"), "{sentence}");
     }
-    siltstone(["import", &pool, "v", &image, "--size", "2M", "--level", "1..3"]).succeeds();
+    let same = ["import", &pool, "v", &image, "--size", "2M", "--level", "1..3", "--force"];
+    siltstone(same).succeeds();
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn every_kind_of_image_is_recognised_and_read_whoever_has_the_pool() {
     let mut program = command();
     program.env("PATH", "/nonexistent");
     let server = Server::start_as(program, &pool, &[]);
-    siltstone(["import", &pool, "live", &image]).succeeds();
+    siltstone(["import", &pool, "live", &image, "--force"]).succeeds();
     siltstone(["import", &pool, "new", &image]).succeeds();
     assert!(server.stop().success());
     let mut padded = expected.clone();
@@ -224,8 +224,8 @@ fn nothing_of_what_a_volume_held_stays_behind_a_shorter_image() {
     let (long, short) = (file("long", &vec![7; 2 << 20]), file("short", &[9; 5000]));
     let empty = file("empty", b"");
     for (image, expected) in [(&short, &[9; 5000][..]), (&empty, &[])] {
-        siltstone(["import", &pool, "v", &long]).succeeds();
-        siltstone(["import", &pool, "v", image]).succeeds();
+        siltstone(["import", &pool, "v", &long, "--force"]).succeeds();
+        siltstone(["import", &pool, "v", image, "--force"]).succeeds();
         let out = folder.text("out");
         siltstone(["export", &pool, "v", &out, "--force"]).succeeds();
         let found = fs::read(&out).unwrap();
@@ -273,21 +273,35 @@ fn each_image_gets_a_volume_of_its_own_and_one_that_fails_stops_no_other() {
         assert_holds(&folder, &pool, volume, &bytes);
     }
     let sentence = each(&[&same, &two]).fails(6);
-    assert!(sentence.contains("volume 'one' exists already"), "{sentence}");
+    assert!(sentence.contains("volume 'one' holds 1 MiB of data"), "{sentence}");
+    assert!(sentence.contains("nothing was imported: add --resume"), "{sentence}");
 
     // What is there already is not imported again when the rest is, and what was written to it since stays.
     fs::write(&empty, [4; 512]).unwrap();
     let server = Server::start(&pool, &[]);
     let outcome = each(&[&one, &empty, &two, "--resume"]);
     assert!(outcome.status.success(), "{outcome:?}");
-    assert!(outcome.stdout.contains("volume 'one' has all of"), "{outcome:?}");
+    assert!(outcome.stdout.contains("into volume 'one' already: nothing to do"), "{outcome:?}");
     assert!(outcome.stdout.contains("into volume 'empty': 512 B"), "{outcome:?}");
     assert!(server.stop().success());
     assert_holds(&folder, &pool, "empty", &[4; 512]);
-    // When all are, that is forgotten, as they may have been written to for long.
+    // Also when all are, as they may have been written to since; unless that is meant.
+    let said = each(&[&one, "--resume"]).succeeds();
+    assert!(said.ends_with("nothing to do (--force imports it again)\n"), "{said}");
+    let said = each(&[&one, "--force"]).succeeds();
+    assert!(said.contains("into volume 'one': 1 MiB in "), "{said}");
+    // And of one that cannot be known again, what is there is not replaced.
+    fs::write(&one, [9; 4096]).unwrap();
     let outcome = each(&[&one, "--resume"]);
-    assert!(outcome.stderr.contains("from the start, as nothing is known"), "{outcome:?}");
-    assert!(Path::new(&one).exists());
+    assert_eq!(outcome.status.code(), Some(6), "{outcome:?}");
+    assert!(outcome.stderr.contains("'one' holds 1 MiB of data"), "{outcome:?}");
+    assert!(outcome.stderr.ends_with("siltstone: 1 of 1 import failed; nothing was imported\n"));
+    assert_eq!(outcome.stdout, "", "a table of nothing");
+    assert_holds(&folder, &pool, "one", &[1; 1 << 20]);
+    // What holds nothing is as good as new.
+    siltstone(["volume", "create", &pool, "three", "--size", "8K"]).succeeds();
+    each(&[&file("three.raw", &[3; 4096])]).succeeds();
+    assert_holds(&folder, &pool, "three", &[3; 4096]);
     siltstone(["check", &pool]).succeeds();
 }
 

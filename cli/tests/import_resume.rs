@@ -47,6 +47,14 @@ impl Slow {
         import
     }
 
+    /// How far the import is, by what is remembered.
+    fn done_bytes(&self) -> u64 {
+        let text = self.marks().first().and_then(|path| fs::read(path).ok());
+        let mark: Option<serde_json::Value> =
+            text.and_then(|text| serde_json::from_slice(&text).ok());
+        mark.and_then(|mark| mark["done"]["up_to"].as_u64()).unwrap_or(0)
+    }
+
     /// What is remembered.
     fn marks(&self) -> Vec<PathBuf> {
         let found = fs::read_dir(self.folder.path("state/siltstone")).into_iter().flatten();
@@ -59,7 +67,7 @@ impl Slow {
         let slow = ["--level", "19", "--resume"];
         let mut import = self.import(image, &[options, &slow].concat());
         let mut child = import.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        while self.marks().is_empty() {
+        while self.done_bytes() == 0 {
             assert!(child.try_wait().unwrap().is_none(), "{:?}", child.wait_with_output());
             thread::sleep(Duration::from_millis(10));
         }
@@ -69,13 +77,27 @@ impl Slow {
         outcome
     }
 
-    /// Imports the rest, faster.
-    fn resumed(&self, image: &str) -> Outcome {
+    /// Imports the rest, faster; once, however often that is asked for.
+    fn resumed(&self, image: &str, options: &[&str]) -> Outcome {
+        assert_eq!(self.listed(), ["96 MiB", "not complete"]);
         siltstone(["volume", "set", &self.pool, "v", "--level", "1"]).succeeds();
-        let outcome = Outcome::of(&mut self.import(image, &["--resume"]));
+        let outcome = Outcome::of(&mut self.import(image, &[&["--resume"], options].concat()));
         assert!(outcome.status.success(), "{outcome:#?}");
-        assert_eq!(self.marks(), Vec::<PathBuf>::new(), "what is complete is not remembered");
+        assert_eq!(self.listed(), ["96 MiB", ""]);
+        let again = Outcome::of(&mut self.import(image, &["--resume"])).succeeds();
+        assert!(again.ends_with("already: nothing to do (--force imports it again)\n"), "{again}");
         outcome
+    }
+
+    /// The size of the volume, and whether its import is not complete, as the list says.
+    fn listed(&self) -> [String; 2] {
+        let mut list = command();
+        list.env("XDG_STATE_HOME", self.folder.path("state")).args(["volume", "list", &self.pool]);
+        let said = Outcome::of(&mut list).succeeds();
+        let line = said.lines().nth(1).unwrap();
+        let column = |name: &str| said.find(name).map_or("", |at| line.get(at..).unwrap_or(""));
+        let first = |text: &str| text.split("  ").next().unwrap().to_owned();
+        [first(column("SIZE")), first(column("IMPORT"))]
     }
 
     #[track_caller]
@@ -97,7 +119,7 @@ fn an_import_that_is_killed_goes_on_where_it_was() {
     let slow = Slow::new();
     let image = slow.folder.text("raw");
     slow.interrupted(&image, &[], Signal::KILL);
-    let outcome = slow.resumed(&image);
+    let outcome = slow.resumed(&image, &[]);
     assert_eq!(outcome.stderr, "");
     assert!(outcome.stdout.contains("'v': 96 MiB of it from "), "{}", outcome.stdout);
     slow.assert_holds(&slow.bytes);
@@ -119,7 +141,7 @@ fn an_import_that_is_interrupted_says_how_far_it_is_and_keeps_that() {
     assert!(server.stop().success());
     let sentence = end(child).fails(1);
     assert!(sentence.starts_with("the pool's server is stopping; volume 'v' has"), "{sentence}");
-    let outcome = slow.resumed(&image);
+    let outcome = slow.resumed(&image, &[]);
     assert!(outcome.stdout.contains("'v': 96 MiB of it from "), "{}", outcome.stdout);
     slow.assert_holds(&slow.bytes);
     siltstone(["check", &slow.pool]).succeeds();
@@ -139,7 +161,7 @@ fn an_import_through_qemu_img_and_a_server_goes_on_where_it_was() {
     slow.interrupted(&image, &[], Signal::KILL);
     let ended = || server.log().contains("'import v' has failed");
     server.wait_until(ended, "the server has seen that the command has gone");
-    let outcome = slow.resumed(&image);
+    let outcome = slow.resumed(&image, &[]);
     assert!(outcome.stdout.contains("'v': 96 MiB of it from "), "{}", outcome.stdout);
     assert!(server.stop().success());
     slow.assert_holds(&slow.bytes);
@@ -158,19 +180,29 @@ fn a_changed_image_or_another_volume_is_imported_from_the_start() {
     file.write_all_at(&bytes[5000..5001], 5000).unwrap();
     file.set_modified(modified).unwrap();
     drop(file);
-    let outcome = slow.resumed(&image);
-    let expected = "from the start, as the image is another one than then, or has changed";
-    assert!(outcome.stderr.contains(expected), "{outcome:?}");
+    let why = "as the image is another one than then, or has changed";
+    let sentence = Outcome::of(&mut slow.import(&image, &["--resume"])).fails(6);
+    assert!(
+        sentence.contains("add --force to replace that") && sentence.ends_with(why),
+        "{sentence}"
+    );
+    let outcome = slow.resumed(&image, &["--force"]);
+    assert!(outcome.stderr.contains(&format!("from the start, {why}")), "{outcome:?}");
     slow.assert_holds(&bytes);
 
-    siltstone(["volume", "delete", &slow.pool, "v"]).succeeds();
+    let mut delete = command();
+    delete.env("XDG_STATE_HOME", slow.folder.path("state"));
+    Outcome::of(delete.args(["volume", "delete", &slow.pool, "v"])).succeeds();
+    assert_eq!(slow.marks(), Vec::<PathBuf>::new(), "of what is deleted nothing is remembered");
     slow.interrupted(&image, &[], Signal::KILL);
     let known = slow.marks();
+    // By somebody else.
     siltstone(["volume", "delete", &slow.pool, "v"]).succeeds();
     siltstone(["volume", "create", &slow.pool, "v", "--size", "96M"]).succeeds();
     let outcome = Outcome::of(&mut slow.import(&image, &["--resume"]));
     assert!(outcome.stderr.contains("nothing is known of an earlier import"), "{outcome:?}");
-    assert_eq!(slow.marks(), known, "it is of a volume that is no more");
+    let marks = slow.marks();
+    assert!(marks.len() == 2 && known.iter().all(|old| marks.contains(old)), "of the other, too");
     slow.assert_holds(&bytes);
 }
 
@@ -181,11 +213,64 @@ fn another_import_ends_what_is_remembered() {
     let (image, other) = (slow.folder.text("raw"), slow.folder.text("other"));
     slow.interrupted(&image, &[], Signal::KILL);
     fs::write(&other, vec![8; 1 << 20]).unwrap();
-    Outcome::of(&mut slow.import(&other, &[])).succeeds();
-    let outcome = slow.resumed(&image);
-    let known = "importing from the start, as nothing is known of an earlier import";
-    assert!(outcome.stderr.contains(known), "{outcome:?}");
+    let sentence = Outcome::of(&mut slow.import(&image, &[])).fails(6);
+    let part = "add --resume to go on with the import of it that was interrupted at ";
+    assert!(sentence.contains(part), "{sentence}");
+    Outcome::of(&mut slow.import(&other, &["--force"])).succeeds();
+    assert_eq!(slow.listed(), ["96 MiB", ""]);
+    let outcome = Outcome::of(&mut slow.import(&image, &["--resume", "--force"]));
+    let known = "importing from the start, as the image is another one than then, or has changed";
+    assert!(outcome.status.success() && outcome.stderr.contains(known), "{outcome:?}");
     slow.assert_holds(&slow.bytes);
+}
+
+/// What is written is replaced only if that is meant, and if that is interrupted, the mix is told as one.
+#[test]
+fn what_a_volume_holds_is_replaced_on_demand_and_never_in_part_without_a_word() {
+    let slow = Slow::new();
+    let (image, old) = (slow.folder.text("raw"), slow.folder.text("old"));
+    fs::write(&old, vec![8; LEN]).unwrap();
+    siltstone(["volume", "create", &slow.pool, "v", "--size", "96M", "--level", "19"]).succeeds();
+    let mark_less = |options: &[&str]| {
+        let mut import = slow.import(&image, options);
+        import.env("XDG_STATE_HOME", slow.folder.path("old"));
+        import
+    };
+    let interrupted = |mut import: std::process::Command| {
+        let import =
+            import.args(["--progress", "1s"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = import.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        while lines.next().unwrap().starts_with("0 B") {}
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let sentence = lines.last().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{sentence}");
+        sentence
+    };
+    for is_served in [false, true] {
+        let server = is_served.then(|| Server::start(&slow.pool, &["--staging", "8M"]));
+        // Nothing is lost by the first of all.
+        let force: &[&str] = if is_served { &["--force"] } else { &[] };
+        Outcome::of(&mut slow.import(&old, force)).succeeds();
+        let sentence = Outcome::of(&mut slow.import(&image, &[])).fails(6);
+        let expected = format!(
+            "volume 'v' holds 96 MiB of data, which an import of {image} would replace; add --force to replace that"
+        );
+        assert!(sentence.starts_with(&expected), "{sentence}");
+        slow.assert_holds(&vec![8; LEN]);
+        let sentence = interrupted(slow.import(&image, &["--force"]));
+        let mix =
+            format!("of {image}, and behind that what it held before: the same command with ");
+        assert!(sentence.contains(&mix), "{sentence}");
+        assert!(sentence.ends_with("with --resume goes on from there"), "{sentence}");
+        assert_eq!(slow.listed(), ["96 MiB", "not complete"]);
+        let sentence = interrupted(mark_less(&["--force"]));
+        assert!(sentence.contains(&mix), "{sentence}");
+        let why = "with --force imports it again from the start, as it cannot be resumed: how far it is \
+                   cannot be written down in ";
+        assert!(sentence.contains(why) && sentence.contains("old/siltstone ("), "{sentence}");
+        drop(server);
+    }
 }
 
 #[test]

@@ -91,9 +91,10 @@ pub(crate) enum PoolCommand {
     /// Copy an image into a volume, or many images into a volume each.
     ///
     /// The volume is created if it does not exist. One that exists holds the image afterwards,
-    /// and zeros behind it; one that NBD clients are connected to is left as it is. Images that are not
-    /// raw (qcow2, vmdk, vdi, vhdx, ...) are recognised, and read by qemu-img. An import that is
-    /// interrupted leaves no new volume, except with --resume.
+    /// and zeros behind it: if something is written there, that takes --force. One that NBD clients are
+    /// connected to is left as it is. Images that are not raw (qcow2, vmdk, vdi, vhdx, ...) are
+    /// recognised, and read by qemu-img. An import that is interrupted leaves no new volume, except with
+    /// --resume; in one that was there before it leaves a mix.
     #[command(
         override_usage = "siltstone import [OPTIONS] <POOL> <VOLUME> <FILE>\n       siltstone import [OPTIONS] <POOL> --each <FILE>..."
     )]
@@ -287,8 +288,8 @@ pub(crate) struct ImportArguments {
     #[arg(required_unless_present = "each")]
     #[serde(serialize_with = "one_as_shown")]
     pub(crate) file: Option<PathBuf>,
-    /// Instead of VOLUME and FILE: import each of these into a new volume of its own, named after the
-    /// file without .raw, .qcow2 and the like. One that fails does not stop the others.
+    /// Instead of VOLUME and FILE: import each of these into a volume of its own, named after the file
+    /// without .raw, .qcow2 and the like. One that fails does not stop the others.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["volume", "file"])]
     #[serde(serialize_with = "all_as_shown")]
     pub(crate) each: Vec<PathBuf>,
@@ -297,10 +298,13 @@ pub(crate) struct ImportArguments {
     pub(crate) size: Option<Size>,
     /// Go on where an import of the same file into the same volume was interrupted, and keep the volume
     /// if this one is, to be resumed. A file that has changed since, and a block device, are imported
-    /// from the start; what was stored of them is found as duplicates. Nobody else may have written to
-    /// the volume meanwhile.
+    /// from the start, for which --force is needed; what was stored of them is found as duplicates. Of an
+    /// import that is complete, nothing is done. Nobody else may have written to the volume meanwhile.
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Replace what is written in a volume; what it held is gone even if the import fails.
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) compression: CompressionArguments,
     /// Who opens the images needs them.

@@ -61,12 +61,17 @@ pub(crate) fn run(
             }
             Answer::Recall { volume } => {
                 let recalled = terminal.recall(&volume);
-                hand_over(
-                    server,
-                    recalled.map(|done_bytes| (None, Opened::Recalled { done_bytes })),
-                )?;
+                hand_over(server, recalled.map(|recalled| (None, Opened::Recalled(recalled))))?;
             }
-            Answer::Mark { volume, done_bytes } => terminal.mark(&volume, done_bytes)?,
+            Answer::BeginMarks { volume, from_bytes } => {
+                let begun = terminal.begin_marks(&volume, from_bytes);
+                hand_over(server, begun.map(|why_not| (None, Opened::Begun { why_not })))?;
+            }
+            Answer::Mark { volume, done } => terminal.mark(&volume, done)?,
+            Answer::Unfinished { volumes } => {
+                let volumes = terminal.unfinished(&volumes);
+                hand_over(server, volumes.map(|volumes| (None, Opened::Unfinished { volumes })))?;
+            }
             Answer::Forget { volume } => terminal.forget(&volume)?,
             Answer::OpenTarget { size_bytes, resumed } => {
                 let target = terminal.open_target(size_bytes, resumed.as_deref());

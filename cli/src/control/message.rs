@@ -15,12 +15,13 @@ use super::{
 use crate::{
     args::pool::PoolCommand,
     errors::{CliError, ExitStatus},
+    resume::{Extent, Recalled},
     target::TargetKind,
 };
 
 /// The version of these messages and of the commands in them. A server refuses others, as an
 /// option that it does not know must not be ignored.
-pub(crate) const VERSION: u32 = 6;
+pub(crate) const VERSION: u32 = 7;
 /// Text in one message; in JSON it may be six times as long.
 pub(crate) const MAX_TEXT_BYTES: usize = 8 << 10;
 
@@ -128,12 +129,24 @@ pub(crate) enum Answer<'a> {
         /// The volume's identity.
         volume: Cow<'a, str>,
     },
+    /// Keep where the import of that image begins, and answer [`Opened`].
+    BeginMarks {
+        /// The volume's identity.
+        volume: Cow<'a, str>,
+        /// Where.
+        from_bytes: u64,
+    },
     /// Keep how far the import of that image is.
     Mark {
         /// The volume's identity.
         volume: Cow<'a, str>,
         /// What is durable.
-        done_bytes: u64,
+        done: Extent,
+    },
+    /// Tell of which volumes an import is not complete, as [`Opened`].
+    Unfinished {
+        /// Their identities.
+        volumes: Cow<'a, [String]>,
     },
     /// Forget how far an import is.
     Forget {
@@ -185,9 +198,16 @@ pub(crate) enum Opened {
     /// All of it was sent.
     Sent,
     /// So much was imported before.
-    Recalled {
-        /// How much.
-        done_bytes: u64,
+    Recalled(Recalled),
+    /// It is kept where an import begins, or not.
+    Begun {
+        /// Why not.
+        why_not: Option<String>,
+    },
+    /// Of which volumes an import is not complete.
+    Unfinished {
+        /// In the order in which they were asked about.
+        volumes: Vec<bool>,
     },
     /// The file to export to comes with this message.
     Target {

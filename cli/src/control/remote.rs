@@ -22,6 +22,7 @@ use crate::{
     connected::ConnectedVolumes,
     errors::CliError,
     image::{Contents, Image},
+    resume::{Extent, Recalled},
     session::{Cancellation, Session},
     target::Target,
     waiting::{self, Direction},
@@ -29,6 +30,8 @@ use crate::{
 
 /// How often progress is sent.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Of 64 bytes at most.
+const IDENTITIES_PER_MESSAGE: usize = 128;
 
 /// A client, until its command has ended.
 pub(crate) struct Remote<'a> {
@@ -160,19 +163,41 @@ impl Session for Remote<'_> {
         }
     }
 
-    fn recall(&mut self, volume: &str) -> Result<u64, CliError> {
+    fn recall(&mut self, volume: &str) -> Result<Recalled, CliError> {
         match self.open(&Answer::Recall { volume: Cow::Borrowed(volume) })? {
-            (Opened::Recalled { done_bytes }, None) => Ok(done_bytes),
+            (Opened::Recalled(recalled), None) => Ok(recalled),
             _ => Err(ControlError::Unexpected { what: "an earlier import was asked for" }.into()),
         }
     }
 
-    fn mark(&mut self, volume: &str, done_bytes: u64) -> Result<(), CliError> {
+    fn begin_marks(&mut self, volume: &str, from_bytes: u64) -> Result<Option<String>, CliError> {
+        match self.open(&Answer::BeginMarks { volume: Cow::Borrowed(volume), from_bytes })? {
+            (Opened::Begun { why_not }, None) => Ok(why_not),
+            _ => Err(ControlError::Unexpected { what: "an import was to be noted" }.into()),
+        }
+    }
+
+    fn mark(&mut self, volume: &str, done: Extent) -> Result<(), CliError> {
+        let mark = Answer::Mark { volume: Cow::Borrowed(volume), done };
+        if done == Extent::Whole {
+            return self.tell(&mark);
+        }
         // The next one takes its place: one who has stopped its terminal is not waited for.
-        let _ = self
-            .connection
-            .send_if_room(&Answer::Mark { volume: Cow::Borrowed(volume), done_bytes });
+        let _ = self.connection.send_if_room(&mark);
         Ok(())
+    }
+
+    fn unfinished(&mut self, volumes: &[String]) -> Result<Vec<bool>, CliError> {
+        let mut unfinished = Vec::with_capacity(volumes.len());
+        for some in volumes.chunks(IDENTITIES_PER_MESSAGE) {
+            match self.open(&Answer::Unfinished { volumes: Cow::Borrowed(some) })? {
+                (Opened::Unfinished { volumes }, None) if volumes.len() == some.len() => {
+                    unfinished.extend(volumes);
+                }
+                _ => return Err(ControlError::Unexpected { what: "imports were asked for" }.into()),
+            }
+        }
+        Ok(unfinished)
     }
 
     fn forget(&mut self, volume: &str) -> Result<(), CliError> {

@@ -70,6 +70,7 @@ causes!(
         VolumeDiffers: Rows(&["volume differs"]),
         VolumeConnected: Rows(&["volume connected"]),
         WouldShrink: Rows(&["would shrink"]),
+        WouldReplace: Rows(&["would replace", "would replace, served"]),
         StreamFormat: Tested(FORMATS),
         StreamResumed: Rows(&["stream resumed"]),
         NoQemuImg: Tested(FORMATS),

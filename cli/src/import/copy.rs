@@ -15,6 +15,7 @@ use super::{BLOCK_BYTES, flusher::Flusher, summary::Imported};
 use crate::{
     errors::CliError,
     image::{Image, Piece},
+    resume::Extent,
     session::Session,
     size::human,
     waiting,
@@ -37,6 +38,10 @@ pub(super) struct Import<'a> {
     pub(super) is_new: bool,
     /// The volume holds the image up to here.
     pub(super) at: u64,
+    /// Something may be written.
+    pub(super) has_begun: bool,
+    /// Why it cannot go on from there later.
+    pub(super) why_not_resumed: Option<String>,
 }
 
 /// What was copied.
@@ -48,7 +53,18 @@ pub(super) struct Copied {
     pub(super) data_bytes: u64,
 }
 
-impl Import<'_> {
+impl<'a> Import<'a> {
+    /// The import of an image from an offset on.
+    pub(super) fn new(
+        pool: &'a Pool,
+        volume: &'a Volume,
+        identity: &'a str,
+        is_new: bool,
+        at: u64,
+    ) -> Self {
+        Self { pool, volume, identity, is_new, at, has_begun: false, why_not_resumed: None }
+    }
+
     /// Copies the image from where the import is. It is durable when this returns.
     pub(super) fn run(
         &mut self,
@@ -66,6 +82,8 @@ impl Import<'_> {
         let (start, before) = (Instant::now(), self.pool.counters());
         let from_bytes = self.at;
         image.prepare(from_bytes, session)?;
+        self.why_not_resumed = session.begin_marks(self.identity, from_bytes)?;
+        self.has_begun = true;
         let copied = self.copy(image, &before, session)?;
         if is_converted {
             session.end_image()?;
@@ -89,7 +107,7 @@ impl Import<'_> {
     /// Makes durable what is there, for an import that goes on from there; how much that is.
     pub(super) fn keep(&self, session: &mut dyn Session) -> Result<u64, CliError> {
         self.volume.flush()?;
-        session.mark(self.identity, self.at)?;
+        session.mark(self.identity, Extent::UpTo(self.at))?;
         Ok(self.at)
     }
 
@@ -145,7 +163,7 @@ impl Import<'_> {
             if let Some(flusher) = &mut flusher
                 && let Some(durable) = flusher.durable(self.at)?
             {
-                session.mark(self.identity, durable)?;
+                session.mark(self.identity, Extent::UpTo(durable))?;
             }
             let piece = match pieces.recv_timeout(LOOK_EVERY) {
                 Ok(piece) => piece?,

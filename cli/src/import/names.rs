@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use siltstone_engine::{Pool, config};
 
-use crate::errors::CliError;
+use super::beginning;
+use crate::{args::pool::ImportArguments, errors::CliError};
 
 /// Endings that say what kind of file it is. Others are part of the name: `debian-12.5` is.
 const IMAGE_ENDINGS: [&str; 14] = [
@@ -12,8 +13,11 @@ const IMAGE_ENDINGS: [&str; 14] = [
     "vhd", "hdd",
 ];
 
-/// A name for each file; an error if they cannot be told apart, or are taken, unless that is meant.
-pub(super) fn of(files: &[PathBuf], may_exist: bool, pool: &Pool) -> Result<Vec<String>, CliError> {
+/// A name for each file; an error if they cannot be told apart, or if something is written in a volume of
+/// that name, unless that is meant.
+pub(super) fn of(arguments: &ImportArguments, pool: &Pool) -> Result<Vec<String>, CliError> {
+    let ImportArguments { each: files, resume, force, .. } = arguments;
+    let may_be_replaced = *resume || *force;
     let mut names: Vec<String> = Vec::new();
     for file in files {
         let name = name(file)?;
@@ -22,8 +26,11 @@ pub(super) fn of(files: &[PathBuf], may_exist: bool, pool: &Pool) -> Result<Vec<
             let other = files[other].display().to_string();
             return Err(CliError::EachSame { file: shown(), other, volume: name });
         }
-        if !may_exist && pool.volume(&name).is_ok() {
-            return Err(CliError::EachExists { file: shown(), volume: name });
+        if !may_be_replaced && let Ok(volume) = pool.volume(&name) {
+            let written_bytes = beginning::written_bytes(&volume)?;
+            if written_bytes > 0 {
+                return Err(CliError::EachExists { file: shown(), volume: name, written_bytes });
+            }
         }
         names.push(name);
     }

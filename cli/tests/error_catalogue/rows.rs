@@ -400,6 +400,20 @@ pub(crate) const ROWS: &[Row] = &[
         "volume 'disk' has 1 MiB, of which the last 512 KiB would be discarded at 512 KiB; add --shrink if they may go",
     ),
     row(
+        "would replace",
+        Rest,
+        "import pool noisy image",
+        6,
+        "volume 'noisy' holds 4 MiB of data, which an import of image would replace; add --force to replace that",
+    ),
+    row(
+        "would replace, served",
+        Served,
+        "import pool disk image --resume",
+        6,
+        "volume 'disk' holds 1 MiB of data, which an import of image would replace; add --force to replace that: there is nothing to resume, as *",
+    ),
+    row(
         "has snapshots",
         Rest,
         "volume delete pool disk",

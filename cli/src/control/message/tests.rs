@@ -26,7 +26,7 @@ fn encoded(line: &[&str]) -> Value {
 /// raise [`VERSION`].
 #[test]
 fn commands_look_on_the_wire_as_those_of_this_version() {
-    assert_eq!(VERSION, 6);
+    assert_eq!(VERSION, 7);
     let pool = json!({ "path": "p" });
     for (line, expected) in [
         (
@@ -75,13 +75,24 @@ fn commands_look_on_the_wire_as_those_of_this_version() {
         (
             &["import", "p", "v", "f"],
             json!({ "import": { "pool": pool, "volume": "v", "file": "f", "each": [], "size": null,
-                "resume": false, "compression": { "level": null, "frame": null } } }),
+                "resume": false, "force": false, "compression": { "level": null, "frame": null } } }),
         ),
         (
             // How images are read is for who opens them.
-            &["import", "p", "--resume", "--format", "raw", "--backing", "--each", "f", "g"],
+            &[
+                "import",
+                "p",
+                "--resume",
+                "--force",
+                "--format",
+                "raw",
+                "--backing",
+                "--each",
+                "f",
+                "g",
+            ],
             json!({ "import": { "pool": pool, "volume": null, "file": null, "each": ["f", "g"],
-                "size": null, "resume": true, "compression": { "level": null, "frame": null } } }),
+                "size": null, "resume": true, "force": true, "compression": { "level": null, "frame": null } } }),
         ),
         (
             &["export", "p", "v", "-", "--salvage"],
