@@ -3,7 +3,9 @@
 //! Space that garbage collection can get back does not count as used: a pool that is mostly garbage
 //! is not full. The level rises as soon as a threshold is reached; it falls when the use is clearly
 //! below. `Full` is not a threshold: a write was refused, none has been taken since, and there still
-//! is no room for a batch of them.
+//! is no room for a batch of them. Once something was trimmed or deleted since, nobody knows whether that
+//! is still so: what became garbage shows when the next write has it collected. Where no write comes, the
+//! pool is then as full as its use says, and the log waits for that write.
 //!
 //! What the log says is never better than what is: worse is told at once. That it is over is told
 //! once a minute for each level, so that a pool at a threshold does not tell the same again and again.
@@ -46,6 +48,8 @@ pub enum Fullness {
 pub(crate) struct FullnessWatch {
     /// The last write was refused for lack of space, and there has been no room since.
     is_full: AtomicBool,
+    /// Something was trimmed or deleted since, and may have been the last to hold what it did.
+    is_freed: AtomicBool,
     levels: Mutex<Levels>,
 }
 
@@ -125,7 +129,7 @@ impl Core {
 
     /// How full the pool is at this moment, with so much of it used.
     pub(crate) fn fullness(&self, used_permille: u64) -> Fullness {
-        if self.is_full() {
+        if self.is_full() && !self.fullness.is_freed.load(Ordering::Relaxed) {
             return Fullness::Full;
         }
         level(self.fullness.levels.lock().by_use, used_permille, &self.tuning)
@@ -164,10 +168,21 @@ impl Core {
         }
     }
 
+    /// Something was trimmed or deleted.
+    pub(crate) fn note_freeing(&self) {
+        // Mostly nobody was refused anything, or it is known.
+        if self.fullness.is_full.load(Ordering::Relaxed) {
+            self.fullness.is_freed.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// A write was given its space, or refused. Logs when the pool becomes full, and that it takes
     /// writes again.
     pub(crate) fn note_refusal(&self, refusal: Option<&EngineError>) {
         let is_full = &self.fullness.is_full;
+        if refusal.is_some() {
+            self.fullness.is_freed.store(false, Ordering::Relaxed);
+        }
         // Mostly nothing changes, and nobody else need hear of it.
         if is_full.load(Ordering::Relaxed) == refusal.is_some() {
             return;

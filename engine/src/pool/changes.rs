@@ -113,6 +113,7 @@ impl Core {
             }
         }
         *self.catalog.lock() = catalog;
+        self.note_freeing();
         // What only they held is freed in the background.
         self.checkpointing.request();
         Ok(())

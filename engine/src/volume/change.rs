@@ -165,6 +165,7 @@ impl Volume {
             };
             let admitted = self.core.admission.admit(change, None, None);
             admitted.map_err(|(change, refusal)| self.refused(&change, refusal))?;
+            self.core.note_freeing();
             add(&self.core.stats.counters.zeroings, 1);
             at += len;
         }
