@@ -114,7 +114,33 @@ fn clients_without_tls_or_the_right_certificate_get_nothing() {
     fails("nbdinfo", &[&uri(&server, "disk", &other.client("bob", &[]))]);
     run("nbdinfo", [&uri(&server, "disk", &pki.client("alice", &[]))]);
     server.wait_for_log("the TLS handshake failed");
-    assert!(server.stop().success());
+    let log = server.stop_for_log();
+    let refused: Vec<&str> = log.lines().filter(|line| line.contains("is refused")).collect();
+    let [of_disk, of_list] = &refused[..] else { panic!("{log}") };
+    for line in [of_disk, of_list] {
+        assert!(line.contains(" WARN ") && line.contains("peer=\"127.0.0.1:"), "{line}");
+        assert!(line.contains("client=anonymous"), "{line}");
+        assert!(line.contains("it has not begun TLS, which this server needs"), "{line}");
+    }
+    assert!(of_disk.contains("export=\"disk\"") && !of_list.contains("export="), "{log}");
+}
+
+/// Whoever can connect can be turned away as often as he likes, and must not fill the log.
+#[test]
+fn strangers_that_come_again_and_again_do_not_fill_the_log() {
+    if !has("nbdinfo") {
+        return;
+    }
+    let folder = Folder::new();
+    let pki = Pki::new();
+    let pool = folder.pool("256M");
+    let server = serve(&pool, &pki, &["--create", "disk=64M"]);
+    let plain = format!("nbd://{}/disk", address(&server));
+    for _ in 0..30 {
+        fails("nbdinfo", &[&plain]);
+    }
+    let log = server.stop_for_log();
+    assert_eq!(log.matches("a client is refused").count(), 10, "{log}");
 }
 
 /// SIGHUP: new certificates count for new connections; files that make no sense change nothing.
@@ -188,7 +214,18 @@ fn volumes_with_a_list_are_there_for_those_on_it_only() {
             assert!(error.contains("No such file or directory"), "{error}");
         }
     }
-    assert!(server.stop().success());
+    let log = server.stop_for_log();
+    let told = |client: &str, volume: &str, why: &str| {
+        let parts = [client, volume, why];
+        let is_told = |line: &str| parts.iter().all(|part| line.contains(part));
+        assert!(log.lines().any(is_told), "{parts:?}: {log}");
+    };
+    for volume in ["export=\"secret\"", "export=\"secret@monday\""] {
+        told("client=carol", volume, "its certificate has none of the names");
+        told("client=anonymous", volume, "it has shown no certificate");
+    }
+    // One line for each, however a client asks for it.
+    assert_eq!(log.matches("a client is refused").count(), 6, "{log}");
 }
 
 /// README's commands, as they are, but for the port and the program's path.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{error::ConfigError, memory::Memory, tls::Tls};
+use crate::{error::ConfigError, memory::Memory, tls::Tls, turned_away::TurnedAway};
 
 /// The server's limits. A connection that waits for its client takes some KiB; one with requests
 /// under way takes up to 80 KiB more, and all of them together up to `max_held_total_bytes`.
@@ -82,6 +82,7 @@ pub struct Limits {
     pub(crate) config: ServerConfig,
     pub(crate) memory: Arc<Memory>,
     pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) turned_away: Arc<TurnedAway>,
 }
 
 impl Limits {
@@ -89,7 +90,7 @@ impl Limits {
     pub fn new(config: ServerConfig) -> Result<Self, ConfigError> {
         config.check()?;
         let memory = Arc::new(Memory::new(config.max_held_total_bytes));
-        Ok(Self { config, memory, tls: None })
+        Ok(Self { config, memory, tls: None, turned_away: Arc::default() })
     }
 
     /// The same limits for connections that may, or must, use TLS.

@@ -209,8 +209,11 @@ pub enum HandshakeError {
         name: String,
     },
     /// EXPORT_NAME before TLS, where nothing is served without it; cannot be answered with an error.
-    #[error("the client asked for an export without TLS, which this server needs")]
-    ExportNameWithoutTls,
+    #[error("the client asked for export {name:?} without TLS, which this server needs")]
+    ExportNameWithoutTls {
+        /// What it asked for.
+        name: String,
+    },
     /// Something that came with STARTTLS, before TLS: whoever put it there, it is not acted on.
     #[error("the client sent plaintext behind STARTTLS")]
     PlaintextBehindStartTls,

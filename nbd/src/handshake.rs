@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
-    config::ServerConfig,
+    config::Limits,
     error::HandshakeError,
     export::{Catalog, Export},
     identity::ClientIdentity,
@@ -98,36 +98,58 @@ pub(crate) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
+/// Who negotiates.
+pub(crate) struct Client<'a> {
+    /// Where it comes from.
+    pub(crate) peer: &'a str,
+    /// What it has shown.
+    pub(crate) identity: ClientIdentity,
+}
+
 /// Negotiates with `client` until it has chosen an export, starts TLS, or leaves.
 pub(crate) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     flags: ClientFlags,
     protection: Protection,
-    client: &ClientIdentity,
+    client: &Client<'_>,
     catalog: &dyn Catalog,
-    config: &ServerConfig,
+    limits: &Limits,
 ) -> Result<Negotiated, HandshakeError> {
-    let replies = Vec::new();
-    let mut handshake = Handshake { stream, flags, protection, client, catalog, config, replies };
-    let mut agreed = Agreed { style: HeaderStyle::Simple, base_allocation_of: None };
-    for _ in 0..MAX_OPTIONS {
-        let next = handshake.option(&mut agreed).await?;
-        handshake.send_replies().await?;
-        if let Next::End(negotiated) = next {
-            return Ok(negotiated);
-        }
+    let (replies, refused, without_tls) = (Vec::new(), None, None);
+    let mut handshake = Handshake {
+        stream,
+        flags,
+        protection,
+        client,
+        catalog,
+        limits,
+        replies,
+        refused,
+        without_tls,
+    };
+    let negotiated = handshake.run().await;
+    // Many begin so, and go on with TLS when they are told.
+    if let Some(export) = handshake.without_tls
+        && !matches!(negotiated, Ok(Negotiated::StartTls))
+    {
+        let why = "it has not begun TLS, which this server needs";
+        limits.turned_away.refused(client.peer, &client.identity, export.as_deref(), why);
     }
-    Err(HandshakeError::TooManyOptions { limit: MAX_OPTIONS })
+    negotiated
 }
 
 struct Handshake<'a, S> {
     stream: &'a mut S,
     flags: ClientFlags,
     protection: Protection,
-    client: &'a ClientIdentity,
+    client: &'a Client<'a>,
     catalog: &'a dyn Catalog,
-    config: &'a ServerConfig,
+    limits: &'a Limits,
     replies: Vec<u8>,
+    /// The export that the client was refused last.
+    refused: Option<String>,
+    /// The client was told that it needs TLS, when it asked for this export, or for something else.
+    without_tls: Option<Option<String>>,
 }
 
 /// What an option leads to.
@@ -137,6 +159,18 @@ enum Next {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
+    async fn run(&mut self) -> Result<Negotiated, HandshakeError> {
+        let mut agreed = Agreed { style: HeaderStyle::Simple, base_allocation_of: None };
+        for _ in 0..MAX_OPTIONS {
+            let next = self.option(&mut agreed).await?;
+            self.send_replies().await?;
+            if let Next::End(negotiated) = next {
+                return Ok(negotiated);
+            }
+        }
+        Err(HandshakeError::TooManyOptions { limit: MAX_OPTIONS })
+    }
+
     /// Reads one option and answers it.
     async fn option(&mut self, agreed: &mut Agreed) -> Result<Next, HandshakeError> {
         let mut header = [0; size_of::<OptionHeader>()];
@@ -174,8 +208,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
             && !matches!(option, option::STARTTLS | option::ABORT)
         {
             if option == option::EXPORT_NAME {
-                return Err(HandshakeError::ExportNameWithoutTls);
+                let name = String::from_utf8_lossy(&data[..data.len().min(MAX_STRING_BYTES)]);
+                return Err(HandshakeError::ExportNameWithoutTls { name: name.into_owned() });
             }
+            let request = match option {
+                option::INFO | option::GO => InfoRequest::parse(&data),
+                _ => None,
+            };
+            self.without_tls = Some(request.map(|request| request.name.to_owned()));
             self.refuse(option, option_reply::ERR_TLS_REQD, "this server needs TLS first");
             return Ok(Next::Option);
         }
@@ -346,7 +386,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
 
     async fn list(&mut self) -> Result<(), HandshakeError> {
         for name in self.catalog.list() {
-            if !self.catalog.allows(&name, self.client) {
+            if !self.catalog.allows(&name, &self.client.identity) {
                 continue;
             }
             // A longer name cannot be put on the wire, nor asked for.
@@ -363,16 +403,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
     }
 
     /// The export of that name. One that the client may not use does not exist for it.
-    fn open(&self, name: &str) -> Option<(String, Arc<dyn Export>)> {
+    fn open(&mut self, name: &str) -> Option<(String, Arc<dyn Export>)> {
         let export = self.catalog.open(name)?;
         // The name by which it was asked for may be that of the default export.
-        let is_allowed = self.catalog.allows(&export.name(), self.client);
-        is_allowed.then(|| (name.to_owned(), export))
+        let (asked_for, Client { peer, identity }) = (export.name(), self.client);
+        if self.catalog.allows(&asked_for, identity) {
+            return Some((name.to_owned(), export));
+        }
+        // Clients ask in several ways.
+        if self.refused.as_ref() != Some(&asked_for) {
+            let why = match identity.names() {
+                [] => "it has shown no certificate, and only some clients may use the export",
+                _ => "its certificate has none of the names that may use the export",
+            };
+            self.limits.turned_away.refused(peer, identity, Some(&asked_for), why);
+            self.refused = Some(asked_for);
+        }
+        None
     }
 
     fn session(&self, agreed: &Agreed, name: &str, export: Arc<dyn Export>) -> Session {
         let base_allocation = agreed.base_allocation_of.as_deref() == Some(name);
-        let rules = Rules::new(&*export, self.config, agreed.style, base_allocation);
+        let rules = Rules::new(&*export, &self.limits.config, agreed.style, base_allocation);
         Session { name: export.name(), rules, export }
     }
 

@@ -86,6 +86,7 @@ mod shutdown;
 mod tls;
 mod traffic;
 mod transmission;
+mod turned_away;
 
 pub use allow::AllowLists;
 pub use config::{Limits, ServerConfig};

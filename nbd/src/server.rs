@@ -270,8 +270,14 @@ impl Client {
     async fn serve<S: AsyncRead + AsyncWrite + Unpin>(self, stream: S, place: Place) {
         let peer = &self.peer;
         tracing::debug!(peer, "accepted a connection");
-        if let Err(error) = self.open_and_serve(stream, place).await {
-            tracing::warn!(peer, %error, "connection closed");
+        match self.open_and_serve(stream, place).await {
+            Ok(()) => {}
+            Err(ConnectionError::Handshake(error)) => {
+                self.limits.turned_away.failed(peer, &error);
+            }
+            Err(ConnectionError::Transmission(error)) => {
+                tracing::warn!(peer, %error, "connection closed");
+            }
         }
     }
 
@@ -288,7 +294,7 @@ impl Client {
                 tracing::debug!(peer = self.peer, "ended to make room for another client");
                 return Ok(());
             }
-            opening = open(stream, &*self.catalog, limits, &mut signal) => opening?,
+            opening = open(stream, &self.peer, &*self.catalog, limits, &mut signal) => opening?,
         };
         drop(place);
         let opened = match opening {
@@ -299,7 +305,7 @@ impl Client {
             refuse(&self.peer, limits);
             return Ok(());
         };
-        opened.serve(&self.peer, limits, signal).await?;
+        opened.serve(Some(&self.peer), limits, signal).await?;
         Ok(())
     }
 }

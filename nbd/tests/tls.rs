@@ -144,7 +144,7 @@ async fn where_tls_is_required_nothing_else_can_be_negotiated_before_it() {
     client.greet(3).await;
     client.send_option(option::EXPORT_NAME, b"disk").await;
     assert!(client.is_closed().await);
-    assert!(matches!(failure(served).await, HandshakeError::ExportNameWithoutTls));
+    assert!(matches!(failure(served).await, HandshakeError::ExportNameWithoutTls { .. }));
 }
 
 #[tokio::test]
