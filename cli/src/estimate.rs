@@ -1,7 +1,12 @@
 //! `siltstone estimate`.
 
+mod source;
+
+use std::path::PathBuf;
+
 use siltstone_engine::{EstimateOptions, EstimateProgress, EstimateReport, estimate};
 
+use self::source::Source;
 use crate::{
     args::EstimateArguments,
     errors::CliError,
@@ -19,13 +24,20 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<(), CliError> {
         compress_one_in: if arguments.all { 1 } else { default.compress_one_in },
         ..default
     };
+    let files = arguments.files.iter();
+    let sources = files.map(|path| Source::of(path, &arguments.image));
+    let sources = sources.collect::<Result<Vec<_>, _>>()?;
+    let paths: Vec<PathBuf> = sources.iter().map(|source| source.path.clone()).collect();
     let bar = progress::bytes(Some(0));
-    let report = estimate(&arguments.files, &options, &|progress: EstimateProgress| {
+    let report = estimate(&paths, &options, &|progress: EstimateProgress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.bytes);
     });
     bar.finish_and_clear();
-    let report = report?;
+    let mut report = report?;
+    for (estimated, path) in report.files.iter_mut().zip(&arguments.files) {
+        estimated.path.clone_from(path);
+    }
     print(&if arguments.json { to_json(&report)? } else { tables(&report) })
 }
 

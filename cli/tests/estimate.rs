@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::Value;
-use support::{Folder, siltstone};
+use support::{Folder, needs, run, siltstone};
 
 fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&siltstone(arguments).succeeds()).unwrap()
@@ -67,6 +67,34 @@ fn a_hole_is_no_reduction() {
     let with_thin =
         format!("thin provisioning 64.00:1 apart, and {:.2}:1 with", ratio("total_ratio"));
     assert!(line.contains(&with_thin), "{line}");
+}
+
+/// Not of the bytes of its file.
+#[test]
+fn an_image_that_is_not_raw_is_estimated_by_what_it_holds() {
+    if !needs("qemu-img") {
+        return;
+    }
+    let folder = Folder::new();
+    let (raw, image) = (folder.text("raw"), folder.text("image.qcow2"));
+    let mut noise = vec![0; 3 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise[..2 << 20]);
+    noise.copy_within(..1 << 20, 2 << 20);
+    std::fs::write(&raw, noise).unwrap();
+    std::fs::File::options().write(true).open(&raw).unwrap().set_len(64 << 20).unwrap();
+    run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", "-c", &raw, &image]);
+    let [expected, found] = [&raw, &image].map(|path| json(&["estimate", path, "--all", "--json"]));
+    for name in ["logical_bytes", "data_bytes", "unique_bytes", "stored_bytes", "thin_ratio"] {
+        assert_eq!(found[name], expected[name], "{name}");
+    }
+    assert_eq!(found["files"][0]["path"], *image);
+    let as_it_is = json(&["estimate", &image, "--format", "raw", "--json"]);
+    assert_ne!(as_it_is["logical_bytes"], expected["logical_bytes"]);
+    // Nobody's files are read because an image names them.
+    let overlay = folder.text("overlay.qcow2");
+    run("qemu-img", ["create", "-q", "-f", "qcow2", "-b", &raw, "-F", "raw", &overlay]);
+    assert!(siltstone(["estimate", &overlay]).fails(6).contains("add --backing"));
+    siltstone(["estimate", &overlay, "--backing"]).succeeds();
 }
 
 #[test]

@@ -138,6 +138,23 @@ impl QemuImage {
         let said = said.map_err(system)?;
         Ok((ours, Conversion { name: self.name.clone(), child, said: Some(said) }))
     }
+
+    /// Converts it to a raw file, which has the disk's size and is all holes.
+    pub(crate) fn convert_to(&self, raw: &Path) -> Result<(), CliError> {
+        let output = Command::new(PROGRAM)
+            .args(["convert", "-n", "--target-is-zero", "-O", "raw"])
+            .arg(pseudo_name(&self.options))
+            .arg(raw)
+            .stdin(Stdio::null())
+            .output();
+        let output =
+            output.map_err(|source| CliError::System { action: "start qemu-img", source })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = told(&output.stderr, &self.options);
+        Err(CliError::NotConverted { file: self.name.clone(), said })
+    }
 }
 
 /// A conversion under way. Dropping it ends it.
