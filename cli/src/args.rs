@@ -20,7 +20,7 @@ use siltstone_nbd::Listen;
 use self::{
     access::AccessArguments,
     config::ConfigCommand,
-    pool::{Listing, PoolArgument, PoolCommand, parse_rate},
+    pool::{ImageArguments, Listing, PoolArgument, PoolCommand, parse_rate},
     torture::TortureArguments,
 };
 use crate::{
@@ -29,10 +29,11 @@ use crate::{
         line::{self, serve_matches, serve_of},
         settings::Settings,
     },
-    errors::{self, CliError},
+    errors::{CliError, status::EXIT_STATUS_HELP},
     interval::Interval,
     monitor::address,
     size::Size,
+    tips,
 };
 
 /// The address on which volumes are served if none is given.
@@ -46,7 +47,7 @@ pub(crate) const DEFAULT_LISTEN: SocketAddr =
     version,
     max_term_width = 100,
     arg_required_else_help = true,
-    after_help = errors::EXIT_STATUS_HELP
+    after_help = EXIT_STATUS_HELP
 )]
 pub(crate) struct Arguments {
     /// What to log: off, error, warn, info, debug, trace, or a filter such as warn,siltstone_nbd=debug
@@ -142,7 +143,7 @@ impl Arguments {
     pub(crate) fn of_process() -> Result<Self, CliError> {
         match Self::of_line(std::env::args_os()) {
             Ok(arguments) => Ok(arguments),
-            Err(LineError::Usage(error)) => error.exit(),
+            Err(LineError::Usage(error)) => tips::corrected(error).exit(),
             Err(LineError::Config(error)) => Err(error.into()),
         }
     }
@@ -313,7 +314,9 @@ pub(crate) struct CheckArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct EstimateArguments {
-    /// Raw images, other files, or block devices.
+    /// Images, other files, or block devices. Images that are not raw (qcow2, vmdk, vdi, vhdx, ...) are
+    /// recognised, and converted by qemu-img to files without a name, in TMPDIR or else in /var/tmp,
+    /// which takes room for what they hold.
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Memory for fingerprints; when they do not fit, a sample of them is kept.
@@ -331,6 +334,8 @@ pub(crate) struct EstimateArguments {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) image: ImageArguments,
 }
 
 #[cfg(test)]

@@ -33,7 +33,11 @@ pub(crate) fn run(command: &ConfigCommand) -> Result<(), CliError> {
     match command {
         ConfigCommand::Check { file } => {
             let settings = check(file)?;
-            print(&format!("{}: {}, all well\n", file.display(), count(settings, "setting")))
+            print(&format!(
+                "{}: {}, all well; not tried: to open the pool, and to listen on the addresses\n",
+                file.display(),
+                count(settings, "setting")
+            ))
         }
         ConfigCommand::Show(arguments) => print(&arguments.settings.to_string()),
     }

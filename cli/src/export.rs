@@ -15,7 +15,7 @@ use crate::{
     args::pool::{ExportArguments, PoolArgument},
     errors::CliError,
     export_adapter::joined,
-    image::PIECE_BYTES,
+    image::{PIECE_BYTES, format::ImageFormat},
     on_pool::{Access, PoolOperation},
     plural::count,
     session::{Cancellation, Session},
@@ -48,6 +48,9 @@ impl PoolOperation for ExportArguments {
         let size_bytes = volume.size_bytes();
         if self.resume && !volume.name().contains('@') {
             return Err(CliError::VolumeResumed { volume: self.volume.clone() });
+        }
+        if let Some(format) = ImageFormat::of_name(&self.file) {
+            return Err(CliError::NotRaw { path: self.file.clone(), format });
         }
         session.begin(Some(size_bytes), 0)?;
         let identity = self.resume.then(|| volume.identity().to_string());
@@ -105,7 +108,7 @@ impl Copied {
             from_bytes => format!(" of it from {} on", human(from_bytes)),
         };
         text + &format!(
-            "exported volume '{volume}' to {target}: {}{resumed} in {seconds:.1} s ({}), {} of it not \
+            "exported volume '{volume}' to {target}: {}{resumed} in {seconds:.1} s ({} of data), {} of it not \
              zero\n",
             human(size_bytes),
             per_second(self.data_bytes, seconds),

@@ -1,8 +1,7 @@
 //! Commands on an open pool, and where they are carried out: here, on a pool that this process
 //! opens, or in the server that has the pool, by the same code.
 
-use siltstone_device::DeviceError;
-use siltstone_engine::{EngineError, OpenOptions, Pool};
+use siltstone_engine::{OpenOptions, Pool};
 
 use crate::{
     args::pool::{PoolArgument, PoolCommand},
@@ -102,15 +101,14 @@ fn reach(pool: &PoolArgument, access: Access) -> Result<Opened<Connection>, CliE
     };
     let found = open::open_or(&pool.path, &options, server);
     match (found, not_answered) {
-        (Err(CliError::Engine(EngineError::Device(DeviceError::Locked { path }))), _)
+        (Err(CliError::Locked { path, .. }), _)
             if access == Access::Change && open::is_being_read(&path) =>
         {
             Err(CliError::BeingRead { path })
         }
-        (
-            Err(CliError::Engine(EngineError::Device(DeviceError::Locked { path }))),
-            Some(source),
-        ) => Err(CliError::InUse { path, source }),
+        (Err(CliError::Locked { path, holder }), Some(source)) => {
+            Err(CliError::InUse { path, holder, source })
+        }
         (found, _) => found,
     }
 }

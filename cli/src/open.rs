@@ -3,17 +3,17 @@
 use std::{
     convert::Infallible,
     fs::File,
-    io,
+    io::{self, Read},
     ops::ControlFlow,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use siltstone_device::DeviceError;
+use siltstone_device::{DeviceError, header::MAGIC};
 use siltstone_engine::{CreateOptions, EngineError, OpenOptions, Pool};
 
-use crate::{args::pool::PoolArgument, control::place, errors::CliError};
+use crate::{args::pool::PoolArgument, control::place, errors::CliError, holder::Holder};
 
 /// How long to wait for a pool that is in use. The kernel may keep the files of a process that was
 /// killed, and so their locks, until the io_uring of that process is taken down: a moment after
@@ -108,6 +108,9 @@ fn open_unless<T>(
         {
             CliError::NoPool { path: path.into() }
         }
+        EngineError::Device(DeviceError::Locked { path: locked }) if locked == path => {
+            CliError::Locked { path: path.into(), holder: Holder::of(path) }
+        }
         _ => naming(path, source),
     })
 }
@@ -120,6 +123,9 @@ pub(crate) fn is_being_read(path: &Path) -> bool {
 /// Creates a pool. A file that a failure leaves half-made is removed, so that another attempt
 /// does not stumble over it.
 pub(crate) fn create(path: &Path, options: &CreateOptions) -> Result<(), CliError> {
+    if path.is_file() {
+        return Err(CliError::FileInPlace { path: path.into(), what: what_is_in(path) });
+    }
     let is_new = |path: &PathBuf| matches!(path.try_exists(), Ok(false));
     let paths = [Some(path.to_path_buf()), options.nvram.clone()];
     let new: Vec<PathBuf> = paths.into_iter().flatten().filter(is_new).collect();
@@ -137,6 +143,17 @@ pub(crate) fn create(path: &Path, options: &CreateOptions) -> Result<(), CliErro
         }
         naming(path, source)
     })
+}
+
+/// What a file holds that is there.
+fn what_is_in(path: &Path) -> &'static str {
+    let mut magic = [0; MAGIC.len()];
+    match File::open(path).and_then(|mut file| file.read_exact(&mut magic)) {
+        Ok(()) if magic == MAGIC => "with a pool in it",
+        Ok(()) => "with something else than a pool in it",
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => "without a pool in it",
+        Err(_) => "and cannot be read",
+    }
 }
 
 /// Adds the pool's path to an error that does not name the device it is about.

@@ -192,7 +192,14 @@ impl Marks {
 
     fn forget(&self, kind: &str, volume: &str) -> io::Result<()> {
         match fs::remove_file(self.path(kind, volume)?) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(());
+            }
             removed => removed?,
         }
         // Or else it might be back after a power cut.

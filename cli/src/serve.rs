@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -74,22 +74,28 @@ pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<(), CliError>
         log,
         started,
     };
-    let deadline = runtime.block_on(serving.serve(passed, control.as_ref(), new_pool))?;
+    let served = runtime.block_on(serving.serve(passed, control.as_ref(), new_pool));
     drop(serving);
     drop(runtime);
     if let Some(control) = control {
-        control.wait(deadline);
+        // Who was never served is not waited for.
+        control.wait(*served.as_ref().unwrap_or(&Instant::now()));
     }
     drop(scrub);
-    match Arc::into_inner(pool) {
-        Some(pool) => {
-            let started = Instant::now();
-            pool.close()?;
-            let milliseconds = started.elapsed().as_millis() as u64;
-            tracing::info!(pool = %path.display(), milliseconds, "closed the pool");
-        }
-        None => tracing::warn!("the pool is left as it is, and recovers when it is opened"),
-    }
+    let closed = close(pool, path);
+    // Why it was not served matters more.
+    served.map(drop).and(closed)
+}
+
+fn close(pool: Arc<Pool>, path: &Path) -> Result<(), CliError> {
+    let Some(pool) = Arc::into_inner(pool) else {
+        tracing::warn!("the pool is left as it is, and recovers when it is opened");
+        return Ok(());
+    };
+    let started = Instant::now();
+    pool.close()?;
+    let milliseconds = started.elapsed().as_millis() as u64;
+    tracing::info!(pool = %path.display(), milliseconds, "closed the pool");
     Ok(())
 }
 

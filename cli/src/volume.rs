@@ -55,7 +55,12 @@ impl PoolOperation for VolumeCommand {
                 ))
             }
             Self::Delete { name, snapshots, .. } => {
-                let identity = pool.volume(name).ok().map(|volume| volume.identity().to_string());
+                let volume = pool.volume(name).ok();
+                // It has the name of one, then; that a pool is open for reading is told below.
+                if volume.is_some() && name.contains('@') {
+                    return Err(CliError::IsSnapshot { snapshot: name.clone() });
+                }
+                let identity = volume.map(|volume| volume.identity().to_string());
                 match snapshots {
                     true => pool.delete_volume_and_snapshots(name)?,
                     false => pool.delete_volume(name)?,

@@ -149,12 +149,13 @@ fn a_pool_in_use_is_refused_and_keeps_running() {
     let image = folder.text("image");
     fs::write(&image, [1; 4096]).unwrap();
     let server = Server::start(&pool, &["--create", "disk=1G", "--control", "none"]);
+    let holder = format!("in use by process {} (siltstone)", server.pid());
     // All at once: each waits a little before it gives up.
     std::thread::scope(|scope| {
         for arguments in openers(&pool, &image) {
             scope.spawn(|| {
                 let sentence = siltstone(arguments).fails(5);
-                assert!(sentence.contains("in use by another process"), "{sentence}");
+                assert!(sentence.contains(&holder), "{sentence}");
                 let nobody = format!("no server takes commands for it on {pool}.control");
                 assert!(sentence.contains(&nobody), "{sentence}");
             });
@@ -162,6 +163,7 @@ fn a_pool_in_use_is_refused_and_keeps_running() {
         scope.spawn(|| {
             let sentence = siltstone(["stat", &pool, "--control", "none"]).fails(5);
             assert!(!sentence.contains("no server"), "nobody was to be asked: {sentence}");
+            assert!(sentence.contains(&holder), "{sentence}");
         });
     });
     assert!(server.stop().success());
@@ -403,6 +405,13 @@ fn addresses_that_cannot_be_had_are_reported() {
         let sentence = siltstone(serve).fails(1);
         assert!(sentence.contains(expected), "{sentence}");
     }
+    // What was opened is closed in order, and the log says so to its end.
+    let serve = ["serve", &pool, "--listen", "unix:/nonexistent/socket"];
+    let outcome = siltstone(serve);
+    let lines: Vec<&str> = outcome.stderr.lines().collect();
+    let [.., closed, sentence] = &lines[..] else { panic!("{outcome:?}") };
+    assert!(closed.contains("closed the pool"), "{outcome:?}");
+    assert!(sentence.starts_with("siltstone: cannot listen on"), "{outcome:?}");
     // A pool that would have been made for it is not left behind, and one of another size not taken.
     let (new, address) = (folder.text("new"), taken.local_addr().unwrap().to_string());
     let serve = |size, pool| {

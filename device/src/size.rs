@@ -109,7 +109,9 @@ mod tests {
     fn sizes_that_look_alike_are_told_apart() {
         for (bytes, text) in [
             (0, "0 B"),
-            (1025, "1.00 KiB (1025 bytes)"),
+            (1025, "1025 bytes"),
+            ((9 << 10) + 1, "9217 bytes"),
+            ((10 << 10) + 1, "10.0 KiB (10241 bytes)"),
             (20 << 30, "20 GiB"),
             ((20 << 30) + 4096, "20.0 GiB (21474840576 bytes)"),
         ] {

@@ -136,7 +136,7 @@ pub(crate) enum PoolCommand {
     /// Make a pool larger, while it is in use.
     ///
     /// A file is made longer, sparsely; a block device must be as large already. A pool may grow to
-    /// sixteen times the size that it was made with, and never shrinks.
+    /// at least sixteen times the size that it was made with, and never shrinks.
     Grow(GrowArguments),
 }
 

@@ -4,7 +4,7 @@
 //! disk would lead to is bounded: of an image that is not raw, nothing but its own file is read unless
 //! that is asked for (see [`super::qemu`]), and `--format raw` takes any file as it is.
 
-use std::{fmt, fs::File, io, os::unix::fs::FileExt};
+use std::{fmt, fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,19 @@ impl ImageFormat {
             Self::Vhdx => "vhdx",
             Self::Vpc => "vpc",
             Self::Parallels => "parallels",
+        }
+    }
+
+    /// What a file's name says that it is, unless that is raw or nothing.
+    pub(crate) fn of_name(path: &Path) -> Option<Self> {
+        let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+        match ending.as_str() {
+            "vhd" => Some(Self::Vpc),
+            "hdd" => Some(Self::Parallels),
+            "qcow2" | "qcow" | "qed" | "vmdk" | "vdi" | "vhdx" => {
+                Self::from_str(&ending, false).ok()
+            }
+            _ => None,
         }
     }
 
@@ -104,6 +117,21 @@ mod tests {
         for format in ImageFormat::value_variants() {
             let name = format.to_possible_value().unwrap();
             assert_eq!(name.get_name(), format.name());
+        }
+    }
+
+    #[test]
+    fn a_name_may_say_what_a_file_is() {
+        for (name, format) in [
+            ("a/disk.qcow2", Some(ImageFormat::Qcow2)),
+            ("disk.VHD", Some(ImageFormat::Vpc)),
+            ("disk.vhdx", Some(ImageFormat::Vhdx)),
+            ("disk.raw", None),
+            ("disk.img", None),
+            ("qcow2", None),
+            ("-", None),
+        ] {
+            assert_eq!(ImageFormat::of_name(Path::new(name)), format, "{name}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The volumes that many images are imported into, named after their files.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use siltstone_engine::{Pool, config};
 

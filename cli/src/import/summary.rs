@@ -54,7 +54,7 @@ impl Imported {
         };
         let Copied { read_bytes, data_bytes } = *copied;
         let text = format!(
-            "imported {image} into volume '{}': {}{behind}{resumed} in {seconds:.1} s ({}); {} of it \
+            "imported {image} into volume '{}': {}{behind}{resumed} in {seconds:.1} s ({} of data); {} of it \
              zero, {} data",
             self.volume,
             human(*image_bytes),

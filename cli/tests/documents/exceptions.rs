@@ -42,6 +42,7 @@ pub(super) const STAGES: &[(&str, &str)] = &[
         "printf 'a small image %.0s' {1..100000} >debian.raw; cp debian.raw backup.raw
      cp debian.raw image.raw; head -c 8M /dev/zero >disk.raw; cp debian.raw sdc
      qemu-img convert -f raw -O qcow2 debian.raw debian.qcow2; cp debian.qcow2 web.qcow2
+     mkdir guests; cp debian.qcow2 guests/shop.qcow2
      mkdir images; qemu-img convert -f raw -O vmdk debian.raw images/mail.vmdk
      zstd -q debian.raw -o db.raw.zst
      cp \"$repository/packaging/example.toml\" NAME.toml",
@@ -217,7 +218,7 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
         "siltstone stat pool.silt\n",
         After(
             "siltstone snapshot create pool.silt disk@monday && \
-             siltstone import pool.silt disk changed.raw",
+             siltstone import pool.silt disk changed.raw --force",
         ),
         "a snapshot that its volume has parted from",
     ),
