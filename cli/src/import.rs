@@ -136,14 +136,15 @@ fn interrupted(
     session: &mut dyn Session,
 ) -> CliError {
     let Import { pool, volume, identity, is_new, .. } = *import;
+    // Somebody may have deleted it, and made another one of its name.
+    let there = pool.volume(volume.name());
+    if !there.is_ok_and(|there| there.identity() == volume.identity()) {
+        return error;
+    }
     if is_new && !(resume && import.has_begun) {
-        // Somebody may have deleted it, and made another one of its name.
-        let there = pool.volume(volume.name());
-        if there.is_ok_and(|there| there.identity() == volume.identity()) {
-            // Half an image is of no use; why there is no more matters more than a failure here.
-            let _ = pool.delete_volume(volume.name());
-            let _ = session.forget(identity);
-        }
+        // Half an image is of no use; why there is no more matters more than a failure here.
+        let _ = pool.delete_volume(volume.name());
+        let _ = session.forget(identity);
         return error;
     }
     if !import.has_begun {

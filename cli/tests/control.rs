@@ -29,8 +29,8 @@ fn comparable(outcome: &Outcome) -> (Option<i32>, String, String) {
     let plain = |text: &str| {
         let mut plain = String::new();
         for line in text.lines() {
-            // "in 0.1 s (76.3 MiB/s)"
-            let line = match (line.find(" s ("), line.find("/s)")) {
+            // "in 0.1 s (76.3 MiB/s of data)"
+            let line = match (line.find(" s ("), line.find("/s of data)")) {
                 (Some(from), Some(to)) => {
                     let from = line[..from].rfind(" in ").unwrap();
                     format!("{}{}", &line[..from], &line[to..])
@@ -304,7 +304,7 @@ fn an_import_does_not_change_a_volume_under_its_clients() {
     drop(client);
     let _snapshot = NbdClient::connect(server.socket(), "disk@one").unwrap();
     let _busy = NbdClient::connect(server.socket(), "busy").unwrap();
-    import("disk", "other").succeeds();
+    siltstone(["import", &pool, "disk", &folder.text("other"), "--force"]).succeeds();
     let mut client = NbdClient::connect(server.socket(), "disk").unwrap();
     client.read(0, &mut found).unwrap();
     assert_eq!(found, [6; 4096]);

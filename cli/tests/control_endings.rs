@@ -81,18 +81,18 @@ fn nonsense_on_the_control_socket_harms_nobody() {
     let metadata = fs::metadata(&pool).unwrap();
     let identity = json!({ "device": metadata.dev(), "inode": metadata.ino() });
     let request = |command: Value| {
-        json!({ "version": 6, "pool": identity, "command": command }).to_string().into_bytes()
+        json!({ "version": 7, "pool": identity, "command": command }).to_string().into_bytes()
     };
     let pool_argument = json!({ "path": "anything" });
     let import =
         request(json!({ "import": { "pool": pool_argument, "volume": "v", "file": "/etc/passwd",
-        "each": [], "size": null, "resume": false,
+        "each": [], "size": null, "resume": false, "force": false,
         "compression": { "level": null, "frame": null } } }));
     for (bytes, reason) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "makes no sense"),
         (&[0xff; 5000], "makes no sense"),
         (b"{}", "makes no sense"),
-        (b"{\"version\":99}", "version 6, not 99"),
+        (b"{\"version\":99}", "version 7, not 99"),
         (&[b'['; 60_000], "makes no sense"),
         (&vec![b'{'; 100_000], "too large"),
         (&import[..import.len() - 1], "makes no sense"),

@@ -23,10 +23,16 @@ pub fn human(bytes: u64) -> String {
     format!("{value:.decimals$} {name}")
 }
 
+/// Up to here a number of bytes is as easy to read as one of KiB.
+const FEW_BYTES: u64 = 10 << 10;
+
 /// As [`human`], with the bytes where it is not exact: for sizes that may differ by a little.
 #[must_use]
 pub fn exact(bytes: u64) -> String {
     match unit(bytes) {
+        Some((unit, _)) if bytes < FEW_BYTES && !bytes.is_multiple_of(unit) => {
+            format!("{bytes} bytes")
+        }
         Some((unit, _)) if !bytes.is_multiple_of(unit) => {
             format!("{} ({bytes} bytes)", human(bytes))
         }

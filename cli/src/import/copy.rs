@@ -82,7 +82,11 @@ impl<'a> Import<'a> {
         let (start, before) = (Instant::now(), self.pool.counters());
         let from_bytes = self.at;
         image.prepare(from_bytes, session)?;
-        self.why_not_resumed = session.begin_marks(self.identity, from_bytes)?;
+        let why_not = session.begin_marks(self.identity, from_bytes)?;
+        self.why_not_resumed = match size_bytes {
+            Some(_) => why_not,
+            None => Some("a stream cannot be read twice".into()),
+        };
         self.has_begun = true;
         let copied = self.copy(image, &before, session)?;
         if is_converted {
