@@ -108,7 +108,7 @@ fn imports_and_exports_keep_every_byte() {
     let volumes: Value = serde_json::from_str(&volumes).unwrap();
     let expected = serde_json::json!([
         { "name": "disk", "size_bytes": 128 * MIB,
-          "compression": { "levels": "3", "frame": "32K" } }
+          "compression": { "levels": "3", "frame": "32K" }, "is_import_unfinished": false }
     ]);
     assert_eq!(volumes, expected);
 
@@ -145,7 +145,7 @@ fn an_import_says_what_became_of_every_byte() {
     let told = |said: &str| said.split_once("; ").unwrap().1.to_owned();
     let said = siltstone(["import", &pool, "one", &image]).succeeds();
     assert!(said.starts_with(&format!("imported {image} into volume 'one': 8 MiB in ")), "{said}");
-    assert!(said.contains("iB/s); "), "{said}");
+    assert!(said.contains("iB/s of data); "), "{said}");
     let expected =
         "4 MiB of it zero, 4 MiB data, of which 1 MiB are duplicates and 3 MiB new, stored in ";
     assert!(told(&said).starts_with(expected), "{said}");
