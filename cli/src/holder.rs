@@ -59,7 +59,7 @@ mod tests {
         let line = "6: FLOCK  ADVISORY  WRITE 8507 fe:00:10051951 0 EOF";
         assert_eq!(locker(line, (0xfe, 0, 10_051_951)), Some(8507));
         assert_eq!(locker(line, (0xfe, 1, 10_051_951)), None);
-        assert_eq!(locker(line, (0xfe, 0, 10_051_95)), None);
+        assert_eq!(locker(line, (0xfe, 0, 1_005_195)), None);
         // One who waits for it, a lock of another kind, and one of another container.
         for other in [
             "6: -> FLOCK  ADVISORY  WRITE 8507 fe:00:7 0 EOF",

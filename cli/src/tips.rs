@@ -36,8 +36,11 @@ pub(crate) fn corrected(mut error: Error) -> Error {
         _ => None,
     });
     let Some(given) = given else { return error };
+    let word = given.split('=').next().unwrap_or_default();
+    let elsewhere = ELSEWHERE.iter().find(|(words, _)| words.contains(&word));
     for kind in [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg] {
         let kept = match error.get(kind) {
+            Some(_) if elsewhere.is_some() => Vec::new(),
             Some(ContextValue::String(guess)) if is_alike(&given, guess) => continue,
             Some(ContextValue::Strings(guesses)) => {
                 let alike = guesses.iter().filter(|guess| is_alike(&given, guess));
@@ -53,8 +56,7 @@ pub(crate) fn corrected(mut error: Error) -> Error {
     }
     // That it could be the name of a file: nobody's is.
     error.remove(ContextKind::Suggested);
-    let word = given.split('=').next().unwrap_or_default();
-    if let Some((_, tip)) = ELSEWHERE.iter().find(|(words, _)| words.contains(&word)) {
+    if let Some((_, tip)) = elsewhere {
         let tip = StyledStr::from(*tip);
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
     }

@@ -29,8 +29,9 @@ fn comparable(outcome: &Outcome) -> (Option<i32>, String, String) {
     let plain = |text: &str| {
         let mut plain = String::new();
         for line in text.lines() {
-            // "in 0.1 s (76.3 MiB/s of data)"
-            let line = match (line.find(" s ("), line.find("/s of data)")) {
+            // "in 0.1 s (76.3 MiB/s)", of all or "/s of data"
+            let end = line.find("/s)").or(line.find("/s of data)"));
+            let line = match (line.find(" s ("), end) {
                 (Some(from), Some(to)) => {
                     let from = line[..from].rfind(" in ").unwrap();
                     format!("{}{}", &line[..from], &line[to..])
