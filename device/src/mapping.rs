@@ -2,7 +2,7 @@
 //!
 //! Where there is no such system (Miri's, for one), the program's allocator stands in.
 
-pub(crate) use sys::{map, release, unmap};
+pub(crate) use sys::{map, prefer_small_pages, release, unmap};
 
 #[cfg(all(target_os = "linux", not(miri)))]
 mod sys {
@@ -37,12 +37,22 @@ mod sys {
     }
 
     /// # Safety
-    /// It is all of what [`map`] gave, and nobody uses it any more.
+    /// They are whole blocks of what [`map`] mapped, and nobody uses them any more.
     pub(crate) unsafe fn unmap(start: NonNull<u8>, len: usize) {
-        if len > 0 {
-            // SAFETY: as the caller promises. If it fails, for want of memory, the memory is lost.
-            let _ = unsafe { munmap(start.as_ptr().cast::<c_void>(), len) };
+        // SAFETY: as the caller promises.
+        let unmapped = |len| unsafe { munmap(start.as_ptr().cast::<c_void>(), len) };
+        if len > 0 && unmapped(len).is_err() {
+            // There are as many mappings as the system allows, and this would leave one more. The
+            // addresses are lost, the memory is not.
+            // SAFETY: as the caller promises.
+            unsafe { release(start, len) };
         }
+    }
+
+    /// Has the system give this memory page by page, and not in large pages that stay for the last block in them.
+    pub(crate) fn prefer_small_pages(start: NonNull<u8>, len: usize) {
+        // SAFETY: advice, which changes no contents. Where there are no large pages, there is nothing to advise.
+        let _ = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxNoHugepage) };
     }
 
     /// Lets the system have the pages of whole blocks, which stay mapped and are zeros from now on.
@@ -77,6 +87,9 @@ mod sys {
         // SAFETY: nobody asks for no memory.
         NonNull::new(unsafe { alloc::alloc_zeroed(layout(len)) })
     }
+
+    /// There is nothing to prefer.
+    pub(crate) fn prefer_small_pages(_: NonNull<u8>, _: usize) {}
 
     fn layout(len: usize) -> Layout {
         Layout::from_size_align(len, HUGE_PAGE_BYTES)

@@ -214,11 +214,12 @@ impl Reducer {
         self.candidates.clear();
         core.summaries.collect_ahead().await;
         core.summaries.lookup(&self.shorts, &mut self.candidates);
-        let unknown = |candidates: &[Option<Candidate>], shorts: &[ShortFingerprint]| {
-            let missing = candidates.iter().zip(shorts).filter(|(found, _)| found.is_none());
-            missing.map(|(_, short)| *short).collect::<Vec<_>>()
-        };
-        let missing = unknown(&self.candidates, &self.shorts);
+        let mut missing = self.missing();
+        // A stream may have come as far as what is on its way for it, and the index may not know it.
+        if missing.len() >= LONG_RUN_BLOCKS && core.summaries.await_ahead().await {
+            self.look_again(core, &missing);
+            missing = self.missing();
+        }
         if !missing.is_empty() {
             let mut hints = Vec::new();
             core.index.lookup_batch(&missing, &mut hints);
@@ -227,12 +228,7 @@ impl Reducer {
             units.dedup();
             if !units.is_empty() {
                 core.summaries.load(&units).await;
-                let mut found = Vec::new();
-                core.summaries.lookup(&missing, &mut found);
-                let mut found = found.into_iter();
-                for candidate in self.candidates.iter_mut().filter(|found| found.is_none()) {
-                    *candidate = found.next().expect("one answer for each question");
-                }
+                self.look_again(core, &missing);
             }
         }
         siltstone_dedup::run::extend(&self.shorts, &mut self.candidates, &core.summaries);
@@ -261,6 +257,22 @@ impl Reducer {
         }
         core.summaries.load_ahead(&streams, &core.table);
         linkable
+    }
+
+    /// The fingerprints of blocks that have not been found.
+    fn missing(&self) -> Vec<ShortFingerprint> {
+        let all = self.candidates.iter().zip(&self.shorts);
+        all.filter(|(found, _)| found.is_none()).map(|(_, short)| *short).collect()
+    }
+
+    /// Looks up `missing`, which are all that have not been found, in the summaries that are loaded by now.
+    fn look_again(&mut self, core: &Core, missing: &[ShortFingerprint]) {
+        let mut found = Vec::new();
+        core.summaries.lookup(missing, &mut found);
+        let mut found = found.into_iter();
+        for candidate in self.candidates.iter_mut().filter(|found| found.is_none()) {
+            *candidate = found.next().expect("one answer for each question");
+        }
     }
 
     /// Registers what was not found, in batch order, completes `targets` and plans `runs`. Returns

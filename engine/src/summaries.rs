@@ -111,6 +111,8 @@ pub(crate) struct SummaryCache {
     frames: Mutex<FrameLists>,
     /// Reads started ahead of the stream.
     ahead: Mutex<Vec<(ByteOffset, Pending<AlignedBuffer>)>>,
+    /// Held by who waits for them.
+    awaiting: tokio::sync::Mutex<()>,
     loads: AtomicU64,
 }
 
@@ -149,6 +151,7 @@ impl SummaryCache {
             neighbourhood: Neighbourhood::new(MAX_UNITS),
             frames: Mutex::default(),
             ahead: Mutex::default(),
+            awaiting: tokio::sync::Mutex::default(),
             loads: AtomicU64::new(0),
         }
     }
@@ -251,6 +254,24 @@ impl SummaryCache {
         }
     }
 
+    /// Waits for all that earlier batches started to load, takes it up, and says whether there was
+    /// anything.
+    pub(crate) async fn await_ahead(&self) -> bool {
+        // Whoever comes while another waits wants what that one waits for.
+        let is_alone = self.awaiting.try_lock();
+        let others_wait = is_alone.is_err();
+        let _alone = match is_alone {
+            Ok(alone) => alone,
+            Err(_) => self.awaiting.lock().await,
+        };
+        let ahead = std::mem::take(&mut *self.ahead.lock());
+        let is_any = others_wait || !ahead.is_empty();
+        for (address, read) in ahead {
+            self.take_up(address, read.await).await;
+        }
+        is_any
+    }
+
     /// Where those of `units` are whose summaries are not loaded, each once.
     fn unknown(&self, units: &[UnitAddress]) -> Vec<ByteOffset> {
         let mut unknown: Vec<UnitAddress> = units.to_vec();
@@ -332,7 +353,11 @@ impl Summaries for SummaryCache {
 
 #[cfg(test)]
 mod tests {
-    use siltstone_device::{SeededRandom, sim::SimDevice};
+    use siltstone_dedup::{Fingerprint, fingerprint_blocks};
+    use siltstone_device::{
+        SeededRandom,
+        sim::{CompletionMode, SimDevice},
+    };
 
     use super::*;
     use crate::{
@@ -343,17 +368,26 @@ mod tests {
     const UNITS: usize = 10;
     const UNIT_BYTES: usize = 64 << 10;
 
-    /// A pool with so many units one after another, and where they are.
-    fn pool_with_units() -> (Pool, Vec<ByteOffset>) {
-        let device = SimDevice::new(64 << 20);
-        Pool::create_on(device.clone(), None, &CreateOptions::default()).expect("room enough");
-        let tuning = Tuning { batch_bytes: UNIT_BYTES, reducers: 1, ..Tuning::default() };
-        let options = OpenOptions { tuning, ..OpenOptions::default() };
-        let pool = Pool::open_on(device, None, &options).expect("a pool");
-        let volume = pool.create_volume("disk", &VolumeOptions::new(1 << 20)).expect("a volume");
+    fn noise() -> Vec<u8> {
         let mut noise = vec![0; UNITS * UNIT_BYTES];
         SeededRandom::new(1).fill(&mut noise);
-        volume.write_at(0, &noise).expect("room enough");
+        noise
+    }
+
+    fn open(device: Arc<SimDevice>) -> Pool {
+        let tuning =
+            Tuning { batch_bytes: UNIT_BYTES, reducers: 1, warm_index: false, ..Tuning::default() };
+        Pool::open_on(device, None, &OpenOptions { tuning, ..OpenOptions::default() })
+            .expect("a pool")
+    }
+
+    /// A pool with so many units one after another, and where they are.
+    fn pool_with_units() -> (Arc<SimDevice>, Pool, Vec<ByteOffset>) {
+        let device = SimDevice::new(64 << 20);
+        Pool::create_on(device.clone(), None, &CreateOptions::default()).expect("room enough");
+        let pool = open(device.clone());
+        let volume = pool.create_volume("disk", &VolumeOptions::new(1 << 20)).expect("a volume");
+        volume.write_at(0, &noise()).expect("room enough");
         pollster::block_on(pool.core().drain()).expect("a healthy pool");
         let frames = pool.core().summaries.frames.lock();
         let units = frames.by_unit.keys().map(|&unit| SummaryCache::address_of(unit));
@@ -361,7 +395,7 @@ mod tests {
         units.sort_unstable();
         drop(frames);
         assert_eq!(units.len(), UNITS);
-        (pool, units)
+        (device, pool, units)
     }
 
     /// A cache that knows nothing yet of the same units.
@@ -379,7 +413,7 @@ mod tests {
 
     #[test]
     fn whoever_follows_a_stream_finds_its_next_units_loaded_and_none_is_read_twice() {
-        let (pool, units) = pool_with_units();
+        let (_, pool, units) = pool_with_units();
         let cache = empty_cache(&pool);
         pollster::block_on(async {
             cache.load(&[SummaryCache::unit_at(units[0])]).await;
@@ -399,8 +433,56 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_is_followed_at_the_pace_of_a_slow_device() {
+        let (device, pool, units) = pool_with_units();
+        let cache = empty_cache(&pool);
+        let first = SummaryCache::unit_at(units[0]);
+        pollster::block_on(cache.load(&[first]));
+        assert!(!pollster::block_on(cache.await_ahead()), "nothing is on its way");
+        device.set_completion_mode(CompletionMode::Queued);
+        let frames = Arc::clone(&cache.frames.lock().by_unit[&first]);
+        cache.load_ahead(&[frames], &pool.core().table);
+        pollster::block_on(cache.collect_ahead());
+        assert_eq!(loaded(&cache, &units), 1, "nobody waits who need not");
+        std::thread::scope(|scope| {
+            let (cache, units) = (&cache, &units);
+            for _ in 0..2 {
+                scope.spawn(move || {
+                    assert!(pollster::block_on(cache.await_ahead()));
+                    assert_eq!(loaded(cache, units), 2);
+                });
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            device.complete_queued(0);
+        });
+        device.set_completion_mode(CompletionMode::Inline);
+    }
+
+    #[test]
+    fn a_stream_is_followed_of_which_the_index_knows_nothing_but_its_beginning() {
+        let (device, pool, units) = pool_with_units();
+        drop(pool);
+        let pool = open(device.clone());
+        let noise = noise();
+        let blocks: Vec<_> = noise.as_chunks::<BLOCK_BYTES>().0.iter().collect();
+        let mut fingerprints = vec![Fingerprint::from_bytes([0; 32]); blocks.len()];
+        fingerprint_blocks(&blocks, &mut fingerprints);
+        let shorts: Vec<_> = fingerprints.iter().map(Fingerprint::short).collect();
+        // What it knows leads nowhere from now on.
+        pool.core().index.insert_batch(&shorts, UnitAddress::new(1));
+        pollster::block_on(pool.core().summaries.load(&[SummaryCache::unit_at(units[0])]));
+        let volume = pool.create_volume("copy", &VolumeOptions::new(1 << 20)).expect("a volume");
+        device.set_completion_mode(CompletionMode::Shuffled { seed: 1 });
+        volume.write_at(0, &noise).expect("room enough");
+        pollster::block_on(pool.core().drain()).expect("a healthy pool");
+        device.set_completion_mode(CompletionMode::Inline);
+        let counters = pool.stat().counters;
+        assert_eq!((counters.stored_blocks, counters.linked_blocks), (0, blocks.len() as u64));
+    }
+
+    #[test]
     fn a_summary_that_is_on_its_way_is_waited_for_and_not_read_again() {
-        let (pool, units) = pool_with_units();
+        let (_, pool, units) = pool_with_units();
         let cache = empty_cache(&pool);
         let [first, second] = [units[0], units[1]].map(SummaryCache::unit_at);
         pollster::block_on(async {

@@ -413,7 +413,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<'_, S> {
         // Clients ask in several ways.
         if self.refused.as_ref() != Some(&asked_for) {
             let why = match identity.names() {
-                [] => "it has shown no certificate, and only some clients may use the export",
+                [] => {
+                    "it has shown no certificate with a name, and only some clients may use the export"
+                }
                 _ => "its certificate has none of the names that may use the export",
             };
             self.limits.turned_away.refused(peer, identity, Some(&asked_for), why);

@@ -311,8 +311,7 @@ impl Client {
 }
 
 fn refuse(peer: &str, limits: &Limits) {
-    let max_connections = limits.config.max_connections;
-    tracing::warn!(peer, max_connections, "connection refused: too many connections");
+    limits.turned_away.crowded_out(peer, limits.config.max_connections);
 }
 
 /// A panic of one connection is reported, and harms no other.

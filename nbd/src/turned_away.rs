@@ -64,6 +64,19 @@ impl TurnedAway {
         }
     }
 
+    /// As many are served as may be.
+    pub(crate) fn crowded_out(&self, peer: &str, max_connections: usize) {
+        if let Some(left_out) = self.line() {
+            let left_out = (left_out > 0).then_some(left_out);
+            tracing::warn!(
+                peer,
+                max_connections,
+                left_out,
+                "connection refused: too many connections"
+            );
+        }
+    }
+
     fn line(&self) -> Option<u64> {
         self.state.lock().line(Instant::now())
     }

@@ -111,7 +111,9 @@ impl Slabs {
         let at = match self.with_room.first() {
             Some(&at) => at,
             None => {
-                let slab = Slab::new(mapping::map(SLAB_BYTES, BLOCK_BYTES)?, block_bytes);
+                let start = mapping::map(SLAB_BYTES, BLOCK_BYTES)?;
+                mapping::prefer_small_pages(start, SLAB_BYTES);
+                let slab = Slab::new(start, block_bytes);
                 let at = slab.start.addr().get();
                 self.slabs.insert(at, slab);
                 self.with_room.insert(at);
