@@ -404,6 +404,14 @@ pub(crate) enum CliError {
         /// The file.
         path: PathBuf,
     },
+    /// Export would overwrite another pool.
+    #[error(
+        "{path} has a pool in it, which an export does not replace: delete that first, or name another file"
+    )]
+    FileHoldsPool {
+        /// The file.
+        path: PathBuf,
+    },
     /// An operation on a file other than the pool failed.
     #[error("cannot {action} {file}: {source}")]
     File {

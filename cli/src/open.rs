@@ -147,13 +147,23 @@ pub(crate) fn create(path: &Path, options: &CreateOptions) -> Result<(), CliErro
 
 /// What a file holds that is there.
 fn what_is_in(path: &Path) -> &'static str {
-    let mut magic = [0; MAGIC.len()];
-    match File::open(path).and_then(|mut file| file.read_exact(&mut magic)) {
-        Ok(()) if magic == MAGIC => "with a pool in it",
-        Ok(()) => "with something else than a pool in it",
+    match begins_as_pool(path) {
+        Ok(true) => "with a pool in it",
+        Ok(false) => "with something else than a pool in it",
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => "without a pool in it",
         Err(_) => "and cannot be read",
     }
+}
+
+/// Whether there is a pool in a file, as far as that can be read.
+pub(crate) fn holds_pool(path: &Path) -> bool {
+    begins_as_pool(path).unwrap_or(false)
+}
+
+fn begins_as_pool(path: &Path) -> io::Result<bool> {
+    let mut magic = [0; MAGIC.len()];
+    File::open(path)?.read_exact(&mut magic)?;
+    Ok(magic == MAGIC)
 }
 
 /// Adds the pool's path to an error that does not name the device it is about.

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     errors::CliError,
+    holder::Holder,
+    open::holds_pool,
     session::Cancellation,
     terminal::shown,
     waiting::{self, Direction},
@@ -73,8 +75,26 @@ pub(crate) fn open(
         check_overwrite(found, pool, path, force)?;
     }
     let mut options = File::options();
-    options.write(true).create_new(is_new).truncate(!is_new && is_regular);
-    let mut file = options.open(path).map_err(open_error)?;
+    options.write(true).create_new(is_new);
+    if is_block_device {
+        // Refused while the device is mounted or claimed by another.
+        options.custom_flags(rustix::fs::OFlags::EXCL.bits().cast_signed());
+    }
+    let mut file = options.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => in_use(path),
+        _ => open_error(error),
+    })?;
+    if is_regular || is_block_device {
+        // Whoever has a pool there has it locked; and nobody makes one there meanwhile.
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(in_use(path)),
+            Err(TryLockError::Error(error)) => return Err(CliError::file("lock", &name, error)),
+        }
+    }
+    if is_regular && !is_new {
+        file.set_len(0).map_err(open_error)?;
+    }
     if is_block_device {
         let available_bytes = file.seek(io::SeekFrom::End(0)).map_err(open_error)?;
         if available_bytes < size_bytes {
@@ -215,7 +235,11 @@ impl Target {
     }
 }
 
-/// Files and block devices are overwritten only on demand, and the pool never.
+fn in_use(path: &Path) -> CliError {
+    CliError::Locked { path: path.into(), holder: Holder::of(path) }
+}
+
+/// Files and block devices are overwritten only on demand, and files with pools in them never.
 fn check_overwrite(
     found: &Metadata,
     pool: &Path,
@@ -230,6 +254,9 @@ fn check_overwrite(
     let holds_data = found.is_file() || found.file_type().is_block_device();
     if holds_data && !force {
         return Err(CliError::FileExists { path });
+    }
+    if found.is_file() && holds_pool(&path) {
+        return Err(CliError::FileHoldsPool { path });
     }
     Ok(())
 }

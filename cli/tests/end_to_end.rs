@@ -149,7 +149,7 @@ fn an_import_says_what_became_of_every_byte() {
     let expected =
         "4 MiB of it zero, 4 MiB data, of which 1 MiB are duplicates and 3 MiB new, stored in ";
     assert!(told(&said).starts_with(expected), "{said}");
-    assert!(said.contains("(dedup 1.33:1, compression 0.9"), "{said}");
+    assert!(said.contains("(dedup 1.33:1, compression 1.00:1)"), "{said}");
     let said = siltstone(["import", &pool, "one", &image, "--force"]).succeeds();
     let expected = "4 MiB of it zero, 4 MiB data, all of it duplicates of what the pool holds: \
                     nothing was stored\n";
@@ -231,6 +231,32 @@ fn a_volume_holds_the_last_image_and_zeros_behind_it() {
     siltstone(["export", &pool, "disk", &out, "--force"]).succeeds();
     assert!(fs::read(&out).unwrap() == expected, "nothing is left behind a short stream");
     assert_sound(&pool);
+}
+
+#[test]
+fn an_export_replaces_no_pool_and_nothing_that_somebody_has_locked() {
+    let folder = Folder::new();
+    let pool = folder.pool("64M");
+    siltstone(["volume", "create", &pool, "disk", "--size", "1M"]).succeeds();
+    let (other, locked) = (folder.text("other"), folder.text("locked"));
+    siltstone(["create", &other, "--size", "64M"]).succeeds();
+    let export = |to: &str| siltstone(["export", &pool, "disk", to, "--force"]);
+    let said = export(&other).fails(6);
+    assert!(said.contains("has a pool in it"), "{said}");
+    let server = Server::start(&other, &["--create", "theirs=1M"]);
+    export(&other).fails(6);
+    assert!(server.stop().success());
+    assert_sound(&other);
+
+    fs::write(&locked, "precious").unwrap();
+    let file = fs::File::open(&locked).unwrap();
+    file.lock().unwrap();
+    let said = export(&locked).fails(5);
+    assert!(said.contains("is in use by"), "{said}");
+    assert_eq!(fs::read(&locked).unwrap(), b"precious");
+    file.unlock().unwrap();
+    export(&locked).succeeds();
+    assert_eq!(fs::metadata(&locked).unwrap().len(), 1 << 20);
 }
 
 /// What an overwritten image left in segments that the new one shares is given back.

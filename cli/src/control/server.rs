@@ -214,7 +214,9 @@ fn converse(connection: &Arc<Connection>, pool: Arc<Pool>, shared: &Shared) -> R
         Ok(()) => "has ended".into(),
         Err(error) => format!("has failed: {error}"),
     };
-    if command.operation().access() == Access::Change {
+    // What has been looked through is worth knowing later, too.
+    let is_scrub = matches!(command, PoolCommand::Scrub(_));
+    if command.operation().access() == Access::Change || is_scrub {
         tracing::info!(uid, pid, milliseconds, "'{command}' {outcome}");
     } else {
         tracing::debug!(uid, pid, milliseconds, "'{command}' {outcome}");

@@ -93,6 +93,7 @@ causes!(
         ImageEmpty: Rows(&["image is empty"]),
         FileExists: Rows(&["file exists"]),
         FileIsPool: Rows(&["file is the pool"]),
+        FileHoldsPool: Rows(&["file holds a pool"]),
         File: Rows(&[
             "no image",
             "image is a directory",

@@ -115,6 +115,7 @@ impl CliError {
             | Self::IsSnapshot { .. }
             | Self::NotRaw { .. }
             | Self::FileIsPool { .. }
+            | Self::FileHoldsPool { .. }
             | Self::TargetTooSmall { .. } => ExitStatus::Refused,
             Self::File { source, .. } | Self::System { source, .. } => {
                 io_status(source, ExitStatus::Other)

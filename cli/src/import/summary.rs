@@ -32,9 +32,8 @@ impl Imported {
         let stored_blocks = after.stored_blocks - before.stored_blocks;
         // The end of an image may be a part of a block.
         let new_bytes = (stored_blocks * BLOCK_BYTES).min(copied.data_bytes);
-        let unit_bytes = after.unit_bytes - before.unit_bytes;
-        // What is written about links alone is no data.
-        Some((new_bytes, if new_bytes == 0 { 0 } else { unit_bytes }))
+        // What is written about it, and about duplicates, is metadata.
+        Some((new_bytes, after.frame_bytes - before.frame_bytes))
     }
 
     /// What was imported by this command.
@@ -54,7 +53,7 @@ impl Imported {
         };
         let Copied { read_bytes, data_bytes } = *copied;
         let text = format!(
-            "imported {image} into volume '{}': {}{behind}{resumed} in {seconds:.1} s ({} of data); {} of it \
+            "imported {image} into volume '{}': {}{resumed}{behind} in {seconds:.1} s ({} of data); {} of it \
              zero, {} data",
             self.volume,
             human(*image_bytes),

@@ -72,6 +72,7 @@ impl Stage {
         file("some-noise", &noise);
         let log = if scene == Scene::OtherLog { " --nvram log" } else { "" };
         for line in [
+            "create second --size 64M",
             &format!("create pool --size 64M{log}"),
             "import pool disk image",
             "import pool noisy some-noise",

@@ -4,7 +4,7 @@
 //! of error is forgotten. In a message `*` stands for what changes from run to run.
 
 /// What is there when a command is given. In all of them there are files: `image` of 1 MiB, `noise` of 80
-/// MiB, `file` with a line of text, and `empty`; and, but for the last ones, a pool `pool` of 64 MiB with a
+/// MiB, `file` with a line of text, `second`, a pool, and `empty`; and, but for the last ones, a pool `pool` of 64 MiB with a
 /// volume `disk` of 1 MiB, a volume `noisy` of noise, and their snapshots `disk@monday` and `noisy@monday`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scene {
@@ -586,6 +586,13 @@ pub(crate) const ROWS: &[Row] = &[
         "export pool disk pool --force",
         6,
         "pool is the pool itself; name another file",
+    ),
+    row(
+        "file holds a pool",
+        Rest,
+        "export pool disk second --force",
+        6,
+        "second has a pool in it, which an export does not replace: delete that first, or name another file",
     ),
     row(
         "export nowhere",
