@@ -17,6 +17,7 @@ use crate::{
     holder::Holder,
     image::format::ImageFormat,
     plural::count,
+    resume::MarkStays,
     size::{exact, human},
 };
 
@@ -294,6 +295,9 @@ pub(crate) enum CliError {
         /// How it goes on.
         next: String,
     },
+    /// A complete import would be taken for a part of one.
+    #[error(transparent)]
+    MarkStays(#[from] MarkStays),
     /// A part of an export is there, and stays.
     #[error(
         "{source}; {file}.partial has the first {} of '{volume}', and the same command goes on from \

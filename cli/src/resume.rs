@@ -125,6 +125,19 @@ impl Recalled {
 /// Why nothing is known to a user without a home.
 pub(crate) const NO_PLACE: &str = "neither XDG_STATE_HOME nor HOME says where that is kept";
 
+/// What is known of an import that is complete says that it is not, and cannot be removed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the import is complete, and {path} still says that it is not and cannot be removed ({source}): remove \
+     it, as 'siltstone import --resume' would replace what is written to the volume from now on"
+)]
+pub(crate) struct MarkStays {
+    /// Where that is written.
+    pub(crate) path: PathBuf,
+    /// Why it stays.
+    pub(crate) source: io::Error,
+}
+
 /// Where marks are kept.
 #[derive(Debug)]
 pub(crate) struct Marks(PathBuf);
@@ -160,6 +173,24 @@ impl Marks {
     pub(crate) fn begin(&self, volume: &str, source: &Source, done: Extent) -> io::Result<()> {
         self.keep(volume, source, done)?;
         File::open(&self.0)?.sync_all()
+    }
+
+    /// Keeps that all of a copy of `source` to a volume is there: after this, no part of it is taken for all
+    /// that there is, not even by a power cut. If that cannot be kept, nothing is, and why is returned; an
+    /// error if what was known stays, and would be believed.
+    pub(crate) fn complete(
+        &self,
+        volume: &str,
+        source: &Source,
+    ) -> Result<Option<io::Error>, MarkStays> {
+        let Err(error) = self.begin(volume, source, Extent::Whole) else { return Ok(None) };
+        match self.forget(source.kind(), volume) {
+            Ok(()) => Ok(Some(error)),
+            Err(source) => {
+                let name = format!("{IMPORT}-{volume}.json");
+                Err(MarkStays { path: self.0.join(name), source })
+            }
+        }
     }
 
     /// Keeps how far a copy of `source` to a volume has come.
@@ -251,6 +282,28 @@ mod tests {
         // One cut short is none.
         fs::write(marks.path(IMPORT, "a-1").unwrap(), "{").unwrap();
         assert_eq!(marks.recall("a-1", &first), Recalled::Nothing);
+    }
+
+    /// Such as in a home that is full.
+    #[test]
+    fn a_complete_copy_that_cannot_be_marked_is_not_taken_for_a_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let marks = Marks(folder.path().to_owned());
+        let path = folder.path().join("image");
+        fs::write(&path, "one").unwrap();
+        let source = Source::of(&fs::metadata(&path).unwrap(), "raw".into()).unwrap();
+        assert!(marks.complete("a-1", &source).unwrap().is_none());
+        assert_eq!(marks.recall("a-1", &source), Recalled::Done(Extent::Whole));
+
+        marks.begin("a-1", &source, Extent::UpTo(5)).unwrap();
+        // In the place of every new mark.
+        fs::create_dir(folder.path().join("import-a-1.new")).unwrap();
+        assert!(marks.complete("a-1", &source).unwrap().is_some());
+        assert_eq!(marks.recall("a-1", &source), Recalled::Nothing);
+        // And if the old one cannot be removed either, that is told.
+        let kept = folder.path().join("import-a-1.json");
+        fs::create_dir(&kept).unwrap();
+        assert_eq!(marks.complete("a-1", &source).unwrap_err().path, kept);
     }
 
     #[test]

@@ -136,8 +136,9 @@ impl Session for Terminal<'_> {
         let PoolCommand::Import(arguments) = self.command else { return Err(no_file()) };
         let path = arguments.file(index).ok_or_else(no_file)?;
         let (image, file, qemu) = image::open(path, &arguments.image)?;
-        // Of other files that are part of it, it is not known whether they change.
-        if !arguments.image.backing {
+        // Of other files that are part of it, it is not known whether they change; and of a stream, not which
+        // part of a file it is.
+        if !arguments.image.backing && image.size_bytes().is_some() {
             let found = file.metadata();
             let found = found.map_err(|error| CliError::file("open", image.name(), error))?;
             let reading = qemu.as_ref().map_or("raw", |qemu| qemu.format.name());
@@ -186,9 +187,10 @@ impl Session for Terminal<'_> {
     }
 
     fn mark(&mut self, volume: &str, done: Extent) -> Result<(), CliError> {
-        match &self.opened.source {
-            Some(source) => keep_mark(volume, source, done),
-            None => Ok(()),
+        let Some(source) = &self.opened.source else { return Ok(()) };
+        match done {
+            Extent::UpTo(_) => keep_mark(volume, source, done),
+            Extent::Whole => mark_complete(volume, source),
         }
     }
 
@@ -291,6 +293,15 @@ fn keep_mark(volume: &str, source: &Source, done: Extent) -> Result<(), CliError
     if let Err(error) = kept {
         // Then less of it need not be done again, which is no reason to end it.
         tracing::warn!(%error, "how far the command is cannot be written down");
+    }
+    Ok(())
+}
+
+/// Keeps that an import is complete, or at least not that it is not.
+fn mark_complete(volume: &str, source: &Source) -> Result<(), CliError> {
+    let Some(marks) = Marks::of_user() else { return Ok(()) };
+    if let Some(error) = marks.complete(volume, source)? {
+        tracing::warn!(%error, "that the import is complete cannot be written down");
     }
     Ok(())
 }

@@ -43,6 +43,7 @@ impl PoolOperation for VolumeCommand {
                 if !shrink {
                     check_grows(pool, name, size.0)?;
                 }
+                forget_import_if_cut_off(pool, name, size.0, session)?;
                 pool.resize_volume(name, size.0)?;
                 session.print(&format!("volume '{name}' has {} now\n", human(size.0)))
             }
@@ -96,6 +97,21 @@ fn check_grows(pool: &Pool, name: &str, size_bytes: u64) -> Result<(), CliError>
         return Err(CliError::WouldShrink { volume: name.into(), current_bytes, size_bytes });
     }
     Ok(())
+}
+
+/// What is known of an import into a volume is not so any more once a part of that is gone. It is
+/// forgotten before that is, as otherwise it could be believed.
+fn forget_import_if_cut_off(
+    pool: &Pool,
+    name: &str,
+    size_bytes: u64,
+    session: &mut dyn Session,
+) -> Result<(), CliError> {
+    let volume = pool.volume(name)?;
+    match size_bytes < volume.size_bytes() && !volume.is_read_only() {
+        true => session.forget(&volume.identity().to_string()),
+        false => Ok(()),
+    }
 }
 
 /// A volume, and what else is known of it.

@@ -6,7 +6,7 @@ mod support;
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Seek, SeekFrom},
     os::unix::fs::FileExt,
     path::PathBuf,
     process::{Child, Stdio},
@@ -296,6 +296,66 @@ fn a_stream_is_not_resumed_and_progress_is_told_in_lines() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(siltstone(["volume", "list", &slow.pool, "--json"]).succeeds(), "[]\n");
     assert_eq!(slow.marks(), Vec::<PathBuf>::new());
+}
+
+/// Such as in a home that is full: what is written to the volume later is not replaced by `--resume`.
+#[test]
+fn a_complete_import_that_cannot_be_marked_is_not_resumed() {
+    let slow = Slow::new();
+    let image = slow.folder.text("raw");
+    let mut import = slow.import(&image, &[]);
+    let child = import.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mark = loop {
+        if let Some(mark) = slow.marks().pop() {
+            break mark;
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    // In the place of every new mark.
+    fs::create_dir(mark.with_extension("new")).unwrap();
+    let outcome = end(child);
+    assert!(outcome.status.success(), "{outcome:#?}");
+    assert!(
+        outcome.stderr.contains("that the import is complete cannot be written"),
+        "{outcome:?}"
+    );
+    assert_eq!(slow.marks(), Vec::<PathBuf>::new());
+    let sentence = Outcome::of(&mut slow.import(&image, &["--resume"])).fails(6);
+    assert!(sentence.ends_with("as nothing is known of an earlier import"), "{sentence}");
+}
+
+/// What comes of it may be any part of the file.
+#[test]
+fn a_file_on_standard_input_is_not_taken_for_an_import_of_that_file() {
+    let slow = Slow::new();
+    let image = slow.folder.text("raw");
+    let mut file = File::open(&image).unwrap();
+    file.seek(SeekFrom::Start(1 << 20)).unwrap();
+    let mut import = slow.import("-", &["--size", "96M"]);
+    Outcome::of(import.stdin(file)).succeeds();
+    assert_eq!(slow.marks(), Vec::<PathBuf>::new());
+    let sentence = Outcome::of(&mut slow.import(&image, &["--resume"])).fails(6);
+    assert!(sentence.ends_with("as nothing is known of an earlier import"), "{sentence}");
+}
+
+#[test]
+fn what_is_cut_off_a_volume_is_not_taken_for_imported() {
+    let slow = Slow::new();
+    let image = slow.folder.text("raw");
+    Outcome::of(&mut slow.import(&image, &[])).succeeds();
+    let resize = |arguments: &[&str]| {
+        let mut resize = command();
+        resize.env("XDG_STATE_HOME", slow.folder.path("state"));
+        resize.args(["volume", "resize", &slow.pool, "v", "--size"]).args(arguments);
+        Outcome::of(&mut resize).succeeds()
+    };
+    resize(&["97M"]);
+    assert_eq!(slow.marks().len(), 1);
+    resize(&["10M", "--shrink"]);
+    assert_eq!(slow.marks(), Vec::<PathBuf>::new());
+    resize(&["96M"]);
+    let sentence = Outcome::of(&mut slow.import(&image, &["--resume"])).fails(6);
+    assert!(sentence.contains("volume 'v' holds 10 MiB of data"), "{sentence}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use siltstone_device::DeviceError;
 use siltstone_engine::{EngineError, ErrorKind, EstimateError};
 
 use super::CliError;
-use crate::{access::AccessError, config::error::ConfigError};
+use crate::{access::AccessError, config::error::ConfigError, resume::MarkStays};
 
 /// What the help says about exit statuses.
 pub(crate) const EXIT_STATUS_HELP: &str = "\
@@ -117,9 +117,9 @@ impl CliError {
             | Self::FileIsPool { .. }
             | Self::FileHoldsPool { .. }
             | Self::TargetTooSmall { .. } => ExitStatus::Refused,
-            Self::File { source, .. } | Self::System { source, .. } => {
-                io_status(source, ExitStatus::Other)
-            }
+            Self::File { source, .. }
+            | Self::System { source, .. }
+            | Self::MarkStays(MarkStays { source, .. }) => io_status(source, ExitStatus::Other),
             Self::Estimate(error) => match error {
                 EstimateError::File { source, .. } => io_status(source, ExitStatus::Other),
                 EstimateError::NotData { .. } | EstimateError::Thread { .. } => ExitStatus::Other,
