@@ -263,7 +263,7 @@ pub(crate) enum CliError {
     },
     /// An import would replace what a volume holds, which was not said to be meant.
     #[error(
-        "volume '{volume}' holds {} of data, which an import of {file} would replace; add {advice}",
+        "volume '{volume}' holds {} of data, which an import of {file} would replace; {advice}",
         human(*.written_bytes)
     )]
     WouldReplace {
@@ -273,7 +273,7 @@ pub(crate) enum CliError {
         file: String,
         /// What is written in it.
         written_bytes: u64,
-        /// What can be added, and why.
+        /// What can be done instead, and why.
         advice: String,
     },
     /// A part of the image is there, and stays.
@@ -291,7 +291,7 @@ pub(crate) enum CliError {
         /// How much there is.
         done_bytes: u64,
         /// What else the volume holds.
-        rest: &'static str,
+        rest: String,
         /// How it goes on.
         next: String,
     },
@@ -351,7 +351,8 @@ pub(crate) enum CliError {
     /// A volume that is to be made is there.
     #[error(
         "volume '{volume}' holds {} of data, which an import of {file} would replace; nothing was \
-         imported: add --resume if it is from an earlier import, or --force to replace it",
+         imported: add --resume if it is from an earlier import, or --force, which replaces what all of \
+         these volumes hold",
         human(*.written_bytes)
     )]
     EachExists {
@@ -363,12 +364,14 @@ pub(crate) enum CliError {
         written_bytes: u64,
     },
     /// Of many imports, some have failed, and why was told.
-    #[error("{failed} of {} failed; {}", count(*.all as u64, "import"), others(all - failed))]
+    #[error("{failed} of {} failed; {}", count(*.all as u64, "import"), others(all - failed, *.is_any_unfinished))]
     EachFailed {
         /// How many.
         failed: usize,
         /// Out of how many.
         all: usize,
+        /// A part of some image is there, and stays.
+        is_any_unfinished: bool,
         /// The first failure's class.
         status: ExitStatus,
     },
@@ -523,8 +526,9 @@ fn lost(bytes: u64, ranges: u64) -> String {
 }
 
 /// What became of the imports that have not failed.
-fn others(complete: usize) -> &'static str {
+fn others(complete: usize, is_any_unfinished: bool) -> &'static str {
     match complete {
+        0 if is_any_unfinished => "none is complete",
         0 => "nothing was imported",
         1 => "the other is complete",
         _ => "the others are complete",

@@ -1,14 +1,15 @@
 //! `siltstone import`: one image into a volume, or each of many into a volume of its own.
 
+mod advice;
 mod beginning;
 mod copy;
 mod flusher;
 mod names;
 mod summary;
 
-use siltstone_engine::{EngineError, Pool, Volume};
+use siltstone_engine::{EngineError, ErrorKind, Pool, Volume};
 
-use self::{beginning::Beginning, copy::Import, summary::Imported};
+use self::{advice::Advice, beginning::Beginning, copy::Import, summary::Imported};
 use crate::{
     args::pool::{ImportArguments, PoolArgument},
     errors::CliError,
@@ -51,6 +52,7 @@ fn each(
 ) -> Result<(), CliError> {
     let volumes = names::of(arguments, pool)?;
     let (mut done, mut failures) = (Vec::new(), Vec::new());
+    let mut is_any_unfinished = false;
     for (index, volume) in volumes.iter().enumerate() {
         match one(arguments, index, volume, pool, session) {
             Ok(one) => {
@@ -60,6 +62,7 @@ fn each(
             Err(error) if error.is_of_all() => return Err(error),
             Err(error) => {
                 session.note(&format!("siltstone: {error}\n"))?;
+                is_any_unfinished |= matches!(error, CliError::Unfinished { .. });
                 failures.push(error.exit_status());
             }
         }
@@ -71,7 +74,7 @@ fn each(
     }
     if let Some(status) = failures.first() {
         let (failed, all) = (failures.len(), volumes.len());
-        return Err(CliError::EachFailed { failed, all, status: *status });
+        return Err(CliError::EachFailed { failed, all, is_any_unfinished, status: *status });
     }
     Ok(())
 }
@@ -96,31 +99,33 @@ fn one(
         return Err(CliError::StreamResumed { file: image.name().into() });
     }
     let (volume, is_new) = volume_for(&image, pool, name, arguments)?;
-    // A file system in use would find other blocks under it than those that it wrote.
-    if !is_new && session.has_clients(name) {
-        return Err(CliError::VolumeConnected { volume: name.into() });
-    }
-    let from_bytes = match is_new {
-        true => 0,
-        false => match beginning::of(arguments, &image, &volume, session)? {
-            Beginning::At(from_bytes) => from_bytes,
-            Beginning::Complete => {
+    let identity = volume.identity().to_string();
+    let beginning = match is_new {
+        true => Beginning::default(),
+        false => {
+            let recalled = session.recall(&identity)?;
+            if beginning::is_complete(arguments, recalled) {
                 let sentence = format!(
-                    "{} is imported into volume '{name}' already: nothing to do (--force imports it \
-                     again)\n",
-                    image.name()
+                    "{} is imported into volume '{name}' already: nothing to do ({} imports it again)\n",
+                    image.name(),
+                    Advice::new(arguments, name, image.name()).again()
                 );
                 return Ok(Done { sentence, imported: None });
             }
-        },
+            // A file system in use would find other blocks under it than those that it wrote.
+            if session.has_clients(name) {
+                return Err(CliError::VolumeConnected { volume: name.into() });
+            }
+            beginning::of(arguments, &image, &volume, recalled, session)?
+        }
     };
-    let (file, identity) = (image.name().to_owned(), volume.identity().to_string());
-    let mut import = Import::new(pool, &volume, &identity, is_new, from_bytes);
+    let file = image.name().to_owned();
+    let mut import = Import::new(pool, &volume, &identity, is_new, beginning);
     let imported = import.run(image, session);
     session.finish();
     let imported = match imported {
         Ok(imported) => imported,
-        Err(error) => return Err(interrupted(&import, arguments.resume, file, error, session)),
+        Err(error) => return Err(interrupted(&mut import, arguments, file, error, session)),
     };
     session.mark(&identity, Extent::Whole)?;
     let sentence = imported.sentence(&volume);
@@ -129,40 +134,42 @@ fn one(
 
 /// What is left of an import that ends with an error, and how it goes on, if it does.
 fn interrupted(
-    import: &Import<'_>,
-    resume: bool,
+    import: &mut Import<'_>,
+    arguments: &ImportArguments,
     file: String,
     error: CliError,
     session: &mut dyn Session,
 ) -> CliError {
-    let Import { pool, volume, identity, is_new, .. } = *import;
+    let Import { pool, volume, identity, is_new, has_begun, .. } = *import;
     // Somebody may have deleted it, and made another one of its name.
     let there = pool.volume(volume.name());
     if !there.is_ok_and(|there| there.identity() == volume.identity()) {
         return error;
     }
-    if is_new && !(resume && import.has_begun) {
-        // Half an image is of no use; why there is no more matters more than a failure here.
-        let _ = pool.delete_volume(volume.name());
-        let _ = session.forget(identity);
+    let mut rest = match import.holds_more {
+        true => ", and behind that what it held before".into(),
+        false => String::new(),
+    };
+    if is_new && !(arguments.resume && has_begun) {
+        // Half an image is of no use.
+        match pool.delete_volume(volume.name()) {
+            Ok(()) => {
+                // Why there is no more of it matters more than a failure here.
+                let _ = session.forget(identity);
+                return error;
+            }
+            // Of a pool that takes no changes, the error says so itself.
+            Err(stays) if stays.kind() == ErrorKind::Refused => {
+                rest = format!(", and is not deleted, as {stays}");
+            }
+            Err(_) => {}
+        }
+    } else if !has_begun {
         return error;
     }
-    if !import.has_begun {
-        return error;
-    }
-    let done_bytes = import.keep(session).unwrap_or(0);
-    let rest = match is_new {
-        true => "",
-        false => ", and behind that what it held before",
-    };
-    let next = match &import.why_not_resumed {
-        None if resume => "the same command goes on from there".into(),
-        None => "the same command with --resume goes on from there".into(),
-        Some(why) => format!(
-            "the same command with --force imports it again from the start, as it cannot be resumed: \
-             {why}"
-        ),
-    };
+    let done_bytes = import.keep(session);
+    let advice = Advice::new(arguments, volume.name(), &file);
+    let next = advice.after_interruption(import.why_not_resumed.as_deref());
     let (source, volume) = (Box::new(error), volume.name().into());
     CliError::Unfinished { source, file, volume, done_bytes, rest, next }
 }

@@ -11,6 +11,7 @@ use std::{
     os::unix::fs::FileExt,
 };
 
+use siltstone_torture::kill::nbd_client::NbdClient;
 use support::{Folder, MIB, Outcome, Server, command, needs, run, siltstone};
 
 /// A raw image of 24 MiB with data, repetitions and holes.
@@ -275,19 +276,30 @@ fn each_image_gets_a_volume_of_its_own_and_one_that_fails_stops_no_other() {
     let sentence = each(&[&same, &two]).fails(6);
     assert!(sentence.contains("volume 'one' holds 1 MiB of data"), "{sentence}");
     assert!(sentence.contains("nothing was imported: add --resume"), "{sentence}");
+    assert!(
+        sentence.ends_with("--force, which replaces what all of these volumes hold"),
+        "{sentence}"
+    );
 
     // What is there already is not imported again when the rest is, and what was written to it since stays.
     fs::write(&empty, [4; 512]).unwrap();
     let server = Server::start(&pool, &[]);
+    // Nor does anything keep it from being used meanwhile.
+    let client = NbdClient::connect(server.socket(), "one").unwrap();
     let outcome = each(&[&one, &empty, &two, "--resume"]);
     assert!(outcome.status.success(), "{outcome:?}");
     assert!(outcome.stdout.contains("into volume 'one' already: nothing to do"), "{outcome:?}");
     assert!(outcome.stdout.contains("into volume 'empty': 512 B"), "{outcome:?}");
+    let outcome = each(&[&one, "--force"]);
+    assert_eq!(outcome.status.code(), Some(5), "{outcome:?}");
+    drop(client);
     assert!(server.stop().success());
     assert_holds(&folder, &pool, "empty", &[4; 512]);
     // Also when all are, as they may have been written to since; unless that is meant.
     let said = each(&[&one, "--resume"]).succeeds();
-    assert!(said.ends_with("nothing to do (--force imports it again)\n"), "{said}");
+    // Which must not replace the others.
+    let alone = format!("'siltstone import {pool} one {one} --force'");
+    assert!(said.ends_with(&format!("nothing to do ({alone} imports it again)\n")), "{said}");
     let said = each(&[&one, "--force"]).succeeds();
     assert!(said.contains("into volume 'one': 1 MiB in "), "{said}");
     // And of one that cannot be known again, what is there is not replaced.
@@ -295,6 +307,7 @@ fn each_image_gets_a_volume_of_its_own_and_one_that_fails_stops_no_other() {
     let outcome = each(&[&one, "--resume"]);
     assert_eq!(outcome.status.code(), Some(6), "{outcome:?}");
     assert!(outcome.stderr.contains("'one' holds 1 MiB of data"), "{outcome:?}");
+    assert!(outcome.stderr.contains(&format!("; use {alone} to replace that: ")), "{outcome:?}");
     assert!(outcome.stderr.ends_with("siltstone: 1 of 1 import failed; nothing was imported\n"));
     assert_eq!(outcome.stdout, "", "a table of nothing");
     assert_holds(&folder, &pool, "one", &[1; 1 << 20]);

@@ -358,6 +358,59 @@ fn what_is_cut_off_a_volume_is_not_taken_for_imported() {
     assert!(sentence.contains("volume 'v' holds 10 MiB of data"), "{sentence}");
 }
 
+/// A volume that somebody has made a snapshot of meanwhile is not deleted.
+#[test]
+fn a_new_volume_that_cannot_be_deleted_is_told_and_can_be_resumed() {
+    let slow = Slow::new();
+    let image = slow.folder.text("raw");
+    let server = Server::start(&slow.pool, &["--staging", "8M"]);
+    let mut import = slow.import(&image, &["--level", "19"]);
+    let child = import.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    server.wait_until(|| slow.done_bytes() > 0, "some of it is remembered");
+    siltstone(["snapshot", "create", &slow.pool, "v@s"]).succeeds();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let sentence = end(child).fails(130);
+    let stays = ", and is not deleted, as volume 'v' has snapshots (1); ";
+    assert!(sentence.starts_with("interrupted; volume 'v' has the first "), "{sentence}");
+    assert!(sentence.contains(stays), "{sentence}");
+    assert!(
+        sentence.ends_with(": the same command with --resume goes on from there"),
+        "{sentence}"
+    );
+    drop(server);
+    siltstone(["snapshot", "delete", &slow.pool, "v@s"]).succeeds();
+    let outcome = slow.resumed(&image, &[]);
+    assert!(outcome.stdout.contains("'v': 96 MiB of it from "), "{}", outcome.stdout);
+    slow.assert_holds(&slow.bytes);
+}
+
+/// What is advised for one of many images does not change what the others are.
+#[test]
+fn many_of_which_a_part_is_there_are_told_as_that() {
+    let folder = Folder::new();
+    let pool = folder.pool("64M");
+    let image = folder.text("noise.raw");
+    let mut noise = vec![0; 80 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    fs::write(&image, noise).unwrap();
+    // Nothing is written in it.
+    siltstone(["volume", "create", &pool, "noise", "--size", "80M"]).succeeds();
+    let each = |options: &[&str]| {
+        let mut each = command();
+        each.env("XDG_STATE_HOME", folder.path("state"));
+        let outcome = Outcome::of(each.args(["import", &pool, "--each", &image]).args(options));
+        assert_eq!(outcome.status.code(), Some(7), "{outcome:#?}");
+        let mut said = outcome.stderr.lines().rev();
+        assert_eq!(said.next(), Some("siltstone: 1 of 1 import failed; none is complete"));
+        said.next().unwrap().to_owned()
+    };
+    let said = each(&["--resume"]);
+    assert!(said.ends_with(&format!(" of {image}: the same command goes on from there")), "{said}");
+    let said = each(&["--force"]);
+    let alone = format!("'siltstone import {pool} noise {image} --resume' goes on from there");
+    assert!(said.ends_with(&format!(", and behind that what it held before: {alone}")), "{said}");
+}
+
 #[test]
 fn an_export_of_a_snapshot_goes_on_where_it_was() {
     let folder = Folder::new();

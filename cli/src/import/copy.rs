@@ -11,7 +11,7 @@ use std::{
 
 use siltstone_engine::{Pool, Volume, stats::CounterValues};
 
-use super::{BLOCK_BYTES, flusher::Flusher, summary::Imported};
+use super::{BLOCK_BYTES, beginning::Beginning, flusher::Flusher, summary::Imported};
 use crate::{
     errors::CliError,
     image::{Image, Piece},
@@ -38,6 +38,10 @@ pub(super) struct Import<'a> {
     pub(super) is_new: bool,
     /// The volume holds the image up to here.
     pub(super) at: u64,
+    /// That is durable up to here.
+    pub(super) durable_bytes: u64,
+    /// Before this began, something was written in the volume behind where it began.
+    pub(super) holds_more: bool,
     /// Something may be written.
     pub(super) has_begun: bool,
     /// Why it cannot go on from there later.
@@ -54,15 +58,26 @@ pub(super) struct Copied {
 }
 
 impl<'a> Import<'a> {
-    /// The import of an image from an offset on.
+    /// The import of an image from its beginning on.
     pub(super) fn new(
         pool: &'a Pool,
         volume: &'a Volume,
         identity: &'a str,
         is_new: bool,
-        at: u64,
+        beginning: Beginning,
     ) -> Self {
-        Self { pool, volume, identity, is_new, at, has_begun: false, why_not_resumed: None }
+        let Beginning { from_bytes: at, holds_more } = beginning;
+        Self {
+            pool,
+            volume,
+            identity,
+            is_new,
+            at,
+            durable_bytes: at,
+            holds_more,
+            has_begun: false,
+            why_not_resumed: None,
+        }
     }
 
     /// Copies the image from where the import is. It is durable when this returns.
@@ -73,6 +88,9 @@ impl<'a> Import<'a> {
     ) -> Result<Imported, CliError> {
         let name = image.name().to_owned();
         let (size_bytes, is_converted) = (image.size_bytes(), image.is_converted());
+        if size_bytes.is_none() {
+            self.why_not_resumed = Some("a stream cannot be read twice".into());
+        }
         session.begin(size_bytes, self.at)?;
         // What the index does not know yet would be stored again.
         let warm = self.pool.wait_index_warm_async();
@@ -83,10 +101,7 @@ impl<'a> Import<'a> {
         let from_bytes = self.at;
         image.prepare(from_bytes, session)?;
         let why_not = session.begin_marks(self.identity, from_bytes)?;
-        self.why_not_resumed = match size_bytes {
-            Some(_) => why_not,
-            None => Some("a stream cannot be read twice".into()),
-        };
+        self.why_not_resumed = self.why_not_resumed.take().or(why_not);
         self.has_begun = true;
         let copied = self.copy(image, &before, session)?;
         if is_converted {
@@ -108,11 +123,15 @@ impl<'a> Import<'a> {
         })
     }
 
-    /// Makes durable what is there, for an import that goes on from there; how much that is.
-    pub(super) fn keep(&self, session: &mut dyn Session) -> Result<u64, CliError> {
-        self.volume.flush()?;
-        session.mark(self.identity, Extent::UpTo(self.at))?;
-        Ok(self.at)
+    /// Makes durable what is there, as far as that is possible, for an import that goes on from there; how
+    /// much that is.
+    pub(super) fn keep(&mut self, session: &mut dyn Session) -> u64 {
+        // Why the import has ended matters more than a failure here.
+        if self.volume.flush().is_ok() && session.mark(self.identity, Extent::UpTo(self.at)).is_ok()
+        {
+            self.durable_bytes = self.at;
+        }
+        self.durable_bytes
     }
 
     fn copy(
@@ -168,6 +187,7 @@ impl<'a> Import<'a> {
                 && let Some(durable) = flusher.durable(self.at)?
             {
                 session.mark(self.identity, Extent::UpTo(durable))?;
+                self.durable_bytes = durable;
             }
             let piece = match pieces.recv_timeout(LOOK_EVERY) {
                 Ok(piece) => piece?,
