@@ -248,6 +248,19 @@ pub(crate) enum CliError {
         /// What qemu-img says.
         said: String,
     },
+    /// The image is to be converted to a file, for which there is no room, or no directory.
+    #[error(
+        "cannot convert {file} in {directory}: {source}; TMPDIR can name a directory with room for what the \
+         image holds"
+    )]
+    NotConvertedIn {
+        /// The image.
+        file: String,
+        /// Where the file would be.
+        directory: PathBuf,
+        /// Why it cannot.
+        source: io::Error,
+    },
     /// The image names other files as parts of it.
     #[error(
         "{file} is a {format} image that has other files as parts of it ({others}); add --backing if \

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use siltstone_engine::{EstimateOptions, EstimateProgress, EstimateReport, estimate};
 
-use self::source::Source;
+use self::source::{Found, Source};
 use crate::{
     args::EstimateArguments,
     errors::CliError,
@@ -24,9 +24,12 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<(), CliError> {
         compress_one_in: if arguments.all { 1 } else { default.compress_one_in },
         ..default
     };
+    // An estimate of nothing looks at the options, which is done before anything takes long.
+    estimate(&[], &options, &|_| {})?;
     let files = arguments.files.iter();
-    let sources = files.map(|path| Source::of(path, &arguments.image));
-    let sources = sources.collect::<Result<Vec<_>, _>>()?;
+    let found = files.map(|path| Found::at(path, &arguments.image));
+    let found = found.collect::<Result<Vec<_>, _>>()?;
+    let sources = found.into_iter().map(Found::source).collect::<Result<Vec<Source>, _>>()?;
     let paths: Vec<PathBuf> = sources.iter().map(|source| source.path.clone()).collect();
     let bar = progress::bytes(Some(0));
     let report = estimate(&paths, &options, &|progress: EstimateProgress| {

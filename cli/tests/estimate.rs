@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::Value;
-use support::{Folder, needs, run, siltstone};
+use support::{Folder, Outcome, command, needs, run, siltstone};
 
 fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&siltstone(arguments).succeeds()).unwrap()
@@ -95,6 +95,51 @@ fn an_image_that_is_not_raw_is_estimated_by_what_it_holds() {
     run("qemu-img", ["create", "-q", "-f", "qcow2", "-b", &raw, "-F", "raw", &overlay]);
     assert!(siltstone(["estimate", &overlay]).fails(6).contains("add --backing"));
     siltstone(["estimate", &overlay, "--backing"]).succeeds();
+}
+
+/// And before it takes long, other files and options are looked at.
+#[test]
+fn an_image_that_cannot_be_converted_for_lack_of_room_is_told_as_that() {
+    if !needs("qemu-img") {
+        return;
+    }
+    let folder = Folder::new();
+    let (raw, image) = (folder.text("raw"), folder.text("image.qcow2"));
+    std::fs::write(&raw, vec![5; 3 << 20]).unwrap();
+    run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", &raw, &image]);
+    let nowhere = folder.text("nowhere");
+    let estimate = |arguments: &[&str]| {
+        let mut estimate = command();
+        Outcome::of(estimate.env("TMPDIR", &nowhere).arg("estimate").args(arguments))
+    };
+    let sentence = estimate(&[&image]).fails(1);
+    let said = format!("cannot convert {image} in {nowhere}: No such file or directory");
+    assert!(sentence.starts_with(&said), "{sentence}");
+    assert!(sentence.contains("TMPDIR can name"), "{sentence}");
+    let missing = folder.text("missing");
+    assert!(estimate(&[&image, &missing]).fails(1).contains(&format!("open {missing}")));
+    estimate(&[&image, "--threshold", "0"]).fails(6);
+
+    // A file system that is too small takes rights that not everybody has.
+    std::fs::create_dir(&nowhere).unwrap();
+    let program = env!("CARGO_BIN_EXE_siltstone");
+    let script = format!(
+        "mount -t tmpfs -o size=1m none '{nowhere}' 2>/dev/null || exit 99
+         TMPDIR='{nowhere}' exec '{program}' estimate '{image}'"
+    );
+    match std::process::Command::new("unshare").args(["-rm", "sh", "-c", &script]).output() {
+        Ok(output) if output.status.code() == Some(7) => {
+            let sentence = String::from_utf8(output.stderr).unwrap();
+            let said = format!("cannot convert {image} in {nowhere}: No space left on device");
+            assert!(sentence.starts_with(&format!("siltstone: {said}")), "{sentence}");
+        }
+        Ok(output)
+            if output.status.code() != Some(99) && !output.stderr.starts_with(b"unshare") =>
+        {
+            panic!("{output:?}");
+        }
+        _ => println!("no file system can be mounted: not tested"),
+    }
 }
 
 #[test]

@@ -79,6 +79,7 @@ causes!(
         StreamResumed: Rows(&["stream resumed"]),
         NoQemuImg: Tested(FORMATS),
         NotConverted: Tested(FORMATS),
+        NotConvertedIn: Tested("cli/tests/estimate.rs"),
         OtherFiles: Tested(FORMATS),
         Unfinished: Tested(RESUMING),
         MarkStays: Never(

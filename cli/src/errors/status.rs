@@ -119,7 +119,8 @@ impl CliError {
             | Self::TargetTooSmall { .. } => ExitStatus::Refused,
             Self::File { source, .. }
             | Self::System { source, .. }
-            | Self::MarkStays(MarkStays { source, .. }) => io_status(source, ExitStatus::Other),
+            | Self::MarkStays(MarkStays { source, .. })
+            | Self::NotConvertedIn { source, .. } => io_status(source, ExitStatus::Other),
             Self::Estimate(error) => match error {
                 EstimateError::File { source, .. } => io_status(source, ExitStatus::Other),
                 EstimateError::NotData { .. } | EstimateError::Thread { .. } => ExitStatus::Other,

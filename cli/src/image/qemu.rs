@@ -23,6 +23,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use rustix::io::Errno;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -139,9 +140,11 @@ impl QemuImage {
         Ok((ours, Conversion { name: self.name.clone(), child, said: Some(said) }))
     }
 
-    /// Converts it to a raw file, which has the disk's size and is all holes.
-    pub(crate) fn convert_to(&self, raw: &Path) -> Result<(), CliError> {
+    /// Converts it to a raw file, which has the disk's size and is all holes, in a directory.
+    pub(crate) fn convert_to(&self, raw: &Path, directory: &Path) -> Result<(), CliError> {
         let output = Command::new(PROGRAM)
+            // What it says is looked at below.
+            .env("LC_ALL", "C")
             .args(["convert", "-n", "--target-is-zero", "-O", "raw"])
             .arg(pseudo_name(&self.options))
             .arg(raw)
@@ -152,8 +155,13 @@ impl QemuImage {
         if output.status.success() {
             return Ok(());
         }
-        let said = told(&output.stderr, &self.options);
-        Err(CliError::NotConverted { file: self.name.clone(), said })
+        let (said, file) = (told(&output.stderr, &self.options), self.name.clone());
+        match write_error(&said) {
+            Some(source) => {
+                Err(CliError::NotConvertedIn { file, directory: directory.into(), source })
+            }
+            None => Err(CliError::NotConverted { file, said }),
+        }
     }
 }
 
@@ -212,6 +220,20 @@ fn told(stderr: &[u8], source: &Value) -> String {
     lines.join("; ")
 }
 
+/// Why it could not write, if that is what it says.
+fn write_error(said: &str) -> Option<io::Error> {
+    if !said.contains("error while writing") {
+        return None;
+    }
+    let known = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG, Errno::IO].map(io::Error::from);
+    let is_said = |error: &io::Error| {
+        let text = error.to_string();
+        // Without the number, which it does not say.
+        text.split(" (os error").next().is_some_and(|text| said.contains(text))
+    };
+    Some(known.into_iter().find(is_said).unwrap_or_else(|| io::Error::other(said)))
+}
+
 fn cannot_start(name: &str, format: ImageFormat, source: io::Error) -> CliError {
     match source.kind() {
         io::ErrorKind::NotFound => CliError::NoQemuImg { file: name.into(), format },
@@ -238,6 +260,15 @@ mod tests {
         );
         assert_eq!(many.other_files("/own"), ["/etc/shadow", "d"]);
         assert_eq!(info(r#"{ "virtual-size": 5 }"#).other_files("/own"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_lack_of_room_is_told_from_an_image_that_cannot_be_read() {
+        let full = write_error("error while writing at byte 0: No space left on device").unwrap();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        let other = write_error("error while writing at byte 0: Whatever").unwrap();
+        assert!(other.to_string().ends_with("Whatever"));
+        assert!(write_error("error while reading at byte 0: Input/output error").is_none());
     }
 
     #[test]
