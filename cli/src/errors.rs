@@ -389,7 +389,7 @@ pub(crate) enum CliError {
         status: ExitStatus,
     },
     /// Nothing to import.
-    #[error("{file} is empty; to create an empty volume, use 'siltstone volume create'")]
+    #[error("{file} is empty; an empty volume is made by 'siltstone volume create'")]
     ImageEmpty {
         /// The image.
         file: String,

@@ -182,7 +182,11 @@ fn volume_for(
     arguments: &ImportArguments,
 ) -> Result<(Volume, bool), CliError> {
     let given_bytes = arguments.size.map(|size| size.0);
+    let image_bytes = image.size_bytes().map(|bytes| bytes.next_multiple_of(SECTOR_BYTES));
+    let is_empty = image_bytes == Some(0);
     let (volume, is_new) = match pool.volume(name) {
+        // A download that has failed, rather than what is to replace a volume.
+        Ok(_) if is_empty => return Err(CliError::ImageEmpty { file: image.name().into() }),
         Ok(volume) => {
             if volume.is_read_only() {
                 return Err(EngineError::SnapshotReadOnly { snapshot: name.into() }.into());
@@ -199,9 +203,8 @@ fn volume_for(
             (volume, false)
         }
         Err(EngineError::NoSuchVolume { .. }) => {
-            let image_bytes = image.size_bytes().map(|bytes| bytes.next_multiple_of(SECTOR_BYTES));
             let file = || image.name().to_owned();
-            if image_bytes == Some(0) && given_bytes.is_none() {
+            if is_empty && given_bytes.is_none() {
                 return Err(CliError::ImageEmpty { file: file() });
             }
             let missing = || CliError::StreamSizeMissing { file: file(), volume: name.into() };

@@ -94,7 +94,7 @@ causes!(
         EachFailed: Tested(FORMATS),
         StreamSizeMissing: Rows(&["stream without size"]),
         ImageTooLarge: Rows(&["image too large"]),
-        ImageEmpty: Rows(&["image is empty"]),
+        ImageEmpty: Rows(&["image is empty", "image is empty, forced"]),
         FileExists: Rows(&["file exists"]),
         FileIsPool: Rows(&["file is the pool"]),
         FileHoldsPool: Rows(&["file holds a pool"]),

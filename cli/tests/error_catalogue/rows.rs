@@ -499,7 +499,14 @@ pub(crate) const ROWS: &[Row] = &[
         Rest,
         "import pool new empty",
         6,
-        "empty is empty; to create an empty volume, use 'siltstone volume create'",
+        "empty is empty; an empty volume is made by 'siltstone volume create'",
+    ),
+    row(
+        "image is empty, forced",
+        Rest,
+        "import pool disk empty --force",
+        6,
+        "empty is empty; an empty volume is made by 'siltstone volume create'",
     ),
     row(
         "stream resumed",
