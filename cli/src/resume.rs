@@ -153,8 +153,7 @@ impl Marks {
 
     /// How far an earlier copy of `source` to a volume came.
     pub(crate) fn recall(&self, volume: &str, source: &Source) -> Recalled {
-        let text = self.path(source.kind(), volume).and_then(fs::read);
-        match text.ok().and_then(|text| serde_json::from_slice::<Mark>(&text).ok()) {
+        match self.read(source.kind(), volume) {
             Some(mark) if mark.source == *source => Recalled::Done(mark.done),
             Some(_) => Recalled::Changed,
             None => Recalled::Nothing,
@@ -163,9 +162,12 @@ impl Marks {
 
     /// Whether an import into a volume was begun and not completed.
     pub(crate) fn is_unfinished(&self, volume: &str) -> bool {
-        let text = self.path(IMPORT, volume).and_then(fs::read);
-        let mark = text.ok().and_then(|text| serde_json::from_slice::<Mark>(&text).ok());
-        mark.is_some_and(|mark| mark.done != Extent::Whole)
+        self.read(IMPORT, volume).is_some_and(|mark| mark.done != Extent::Whole)
+    }
+
+    fn read(&self, kind: &str, volume: &str) -> Option<Mark> {
+        let text = self.path(kind, volume).and_then(fs::read).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
     /// Keeps how far a copy of `source` to a volume is when it begins. What was known of another one does
@@ -186,10 +188,7 @@ impl Marks {
         let Err(error) = self.begin(volume, source, Extent::Whole) else { return Ok(None) };
         match self.forget(source.kind(), volume) {
             Ok(()) => Ok(Some(error)),
-            Err(source) => {
-                let name = format!("{IMPORT}-{volume}.json");
-                Err(MarkStays { path: self.0.join(name), source })
-            }
+            Err(stays) => Err(MarkStays { path: self.named(source.kind(), volume), source: stays }),
         }
     }
 
@@ -243,7 +242,11 @@ impl Marks {
         if volume.is_empty() || volume.len() > 64 || !volume.bytes().all(is_plain) {
             return Err(io::Error::other("the server told no volume's identity"));
         }
-        Ok(self.0.join(Path::new(&format!("{kind}-{volume}.json"))))
+        Ok(self.named(kind, volume))
+    }
+
+    fn named(&self, kind: &str, volume: &str) -> PathBuf {
+        self.0.join(format!("{kind}-{volume}.json"))
     }
 }
 

@@ -51,7 +51,6 @@ impl TurnedAway {
         why: &'static str,
     ) {
         if let Some(left_out) = self.line() {
-            let left_out = (left_out > 0).then_some(left_out);
             tracing::warn!(peer, %client, export, why, left_out, "a client is refused");
         }
     }
@@ -59,7 +58,6 @@ impl TurnedAway {
     /// A negotiation has come to nothing.
     pub(crate) fn failed(&self, peer: &str, error: &HandshakeError) {
         if let Some(left_out) = self.line() {
-            let left_out = (left_out > 0).then_some(left_out);
             tracing::warn!(peer, %error, left_out, "connection closed");
         }
     }
@@ -67,7 +65,6 @@ impl TurnedAway {
     /// As many are served as may be.
     pub(crate) fn crowded_out(&self, peer: &str, max_connections: usize) {
         if let Some(left_out) = self.line() {
-            let left_out = (left_out > 0).then_some(left_out);
             tracing::warn!(
                 peer,
                 max_connections,
@@ -77,8 +74,10 @@ impl TurnedAway {
         }
     }
 
-    fn line(&self) -> Option<u64> {
-        self.state.lock().line(Instant::now())
+    /// Whether there is to be a line, and how many it has to tell of that there were not.
+    fn line(&self) -> Option<Option<u64>> {
+        let left_out = self.state.lock().line(Instant::now())?;
+        Some((left_out > 0).then_some(left_out))
     }
 }
 
