@@ -59,9 +59,12 @@ impl EpochTable {
         assert!(extent.is_valid(), "{extent:?} cannot be mapped");
         assert_eq!(extent.epoch, self.epoch);
         let (start, end) = (extent.start(), extent.end());
-        // The commonest case, an overwrite of exactly the same run, moves nothing in the tree.
-        let alone = self.split_at(start) & self.split_at(end);
         let value = Value { len_blocks: extent.len_blocks, target: extent.target, sequence };
+        if self.insert_alone(&extent, value) {
+            return;
+        }
+        // An overwrite of exactly the same run moves nothing in the tree.
+        let alone = self.split_at(start) & self.split_at(end);
         if alone && let Some(existing) = self.entries.get_mut(&start) {
             if existing.len_blocks == extent.len_blocks {
                 if existing.sequence <= sequence {
@@ -78,6 +81,46 @@ impl EpochTable {
             return;
         }
         self.insert_over(extent, sequence);
+    }
+
+    /// The commonest cases, found by one look into the tree: inserts an extent if nothing is there for its blocks, or
+    /// exactly the same run, and neither neighbour joins it. False, and nothing is done, if it is not so.
+    fn insert_alone(&mut self, extent: &Extent, value: Value) -> bool {
+        let (start, end) = (extent.start(), extent.end());
+        let epoch = self.epoch;
+        let is_joined = |left: &Extent, right: &Extent, neighbour: &Value| {
+            neighbour.sequence == value.sequence && left.joins(right)
+        };
+        let mut until_end = self.entries.range_mut(..=end);
+        let mut last = until_end.next_back();
+        if let Some((key, after)) = &last
+            && **key == end
+        {
+            if is_joined(extent, &extent_of(epoch, key, after), after) {
+                return false;
+            }
+            last = until_end.next_back();
+        }
+        let replaced = match last {
+            Some((key, same)) if *key == start && same.len_blocks == extent.len_blocks => {
+                last = until_end.next_back();
+                Some(same)
+            }
+            _ => None,
+        };
+        if let Some((key, before)) = last {
+            let before_extent = extent_of(epoch, key, before);
+            if before_extent.end() > start || is_joined(&before_extent, extent, before) {
+                return false;
+            }
+        }
+        match replaced {
+            // A later change of the same run stays.
+            Some(same) if same.sequence > value.sequence => {}
+            Some(same) => *same = value,
+            None => _ = self.entries.insert(start, value),
+        }
+        true
     }
 
     /// Inserts an extent that others overlap, none of which straddles its ends.

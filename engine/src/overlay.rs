@@ -12,7 +12,10 @@
 //! - A *merge* (a write of part of a block) reads the block and admits the whole; if another change
 //!   of that block is admitted in between, the merge is superseded and starts again.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use event_listener::Event;
 use siltstone_device::{
@@ -146,14 +149,25 @@ impl Overlay {
 
     /// Removes what is left of a change whose entries are in the map.
     pub(crate) fn remove(&self, change: &Arc<Change>) {
+        let is_mine = |run: &OverlayRun| Arc::ptr_eq(&run.change, change);
         let mut runs = self.runs.write();
-        let mine = runs
-            .range(change.address.0..change.end())
-            .filter(|(_, run)| Arc::ptr_eq(&run.change, change))
-            .map(|(&address, _)| address)
-            .collect::<Vec<_>>();
-        for address in mine {
-            runs.remove(&address);
+        match runs.entry(change.address.0) {
+            // Mostly nothing of it has been overwritten.
+            Entry::Occupied(run)
+                if run.get().len_blocks == change.len_blocks && is_mine(run.get()) =>
+            {
+                run.remove();
+            }
+            _ => {
+                let mine = runs
+                    .range(change.address.0..change.end())
+                    .filter(|(_, run)| is_mine(run))
+                    .map(|(&address, _)| address)
+                    .collect::<Vec<_>>();
+                for address in mine {
+                    runs.remove(&address);
+                }
+            }
         }
         self.count.store(runs.len(), Ordering::Release);
     }
@@ -186,7 +200,7 @@ impl Overlay {
             let listener = self.merged.listen();
             {
                 let mut merges = self.merges.lock();
-                if let std::collections::btree_map::Entry::Vacant(entry) = merges.entry(address.0) {
+                if let Entry::Vacant(entry) = merges.entry(address.0) {
                     entry.insert(false);
                     self.merge_count.store(merges.len(), Ordering::Release);
                     fence(Ordering::SeqCst);
@@ -234,8 +248,13 @@ fn carve(runs: &mut BTreeMap<u64, OverlayRun>, start: u64, end: u64) {
         len_blocks: (to - from) as u32,
         change: Arc::clone(&run.change),
     };
+    // Mostly nothing overlaps: then nothing but the last run below `end` need be looked at.
+    let end_of = |address: u64, run: &OverlayRun| address + u64::from(run.len_blocks);
+    if runs.range(..end).next_back().is_none_or(|(&address, run)| end_of(address, run) <= start) {
+        return;
+    }
     if let Some((&before, run)) = runs.range(..start).next_back() {
-        let run_end = before + u64::from(run.len_blocks);
+        let run_end = end_of(before, run);
         if run_end > start {
             let head = clip(run, before, start);
             let tail = (run_end > end).then(|| clip(run, end, run_end));
@@ -248,7 +267,7 @@ fn carve(runs: &mut BTreeMap<u64, OverlayRun>, start: u64, end: u64) {
     let inside: Vec<u64> = runs.range(start..end).map(|(&address, _)| address).collect();
     for address in inside {
         let run = runs.remove(&address).expect("the address was just found");
-        let run_end = address + u64::from(run.len_blocks);
+        let run_end = end_of(address, &run);
         if run_end > end {
             runs.insert(end, clip(&run, end, run_end));
         }
