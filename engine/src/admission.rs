@@ -313,6 +313,12 @@ impl Admission {
         self.work.notify(usize::MAX);
     }
 
+    /// Data that no reducer has taken.
+    #[cfg(test)]
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.queue.lock().waiting_bytes
+    }
+
     /// Changes admitted and not yet published.
     pub(crate) fn pending(&self) -> usize {
         self.queue.lock().pending.len()

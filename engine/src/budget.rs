@@ -1,6 +1,8 @@
 //! A bounded amount of memory that requests wait for, first come, first served.
 
-use tokio::sync::Semaphore;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// What is counted: permits of this many bytes.
 const GRAIN_BYTES: usize = 512;
@@ -10,32 +12,46 @@ const GRAIN_BYTES: usize = 512;
 pub(crate) struct Budget {
     permits: Semaphore,
     limit: usize,
+    /// Asked for by those who wait, in bytes.
+    waiting: AtomicUsize,
 }
 
 impl Budget {
     pub(crate) fn new(limit_bytes: usize) -> Self {
         let limit = limit_bytes.div_ceil(GRAIN_BYTES).max(1);
-        Self { permits: Semaphore::new(limit), limit }
+        Self { permits: Semaphore::new(limit), limit, waiting: AtomicUsize::new(0) }
     }
 
     fn permits_for(&self, bytes: usize) -> usize {
         bytes.div_ceil(GRAIN_BYTES).min(self.limit)
     }
 
-    /// Waits until `bytes` are free and takes them.
+    /// Waits until `bytes` are free and takes them; they are free again when that is dropped and not kept.
     ///
     /// # Errors
     /// [`BudgetClosed`] once the budget is closed.
-    pub(crate) async fn take(&self, bytes: usize) -> Result<(), BudgetClosed> {
+    pub(crate) async fn take(&self, bytes: usize) -> Result<Taken<'_>, BudgetClosed> {
         let permits = u32::try_from(self.permits_for(bytes)).unwrap_or(u32::MAX);
-        let permit = self.permits.acquire_many(permits).await.map_err(|_| BudgetClosed)?;
-        permit.forget();
-        Ok(())
+        if let Ok(taken) = self.permits.try_acquire_many(permits) {
+            return Ok(Taken(taken));
+        }
+        let _waiting = Waiting::begin(self, bytes);
+        self.permits.acquire_many(permits).await.map(Taken).map_err(|_| BudgetClosed)
     }
 
-    /// Gives back what one `take` of `bytes` took.
+    /// Bytes that are waited for.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Gives back what was kept of one `take` of `bytes`.
     pub(crate) fn give_back(&self, bytes: usize) {
         self.permits.add_permits(self.permits_for(bytes));
+    }
+
+    /// Gives back what was kept of several.
+    pub(crate) fn give_back_all(&self, takes: impl Iterator<Item = usize>) {
+        self.permits.add_permits(takes.map(|bytes| self.permits_for(bytes)).sum());
     }
 
     /// Ends all waiting, now and later.
@@ -51,6 +67,37 @@ impl Budget {
     /// Bytes in all.
     pub(crate) fn limit_bytes(&self) -> usize {
         self.limit * GRAIN_BYTES
+    }
+}
+
+/// Counts one who waits, until it is dropped.
+struct Waiting<'a> {
+    budget: &'a Budget,
+    bytes: usize,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(budget: &'a Budget, bytes: usize) -> Self {
+        budget.waiting.fetch_add(bytes, Ordering::Relaxed);
+        Self { budget, bytes }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.budget.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What has been taken of a budget.
+#[derive(Debug)]
+#[must_use = "it is given back when it is dropped"]
+pub(crate) struct Taken<'a>(SemaphorePermit<'a>);
+
+impl Taken<'_> {
+    /// It stays taken until it is given back.
+    pub(crate) fn keep(self) {
+        self.0.forget();
     }
 }
 
@@ -73,7 +120,7 @@ mod tests {
                 thread::spawn(move || {
                     for round in 0..200 {
                         let bytes = 512 * (1 + (taker + round) % 7);
-                        pollster::block_on(budget.take(bytes)).unwrap();
+                        pollster::block_on(budget.take(bytes)).unwrap().keep();
                         assert!(budget.used_bytes() <= budget.limit_bytes());
                         budget.give_back(bytes);
                     }
@@ -89,19 +136,31 @@ mod tests {
     #[test]
     fn a_request_larger_than_the_budget_takes_all_of_it() {
         let budget = Budget::new(10 * 512);
-        pollster::block_on(budget.take(1 << 20)).unwrap();
+        pollster::block_on(budget.take(1 << 20)).unwrap().keep();
         assert_eq!(budget.used_bytes(), budget.limit_bytes());
         budget.give_back(1 << 20);
         assert_eq!(budget.used_bytes(), 0);
     }
 
     #[test]
+    fn what_is_not_kept_is_free_again_and_several_takes_are_given_back_at_once() {
+        let budget = Budget::new(10 * 512);
+        drop(pollster::block_on(budget.take(4 * 512)).unwrap());
+        assert_eq!(budget.used_bytes(), 0);
+        let takes = [1, 512, 3 * 512];
+        takes.iter().for_each(|&bytes| pollster::block_on(budget.take(bytes)).unwrap().keep());
+        assert_eq!(budget.used_bytes(), 5 * 512);
+        budget.give_back_all(takes.into_iter());
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[test]
     fn closing_ends_the_waiting() {
         let budget = Arc::new(Budget::new(512));
-        pollster::block_on(budget.take(512)).unwrap();
+        pollster::block_on(budget.take(512)).unwrap().keep();
         let waiter = {
             let budget = Arc::clone(&budget);
-            thread::spawn(move || pollster::block_on(budget.take(512)))
+            thread::spawn(move || pollster::block_on(budget.take(512)).map(Taken::keep))
         };
         thread::sleep(Duration::from_millis(10));
         budget.close();

@@ -35,6 +35,7 @@ impl Core {
     pub(crate) async fn flush(self: &Arc<Self>) -> Result<()> {
         let timer = self.stats.time(Stage::Commit);
         self.health.check()?;
+        let _waiter = self.flush_waiters.enter();
         let target = self.admission.admitted();
         self.commit.commit(target, || self.begin_round(), || self.commit_round()).await?;
         self.marks.note_durable();

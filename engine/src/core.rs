@@ -29,6 +29,7 @@ use crate::{
     effort::Effort,
     epochs::Epochs,
     error::{EngineError, Result},
+    flush_waiters::FlushWaiters,
     frame_cache::FrameCache,
     frontier::Frontier,
     fullness::FullnessWatch,
@@ -84,10 +85,14 @@ pub(crate) struct Core {
     pub(crate) epochs: RwLock<Epochs>,
 
     pub(crate) staging: Budget,
+    /// What of it no reducer has begun with: clients wait for a part of staging only, or a flush would wait
+    /// for all of it.
+    pub(crate) backlog: Budget,
     /// The buffers of write units that are being filled, or wait for the device.
     pub(crate) unit_buffers: Budget,
     pub(crate) admission: Admission,
     pub(crate) commit: GroupCommit<EngineError>,
+    pub(crate) flush_waiters: FlushWaiters,
     pub(crate) log: Log,
 
     pub(crate) index: Index,
@@ -237,6 +242,7 @@ impl Core {
         let cause = self.health.failure().expect("it has just been set");
         self.commit.fail(EngineError::Failed { cause });
         self.staging.close();
+        self.backlog.close();
         self.unit_buffers.close();
         self.in_flight.gate().close();
         self.admission.close();

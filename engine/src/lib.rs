@@ -83,6 +83,7 @@ mod error_kind;
 pub mod estimate;
 pub mod explain;
 pub mod findings;
+mod flush_waiters;
 mod frame;
 mod frame_cache;
 mod framing;

@@ -90,6 +90,7 @@ impl Pipeline {
         core.health.close();
         core.stopping.store(true, Ordering::Release);
         core.staging.close();
+        core.backlog.close();
         core.admission.close();
         core.wake_all();
         let mut ended = Vec::new();
@@ -159,6 +160,7 @@ impl Drop for FailOnPanic {
 async fn reduce(core: &Core, sealer: &mpsc::UnboundedSender<Message>) {
     let mut reducer = Reducer::new();
     while let Some(batch) = core.admission.take_batch().await {
+        core.backlog.give_back_all(batch.changes.iter().map(|change| change.staged_bytes));
         let Ok(reduced) = reducer.reduce(core, batch).await else { break };
         if sealer.send(Message::Reduced(Box::new(reduced))).is_err() {
             break;

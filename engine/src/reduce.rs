@@ -98,7 +98,8 @@ impl Reducer {
     ) -> Result<ReducedBatch, Stopped> {
         let Batch { number, changes, behind_bytes } = batch;
         let others_bytes = (core.tuning.reducers - 1) * core.tuning.batch_bytes;
-        let by_load = Effort::by_load(behind_bytes, others_bytes, core.tuning.staging_bytes);
+        let waiting_bytes = behind_bytes + core.backlog.waiting_bytes();
+        let by_load = Effort::by_load(waiting_bytes, others_bytes, core.tuning.staging_bytes);
         let effort = core.tuning.effort.unwrap_or(by_load);
         let mut entries = Vec::new();
         let timer = core.stats.time(Stage::Fingerprint);
@@ -310,7 +311,7 @@ impl Reducer {
         siltstone_dedup::run::plan(&self.targets, &self.contiguous, threshold, &mut self.runs);
         let buffer_bytes = self.buffer_bytes(hole_count);
         drop(timer);
-        core.unit_buffers.take(buffer_bytes).await.map_err(|_| Stopped)?;
+        core.unit_buffers.take(buffer_bytes).await.map_err(|_| Stopped)?.keep();
         drop(turn);
         Ok((positions, buffer_bytes))
     }
@@ -468,6 +469,7 @@ impl Reducer {
         let mut end = frames_start(summary);
         buffer[summary..end].fill(0);
         for frame in &frames {
+            core.flush_waiters.give_way();
             let plain_bytes = frame.blocks.len() * BLOCK_BYTES;
             let plain = match contiguous_data(changes, &self.blocks, &frame.blocks) {
                 Some(plain) => plain,

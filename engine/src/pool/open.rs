@@ -29,6 +29,7 @@ use crate::{
     core::{Core, Published},
     discarder::Discarder,
     error::{EngineError, MetadataError, Result},
+    flush_waiters::FlushWaiters,
     frame_cache::FrameCache,
     frontier::Frontier,
     fullness::FullnessWatch,
@@ -203,6 +204,7 @@ async fn open_on(
         epochs: RwLock::new(body.epochs.clone()),
         catalog: Mutex::new(body.catalog.clone()),
         staging: Budget::new(tuning.staging_bytes),
+        backlog: Budget::new((tuning.reducers + 1) * tuning.batch_bytes),
         unit_buffers: Budget::new(unit_buffers_bytes(&tuning)),
         admission: Admission::new(
             recovered.sequence,
@@ -211,6 +213,7 @@ async fn open_on(
             Arc::clone(&runtime),
         ),
         commit: GroupCommit::new(recovered.sequence),
+        flush_waiters: FlushWaiters::default(),
         log,
         index: Index::new(superblock.index_memory_bytes as usize)?,
         images: Images::new(body.image.clone()),

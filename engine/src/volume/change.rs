@@ -8,6 +8,7 @@ use siltstone_device::{BLOCK_BYTES, BlockAddress};
 use super::{BLOCK, Volume, WriteBuffer};
 use crate::{
     admission::{Admittable, Refusal},
+    budget::BudgetClosed,
     core::Core,
     error::{EngineError, Result},
     overlay::{ChangeBody, Merge},
@@ -96,8 +97,7 @@ impl Volume {
 
     /// Takes back what a refused change holds, and says why it was refused.
     fn refused(&self, change: &Admittable, refusal: Refusal) -> EngineError {
-        self.core.staging.give_back(change.staged_bytes);
-        self.core.space.release(change.space_bytes);
+        self.core.unstage(change);
         match refusal {
             Refusal::Superseded => unreachable!("only a merge can be superseded, and tries again"),
             Refusal::Closed => self.core.health.check_open().err().unwrap_or(EngineError::Closing),
@@ -136,8 +136,7 @@ impl Volume {
                     return Err(self.refused(&change, refusal));
                 }
                 Err((change, _)) => {
-                    self.core.staging.give_back(change.staged_bytes);
-                    self.core.space.release(change.space_bytes);
+                    self.core.unstage(&change);
                     let ChangeBody::Data(data) = change.body else {
                         unreachable!("a merge writes data");
                     };
@@ -270,9 +269,23 @@ impl Core {
         self.health.check_open()
     }
 
+    /// Waits for a place among what reducers have not begun with, and for memory.
     async fn take_staging(&self, bytes: usize) -> Result<()> {
-        let taken = self.staging.take(bytes).await;
+        let taken = async {
+            let place = self.backlog.take(bytes).await?;
+            self.staging.take(bytes).await?.keep();
+            place.keep();
+            Ok(())
+        };
+        let taken: std::result::Result<(), BudgetClosed> = taken.await;
         taken.or_else(|_| self.health.check_open().and(Err(EngineError::Closing)))
+    }
+
+    /// Takes back what a change holds that was not admitted.
+    fn unstage(&self, change: &Admittable) {
+        self.backlog.give_back(change.staged_bytes);
+        self.staging.give_back(change.staged_bytes);
+        self.space.release(change.space_bytes);
     }
 
     /// Sends everything through the pipeline and checkpoints, so that promises are settled, dead
@@ -283,5 +296,48 @@ impl Core {
         // Merging everything is for once, before a collection, and not for each of its steps.
         let compact = thoroughly && !self.collection.is_busy();
         self.checkpointing.run(compact, || self.health.check()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use siltstone_device::sim::SimDevice;
+
+    use crate::{
+        Pool, VolumeOptions,
+        config::{CreateOptions, OpenOptions, Tuning},
+    };
+
+    /// What a flush has to wait for is bounded by more than all of staging.
+    #[test]
+    fn what_waits_for_reducers_is_a_small_part_of_staging() {
+        const WRITERS: usize = 8;
+        const WRITE_BYTES: usize = 64 << 10;
+        let device = SimDevice::new(64 << 20);
+        Pool::create_on(device.clone(), None, &CreateOptions::default()).expect("room enough");
+        let tuning = Tuning { reducers: 1, batch_bytes: 64 << 10, ..Tuning::default() };
+        let options = OpenOptions { tuning, ..OpenOptions::default() };
+        let pool = Pool::open_on(device, None, &options).expect("a pool");
+        let size = VolumeOptions::new((WRITERS * 16 * WRITE_BYTES) as u64);
+        let volume = pool.create_volume("data", &size).expect("a volume");
+        thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let (volume, pool) = (&volume, &pool);
+                scope.spawn(move || {
+                    for write in 0..16 {
+                        let at = writer * 16 + write;
+                        let data = vec![at as u8 + 1; WRITE_BYTES];
+                        volume.write_at((at * WRITE_BYTES) as u64, &data).expect("it is written");
+                        let waiting = pool.core().admission.waiting_bytes();
+                        assert!(waiting <= 2 * WRITE_BYTES, "{waiting} bytes wait");
+                    }
+                });
+            }
+        });
+        pool.flush().expect("it is durable");
+        assert_eq!(pool.core().backlog.used_bytes(), 0, "what reducers took is given back");
+        pool.close().expect("it closes");
     }
 }
