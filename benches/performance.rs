@@ -6,13 +6,15 @@
 //! while is slow for both. The data is a filesystem image of real files, or one that is given.
 //!
 //! - `options`: what can be asked for.
-//! - `bed`: the data, files and pools; `limit`: the unavoidable work alone, as [`raw`](crate::raw) is the device's.
+//! - `bed`: the data, files and pools; `limit`: the unavoidable work alone, as [`raw`](crate::raw) is the device's;
+//!   `frame_reads`, `shared_commits`: that of both together.
 //! - `ingest`, `space`, `reads`, `overwrite`, `flush`, `steady`, `memory`, `opening`, `growth`: a group
 //!   of rows each, or some; `child`: processes that they need; `spread`: a device of any size.
 
 mod bed;
 mod child;
 mod flush;
+mod frame_reads;
 mod growth;
 mod ingest;
 mod limit;
@@ -21,6 +23,7 @@ mod opening;
 mod options;
 mod overwrite;
 mod reads;
+mod shared_commits;
 mod space;
 mod spread;
 mod steady;
@@ -32,7 +35,7 @@ use crate::{
     report::{self, Report},
 };
 
-type Outcome = Result<(), BenchError>;
+type Outcome<T = ()> = Result<T, BenchError>;
 
 /// A group's name and what measures it.
 type Group = (&'static str, fn(&Bed, &mut Report) -> Outcome);

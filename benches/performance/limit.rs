@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use siltstone_dedup::{Fingerprint, fingerprint_blocks};
 use zstd::zstd_safe::{CCtx, DCtx};
 
+use super::overwrite::NewBlocks;
 use crate::{
     data::BLOCK_BYTES,
     sample::{Sample, Stopwatch},
@@ -21,8 +22,6 @@ pub(crate) enum Work {
     Recognise,
     /// It is new: also compression in frames of 32 KiB, and a checksum of what comes of each.
     Store,
-    /// It is new and comes in single blocks from all over a volume: each is a frame.
-    StoreBlocks,
 }
 
 impl Work {
@@ -31,7 +30,6 @@ impl Work {
         match self {
             Self::Recognise => None,
             Self::Store => Some(FRAME_BYTES),
-            Self::StoreBlocks => Some(BLOCK_BYTES),
         }
     }
 }
@@ -55,6 +53,32 @@ pub(crate) fn run(data: &[u8], work: Work, cores: usize) -> Sample {
         }
     });
     stopwatch.stop(data.len() as u64)
+}
+
+/// Stores single blocks from all over the data, each a frame of its own, as clients of small writes make them: as
+/// many as the data has, on as many threads as there are cores. Counts blocks.
+pub(crate) fn run_blocks(data: &[u8], cores: usize) -> Sample {
+    let pieces = data.len() / PIECE_BYTES;
+    let blocks_a_piece = PIECE_BYTES / BLOCK_BYTES;
+    let mut workers: Vec<Worker> = (0..cores).map(|_| Worker::new()).collect();
+    workers.iter_mut().for_each(|worker| worker.process(&data[..PIECE_BYTES], Work::Store));
+    let next = AtomicUsize::new(0);
+    let stopwatch = Stopwatch::start();
+    std::thread::scope(|scope| {
+        for (number, worker) in workers.iter_mut().enumerate() {
+            let next = &next;
+            scope.spawn(move || {
+                let mut blocks = NewBlocks::new(data, number, cores);
+                while next.fetch_add(1, Ordering::Relaxed) < pieces {
+                    for slot in worker.staging.as_chunks_mut::<BLOCK_BYTES>().0 {
+                        slot.copy_from_slice(blocks.next(data.len() as u64).1);
+                    }
+                    worker.reduce(PIECE_BYTES, Some(BLOCK_BYTES));
+                }
+            });
+        }
+    });
+    stopwatch.stop((pieces * blocks_a_piece) as u64)
 }
 
 /// Stores `data` over and over, in pieces of `piece_bytes`, until it is over; counts bytes as it goes.
@@ -99,11 +123,16 @@ impl Worker {
     }
 
     fn process(&mut self, piece: &[u8], work: Work) {
-        let staging = &mut self.staging[..piece.len()];
-        staging.copy_from_slice(piece);
+        self.staging[..piece.len()].copy_from_slice(piece);
+        self.reduce(piece.len(), work.frame_bytes());
+    }
+
+    /// What comes after the copy: fingerprints, and if it is new, frames and their checksums.
+    fn reduce(&mut self, len_bytes: usize, frame_bytes: Option<usize>) {
+        let staging = &self.staging[..len_bytes];
         let blocks: Vec<_> = staging.as_chunks::<BLOCK_BYTES>().0.iter().collect();
         fingerprint_blocks(&blocks, &mut self.fingerprints[..blocks.len()]);
-        if let Some(frame_bytes) = work.frame_bytes() {
+        if let Some(frame_bytes) = frame_bytes {
             for frame in staging.chunks(frame_bytes) {
                 let len = self.context.compress(&mut self.out[..], frame, LEVEL);
                 let len = len.expect("the output has room");
@@ -114,27 +143,39 @@ impl Worker {
     }
 }
 
-/// Data in frames of 32 KiB, each alone: compressed, or plain where that is not smaller.
+/// Data in frames, each alone: compressed, or plain where that is not smaller.
 pub(crate) struct Frames {
     frames: Vec<Vec<u8>>,
+    /// Of each, plain; the last may have less.
+    pub(crate) frame_bytes: usize,
     pub(crate) stored_bytes: u64,
     plain_bytes: u64,
 }
 
 impl Frames {
+    /// In frames of 32 KiB at level 1, as a volume has them unless it is told otherwise.
     pub(crate) fn compress(data: &[u8]) -> Self {
+        Self::compress_with(data, FRAME_BYTES, LEVEL)
+    }
+
+    /// In frames of `frame_bytes`, at most 32 KiB, at this level.
+    pub(crate) fn compress_with(data: &[u8], frame_bytes: usize, level: i32) -> Self {
         let mut context = CCtx::create();
         let mut out = vec![0; 2 * FRAME_BYTES];
         let frames: Vec<Vec<u8>> = data
-            .chunks(FRAME_BYTES)
+            .chunks(frame_bytes)
             .map(|frame| {
-                let len = context.compress(&mut out[..], frame, LEVEL);
+                let len = context.compress(&mut out[..], frame, level);
                 let len = len.expect("the output has room");
                 if len < frame.len() { out[..len].to_vec() } else { frame.to_vec() }
             })
             .collect();
         let stored_bytes = frames.iter().map(|frame| frame.len() as u64).sum();
-        Self { frames, stored_bytes, plain_bytes: data.len() as u64 }
+        Self { frames, frame_bytes, stored_bytes, plain_bytes: data.len() as u64 }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.frames.iter().map(Vec::as_slice)
     }
 
     /// Decompresses everything on as many threads as there are cores. Counts plain bytes.

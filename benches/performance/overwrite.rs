@@ -8,10 +8,9 @@ use siltstone_engine::EngineError;
 use super::{
     Outcome,
     bed::{Bed, LOADED},
-    limit::{self, Work},
+    limit,
 };
 use crate::{
-    data::BLOCK_BYTES,
     drive,
     raw::{self, Amount, Load},
     report::{Report, Target, Turns, Unit},
@@ -62,7 +61,7 @@ pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
     for round in 1..=bed.rounds {
         let limit =
             raw::run(&bed.raw, bed.raw_bytes, Load::RANDOM_WRITE, Amount::Time(bed.seconds))?;
-        let work = limit::run(data, Work::StoreBlocks, bed.cores).rate() / BLOCK_BYTES as f64;
+        let work = limit::run_blocks(data, bed.cores).rate();
         // Each round anew: what was overwritten takes its space until it is collected.
         bed.load_pool()?;
         let pool = bed.open_pool(siltstone_engine::Tuning::default())?;

@@ -11,6 +11,7 @@ use siltstone_engine::{Compression, Effort, EngineError, Result, Tuning, Volume}
 use super::{
     Outcome,
     bed::{Bed, LOADED},
+    frame_reads::FrameReads,
     limit::{Frames, PIECE_BYTES},
 };
 use crate::{
@@ -76,21 +77,34 @@ pub(crate) fn sequential(bed: &Bed, report: &mut Report) -> Outcome {
 /// Random single blocks of a pool just opened, of a volume as it is made by default, and of one for such
 /// reads: in frames of 8 KiB, all of which were compressed as well as its levels allow.
 pub(crate) fn random(bed: &Bed, report: &mut Report) -> Outcome {
-    let least = Frames::compress(&bed.distinct.bytes).stored_bytes as f64;
+    let frames = Frames::compress(&bed.distinct.bytes);
+    let least = frames.stored_bytes as f64;
     bed.load_pool()?;
-    random_of(bed, report, "random 4 KiB cold read, qd 32", least)?;
+    random_of(bed, report, "random 4 KiB cold read, qd 32", least, &frames)?;
     let frame = "8K".parse().expect("there are frames of that size");
     let tuning = Tuning { effort: Some(Effort::Great), ..Tuning::default() };
     bed.load_pool_with(Compression { frame, ..Compression::default() }, tuning)?;
-    random_of(bed, report, "the same, of frames of 8 KiB", least)
+    let level = Compression::default().levels.idle().into();
+    let frames = Frames::compress_with(&bed.distinct.bytes, 8 << 10, level);
+    random_of(bed, report, "the same, of frames of 8 KiB", least, &frames)
 }
 
-/// Random single blocks of the loaded pool, 32 at a time, against the device's; and what the pool has stored,
-/// against the least that frames of 32 KiB at level 1 take.
-fn random_of(bed: &Bed, report: &mut Report, name: &str, least_bytes: f64) -> Outcome {
+/// Random single blocks of the loaded pool, 32 at a time, against the device's, and against reading and decoding
+/// `frames` alone; and what the pool has stored, against the least that frames of 32 KiB at level 1 take.
+fn random_of(
+    bed: &Bed,
+    report: &mut Report,
+    name: &str,
+    least_bytes: f64,
+    frames: &Frames,
+) -> Outcome {
     let mut rate = Turns::new(name, Unit::OperationsPerSecond, Target::ratio(0.8));
     let name = "processor time of one such read";
     let mut cost = Turns::new(name, Unit::MicrosecondsEach, Target::value(8.0).at_most());
+    let alone = "the same, of reading and decoding alone";
+    let mut bounded_rate = Turns::new(alone, Unit::OperationsPerSecond, Target::ratio(0.9));
+    let most = Target::ratio(1.0 / 0.9).at_most();
+    let mut bounded_cost = Turns::new(alone, Unit::MicrosecondsEach, most);
     let name = "the slowest hundredth take, at least";
     let mut slow = Turns::new(name, Unit::MicrosecondsEach, Target::ratio(3.0).at_most());
     let mut stored =
@@ -99,8 +113,10 @@ fn random_of(bed: &Bed, report: &mut Report, name: &str, least_bytes: f64) -> Ou
     stored.add(pool.quick_stat().space.stored_bytes as f64, least_bytes);
     let volume = pool.volume(LOADED)?;
     let blocks = volume.size_bytes() / 4096;
+    let alone = FrameReads::store(bed, frames)?;
     for round in 0..bed.rounds {
         let amount = Amount::Time(bed.seconds);
+        let alone = alone.run(DEPTH, bed.seconds)?;
         let (limit, mut of_limit) =
             raw::run_timed(&bed.raw, bed.raw_bytes, Load::RANDOM_READ, amount)?;
         let end = Instant::now() + bed.seconds;
@@ -128,8 +144,10 @@ fn random_of(bed: &Bed, report: &mut Report, name: &str, least_bytes: f64) -> Ou
         rate.add(read.rate(), limit.rate());
         slow.add(reads.us_at(0.99), of_limit.us_at(0.99));
         cost.add(read.cpu_us_each(), limit.cpu_us_each());
+        bounded_rate.add(read.rate(), alone.rate());
+        bounded_cost.add(read.cpu_us_each(), alone.cpu_us_each());
     }
-    for turns in [rate, slow, cost, stored] {
+    for turns in [rate, bounded_rate, slow, cost, bounded_cost, stored] {
         report.add(turns);
     }
     drop(volume);
