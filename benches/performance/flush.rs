@@ -16,6 +16,7 @@ use super::{
     shared_commits,
 };
 use crate::{
+    data::BLOCK_BYTES,
     raw,
     report::{Report, Target, Turns, Unit},
     sample::{Sample, Stopwatch},
@@ -67,8 +68,8 @@ fn beside_streams(bed: &Bed, pool: &Pool, volume: &Volume) -> Outcome<Sample> {
         let mut piece = vec![0; PIECE_BYTES];
         let starts = (0..SPAN_BYTES).step_by(PIECE_BYTES).cycle();
         for start in starts.take_while(|_| !is_over.load(Ordering::Relaxed)) {
-            for slot in piece.as_chunks_mut().0 {
-                *slot = *blocks.next(SPAN_BYTES).1;
+            for slot in piece.chunks_exact_mut(BLOCK_BYTES) {
+                slot.copy_from_slice(blocks.next(SPAN_BYTES).1);
             }
             streamed.write_at(number as u64 * SPAN_BYTES + start, &piece)?;
         }

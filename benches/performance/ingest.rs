@@ -60,7 +60,7 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
     for round in 1..=bed.rounds {
         let limit = limit::run(data, Work::Store, bed.cores);
         let pool = bed.fresh_pool()?;
-        warm_memory(bed, &pool)?;
+        warm_memory(bed, &pool, 2)?;
         let size = VolumeOptions::new(data.len() as u64);
         let before = pool.activity();
         let first = write(bed, &pool, &pool.create_volume("first", &size)?, data)?;
@@ -81,6 +81,7 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
         let pool = bed.open_pool(Tuning::default())?;
         pool.wait_index_warm()?;
         warm.add_alone(opened.elapsed().as_secs_f64() * 1e3);
+        warm_memory(bed, &pool, 3)?;
         let limit = limit::run(data, Work::Recognise, bed.cores);
         let third = write(bed, &pool, &pool.create_volume("third", &size)?, data)?;
         restarted.add(third.rate(), limit.rate());
@@ -93,10 +94,10 @@ pub(crate) fn data(bed: &Bed, report: &mut Report) -> Outcome {
 }
 
 /// Other noise into a volume that is deleted then: the buffers and the index's pages have been touched, which a
-/// pool pays once in its life. The limits' memory is warm, too.
-fn warm_memory(bed: &Bed, pool: &Pool) -> Outcome {
+/// pool pays once after it was opened. The limits' memory is warm, too.
+fn warm_memory(bed: &Bed, pool: &Pool, seed: u64) -> Outcome {
     let mut noise = vec![0; WARM_BYTES];
-    SeededRandom::new(2).fill(&mut noise);
+    SeededRandom::new(seed).fill(&mut noise);
     let volume = pool.create_volume("scratch", &VolumeOptions::new(WARM_BYTES as u64))?;
     // It returns when all is durable.
     write(bed, pool, &volume, &noise)?;
@@ -114,7 +115,7 @@ pub(crate) fn incompressible(bed: &Bed, report: &mut Report) -> Outcome {
         let amount = Amount::Bytes(noise.len() as u64);
         let limit = raw::run_bytes(&bed.raw, bed.raw_bytes, Load::SEQUENTIAL_WRITE, amount)?;
         let pool = bed.fresh_pool()?;
-        warm_memory(bed, &pool)?;
+        warm_memory(bed, &pool, 2)?;
         let volume = pool.create_volume("noise", &VolumeOptions::new(noise.len() as u64))?;
         let before = pool.activity();
         let written = write(bed, &pool, &volume, &noise)?;
