@@ -113,10 +113,10 @@ fn random_of(
     stored.add(pool.quick_stat().space.stored_bytes as f64, least_bytes);
     let volume = pool.volume(LOADED)?;
     let blocks = volume.size_bytes() / 4096;
-    let alone = FrameReads::store(bed, frames)?;
+    let frame_reads = FrameReads::store(bed, frames)?;
     for round in 0..bed.rounds {
         let amount = Amount::Time(bed.seconds);
-        let alone = alone.run(DEPTH, bed.seconds)?;
+        let bound = frame_reads.run(DEPTH, bed.seconds)?;
         let (limit, mut of_limit) =
             raw::run_timed(&bed.raw, bed.raw_bytes, Load::RANDOM_READ, amount)?;
         let end = Instant::now() + bed.seconds;
@@ -144,8 +144,8 @@ fn random_of(
         rate.add(read.rate(), limit.rate());
         slow.add(reads.us_at(0.99), of_limit.us_at(0.99));
         cost.add(read.cpu_us_each(), limit.cpu_us_each());
-        bounded_rate.add(read.rate(), alone.rate());
-        bounded_cost.add(read.cpu_us_each(), alone.cpu_us_each());
+        bounded_rate.add(read.rate(), bound.rate());
+        bounded_cost.add(read.cpu_us_each(), bound.cpu_us_each());
     }
     for turns in [rate, bounded_rate, slow, cost, bounded_cost, stored] {
         report.add(turns);

@@ -55,7 +55,7 @@ pub(crate) struct Batch {
     /// Counts from 0 since the pool was opened, without gaps.
     pub(crate) number: u64,
     pub(crate) changes: Vec<Arc<Change>>,
-    /// Bytes of data that came later and wait for their turn.
+    /// Bytes that came later and wait for their turn, or for a place in the backlog.
     pub(crate) behind_bytes: usize,
 }
 

@@ -35,7 +35,7 @@ impl Core {
     pub(crate) async fn flush(self: &Arc<Self>) -> Result<()> {
         let timer = self.stats.time(Stage::Commit);
         self.health.check()?;
-        let _waiter = self.flush_waiters.enter();
+        let _waiter = self.flush_waiters.flush();
         let target = self.admission.admitted();
         self.commit.commit(target, || self.begin_round(), || self.commit_round()).await?;
         self.marks.note_durable();
@@ -112,7 +112,9 @@ impl Core {
                 Err(error) => return Err(error),
             }
         }
+        let drain = self.flush_waiters.drain();
         self.drain_to(target).await?;
+        drop(drain);
         self.flush_device().await?;
         Ok(target)
     }

@@ -74,7 +74,8 @@ pub struct OpenOptions {
 /// Memory budgets and batch sizes. The defaults suit a machine of any size.
 #[derive(Clone, Debug)]
 pub struct Tuning {
-    /// Bytes of admitted data that may wait for the device; beyond it, admission waits.
+    /// Bytes of admitted data that may wait for the device; beyond it, admission waits, and before that where more than a
+    /// batch a reducer and one more have not been begun with.
     pub staging_bytes: usize,
     /// Bytes of plain data that are reduced together.
     pub batch_bytes: usize,

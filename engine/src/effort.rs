@@ -4,7 +4,7 @@
 //! at the lower of the volume's two levels: the most data a second. A batch behind which nothing waits has
 //! the processors to itself, and gets the higher one. A frame's header says which it was.
 //!
-//! The backlog alone decides. Under a load that the greater effort cannot keep up with, it grows until batches
+//! The backlog alone decides, and with it who waits for a place there. Under a load that the greater effort cannot keep up with, it grows until batches
 //! of the lesser one have brought it down again, so that just what the processors have to spare is spent.
 //! What is overwritten often gets the lesser effort always: it will be garbage soon.
 

@@ -6,7 +6,7 @@
 //! utilisation is the bound; if it took no time at all, the next one would be, at a rate that is higher by
 //! as much as its utilisation is short of one. Some things are no parts of the pipeline and come before
 //! them: writers who wait for room in the pool, and clients who do not send enough, which shows by
-//! nobody waiting for staging memory; they may be waiting for their flushes.
+//! nobody waiting for the backlog or staging; they may be waiting for their flushes.
 
 use std::{fmt, time::Instant};
 

@@ -159,7 +159,9 @@ impl Drop for FailOnPanic {
 
 async fn reduce(core: &Core, sealer: &mpsc::UnboundedSender<Message>) {
     let mut reducer = Reducer::new();
-    while let Some(batch) = core.admission.take_batch().await {
+    while let Some(mut batch) = core.admission.take_batch().await {
+        // Before they get the places of this one.
+        batch.behind_bytes += core.backlog.waiting_bytes();
         core.backlog.give_back_all(batch.changes.iter().map(|change| change.staged_bytes));
         let Ok(reduced) = reducer.reduce(core, batch).await else { break };
         if sealer.send(Message::Reduced(Box::new(reduced))).is_err() {

@@ -98,8 +98,7 @@ impl Reducer {
     ) -> Result<ReducedBatch, Stopped> {
         let Batch { number, changes, behind_bytes } = batch;
         let others_bytes = (core.tuning.reducers - 1) * core.tuning.batch_bytes;
-        let waiting_bytes = behind_bytes + core.backlog.waiting_bytes();
-        let by_load = Effort::by_load(waiting_bytes, others_bytes, core.tuning.staging_bytes);
+        let by_load = Effort::by_load(behind_bytes, others_bytes, core.tuning.staging_bytes);
         let effort = core.tuning.effort.unwrap_or(by_load);
         let mut entries = Vec::new();
         let timer = core.stats.time(Stage::Fingerprint);

@@ -16,7 +16,7 @@ use crate::scrub::ScrubProgress;
 pub(crate) enum Stage {
     /// Waiting for room in the pool.
     SpaceWait,
-    /// Waiting for staging memory.
+    /// Waiting for a place in the backlog, and for staging memory.
     AdmitWait,
     /// Finding zeros and fingerprinting.
     Fingerprint,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use siltstone_device::{BLOCK_BYTES, BlockAddress};
 
+pub(crate) use self::change::ZERO_STAGED_BYTES;
 use crate::{
     core::Core,
     error::{EngineError, Result},

@@ -43,7 +43,7 @@ struct Point {
     /// What bounded the writes.
     bound: Option<Bound>,
     utilisation: Vec<(Bound, f64)>,
-    /// Writers that waited on average for room, and for staging memory.
+    /// Writers that waited on average for room, and for the backlog or staging memory.
     space_waiters: f64,
     staging_waiters: f64,
     flushers: f64,

@@ -19,7 +19,7 @@ use siltstone_nvram::{CheckpointStore, GroupCommit, Log, MarkStore};
 
 use super::{MAX_BATCH_BYTES, Pool, log_identity, log_region, open_nvram, replay::replay_log};
 use crate::{
-    admission::Admission,
+    admission::{Admission, MAX_BATCH_CHANGES},
     adoption::Adoptions,
     budget::Budget,
     catalog::{Catalog, SnapshotRecord, VolumeRecord},
@@ -50,6 +50,7 @@ use crate::{
     superblock::{FoundSuperblock, Superblock},
     temperature::RecentWrites,
     throttle::Throttle,
+    volume::ZERO_STAGED_BYTES,
     volume_core::VolumeCore,
 };
 
@@ -204,7 +205,7 @@ async fn open_on(
         epochs: RwLock::new(body.epochs.clone()),
         catalog: Mutex::new(body.catalog.clone()),
         staging: Budget::new(tuning.staging_bytes),
-        backlog: Budget::new((tuning.reducers + 1) * tuning.batch_bytes),
+        backlog: Budget::new(backlog_bytes(&tuning)),
         unit_buffers: Budget::new(unit_buffers_bytes(&tuning)),
         admission: Admission::new(
             recovered.sequence,
@@ -300,6 +301,16 @@ fn unit_buffers_bytes(tuning: &Tuning) -> usize {
     let unit_bytes = BufferPool::capacity_of(tuning.batch_bytes + tuning.batch_bytes / 16);
     let most = (tuning.reducers + UNITS_ON_THEIR_WAY) * unit_bytes;
     most.min(tuning.staging_bytes).max(unit_bytes)
+}
+
+/// A batch for each reducer and one more, but no more than half of staging.
+///
+/// A change holds at most a batch's bytes, and a hole [`ZERO_STAGED_BYTES`]. So where one finds no place, others hold
+/// more than a batch and the holes of a batch: a reducer can take one and need not wait for company.
+fn backlog_bytes(tuning: &Tuning) -> usize {
+    let holes_bytes = MAX_BATCH_CHANGES * ZERO_STAGED_BYTES;
+    let most = (tuning.staging_bytes / 2).max(2 * tuning.batch_bytes);
+    ((tuning.reducers + 1) * tuning.batch_bytes).min(most) + holes_bytes
 }
 
 /// The tuning as far as the pool's shape allows it: the tail of a segment that a unit does not
