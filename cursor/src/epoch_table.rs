@@ -63,23 +63,8 @@ impl EpochTable {
         if self.insert_alone(&extent, value) {
             return;
         }
-        // An overwrite of exactly the same run moves nothing in the tree.
-        let alone = self.split_at(start) & self.split_at(end);
-        if alone && let Some(existing) = self.entries.get_mut(&start) {
-            if existing.len_blocks == extent.len_blocks {
-                if existing.sequence <= sequence {
-                    *existing = value;
-                    self.join_at(start);
-                    self.join_at(end);
-                }
-                return;
-            }
-        } else if alone && self.entries.range(start..end).next().is_none() {
-            self.entries.insert(start, value);
-            self.join_at(start);
-            self.join_at(end);
-            return;
-        }
+        self.split_at(start);
+        self.split_at(end);
         self.insert_over(extent, sequence);
     }
 
@@ -123,7 +108,7 @@ impl EpochTable {
         true
     }
 
-    /// Inserts an extent that others overlap, none of which straddles its ends.
+    /// Inserts any extent, once no other straddles its ends.
     fn insert_over(&mut self, extent: Extent, sequence: Sequence) {
         let (start, end) = (extent.start(), extent.end());
         let existing: Vec<(Key, u32, Sequence)> = self
@@ -153,19 +138,18 @@ impl EpochTable {
         joints.into_iter().for_each(|key| self.join_at(key));
     }
 
-    /// Makes `key` a boundary: an extent that straddles it becomes two. True if none did.
-    fn split_at(&mut self, key: Key) -> bool {
-        let Some((first, value)) = self.entries.range_mut(..key).next_back() else { return true };
+    /// Makes `key` a boundary: an extent that straddles it becomes two.
+    fn split_at(&mut self, key: Key) {
+        let Some((first, value)) = self.entries.range_mut(..key).next_back() else { return };
         let whole = extent_of(self.epoch, first, value);
         if whole.end() <= key {
-            return true;
+            return;
         }
         let right = whole.slice(key.address.0, u64::MAX);
         value.len_blocks -= right.len_blocks;
         let Extent { len_blocks, target, .. } = right;
         let sequence = value.sequence;
         self.entries.insert(key, Value { len_blocks, target, sequence });
-        false
     }
 
     /// Joins the entry that starts at `key` with the one before it, if one can stand for both.
