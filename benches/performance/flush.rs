@@ -86,8 +86,8 @@ fn beside_streams(bed: &Bed, pool: &Pool, volume: &Volume) -> Outcome<Sample> {
     })
 }
 
-/// How often the device alone could serve so many clients whose writes are made as well as is possible
-/// without an engine, if the work on the blocks were done beside it on the same processors.
+/// How often the device alone serves so many clients by a simple program in which they share writes, if the work on
+/// the blocks were done beside it on the same processors.
 fn most(bed: &Bed, clients: usize) -> Outcome<f64> {
     let shared = shared_commits::run(&*bed.raw, bed.raw_bytes, clients, bed.seconds)?;
     let work = limit::run_blocks(&bed.distinct.bytes, bed.cores);
@@ -96,7 +96,7 @@ fn most(bed: &Bed, clients: usize) -> Outcome<f64> {
 }
 
 /// Write and flush by one client and by 16, against one client's durable writes to the device; those of 16 also against
-/// eight times that or the most that is possible, whichever is less.
+/// eight times that or what [`most`] says, whichever is less.
 pub(crate) fn writes(bed: &Bed, report: &mut Report) -> Outcome {
     let unit = Unit::OperationsPerSecond;
     let mut single = Turns::new("4 KiB write + flush, 1 client", unit, Target::ratio(0.9));

@@ -1,4 +1,4 @@
-//! Small durable writes of many clients with nothing but what they cannot do without: what gathers
+//! Small durable writes of many clients by a simple program, one write under way at a time: what gathers
 //! while the device writes is its next write, and a client waits until its own is done.
 
 use std::{
