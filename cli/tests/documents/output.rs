@@ -4,6 +4,8 @@
 const LEFT_OUT: &str = "...";
 /// What may follow a figure.
 const UNITS: [&str; 9] = ["B", "KiB", "MiB", "GiB", "TiB", "ms", "us", "ns", "s"];
+/// What may follow a unit: a fast machine has more of a unit where a slow one has fewer of another.
+const PER_SECOND: &str = "/s";
 
 /// Whether lines are as shown.
 pub(super) fn is_as_shown(shown: &[String], printed: &str) -> bool {
@@ -46,8 +48,9 @@ pub(super) fn masked(line: &str) -> String {
         }
         // A unit belongs to its figure, with what follows it.
         let bare = word.trim_end_matches([',', ';', ')', ':', '.']);
+        let unit = bare.strip_suffix(PER_SECOND).unwrap_or(bare);
         match words.last_mut() {
-            Some(last) if last.ends_with('#') && UNITS.contains(&bare) => {
+            Some(last) if last.ends_with('#') && UNITS.contains(&unit) => {
                 *last += &word[bare.len()..];
             }
             _ => words.push(text),
@@ -62,6 +65,7 @@ fn figures_do_not_count_and_words_do() {
     assert_eq!(masked("stored    119.0 MiB  data"), "stored # data");
     assert_eq!(masked("dedup 2.09:1, 26 % used (0 B)"), "dedup #, # % used (#)");
     assert_eq!(masked("2026-11-22T11:41:09.123456Z WARN"), "#T#Z WARN");
+    assert_eq!(masked("in 0.0 s (1.2 GiB/s of data)"), masked("in 0.1 s (360.9 MiB/s of data)"));
     assert!(is_as_shown(&shown(&["a 1 KiB", "..."]), "a  20.5 MiB\nb\nc\n"));
     assert!(is_as_shown(&shown(&["...", "c"]), "a\nb\nc\n"));
     assert!(!is_as_shown(&shown(&["a 1 KiB"]), "a 1 KiB\nb\n"));

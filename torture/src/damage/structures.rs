@@ -21,7 +21,6 @@ const FRAME_HEADER_BYTES: u64 = 48;
 /// What a checkpoint record's body says of the index's image.
 const IMAGE: usize = 64;
 const IMAGE_END: usize = IMAGE + 48;
-const CHUNK_BYTES: u64 = 256 * KIB;
 
 /// What a byte belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -443,7 +442,8 @@ impl<'a> Finder<'a> {
             let chunk = self.whole(HeaderKind::IndexImage, self.pool, at);
             if let Some(chunk) = chunk.filter(|chunk| chunk.sequence == image) {
                 self.add(Kind::IndexImage, at, chunk.len());
-                at += CHUNK_BYTES;
+                // What stands behind it is of an older use of the segment.
+                at += chunk.len().next_multiple_of(BLOCK);
                 continue;
             }
             at += match self.whole(HeaderKind::WriteUnit, self.pool, at) {
