@@ -1,6 +1,12 @@
-//! The processor time that this process has taken so far, on all cores, and how many wanted some.
+//! The processor time that this process has taken so far, on all cores, and that nobody has; and how
+//! many wanted some.
 
 use siltstone_device::runtime::processor_ns;
+
+/// What the system counts processor time in, whatever its clock: see proc_stat(5).
+const TICKS_PER_SECOND: f64 = 100.0;
+/// Of what the system says of a processor's time: idle, and idle until a device answers.
+const IDLE_FIELDS: std::ops::Range<usize> = 4..6;
 
 /// It, in seconds.
 #[must_use]
@@ -13,4 +19,15 @@ pub fn cpu_seconds() -> f64 {
 pub fn load_average() -> f64 {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
+}
+
+/// The time in which processors had nothing to do, of this machine's all together, in seconds; to a
+/// hundredth of a second.
+#[must_use]
+pub fn idle_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let all = text.lines().next().unwrap_or_default();
+    let fields = all.split_whitespace().enumerate().filter(|(at, _)| IDLE_FIELDS.contains(at));
+    let ticks = fields.filter_map(|(_, field)| field.parse::<f64>().ok());
+    ticks.sum::<f64>() / TICKS_PER_SECOND
 }

@@ -1,4 +1,10 @@
 //! What was done in each window of a tenth of a second, and the chart of it.
+//!
+//! Other programs, and the system's own threads, take processors away for moments, and nothing that is
+//! measured can do anything about it. So a window also has the share of the processors' time that was left to
+//! this process: what it used, and what nobody did. A rate divided by that share is what the
+//! window would have been worth alone on the machine; a pipeline that stands still by its own fault leaves
+//! processors idle, and gains nothing by it.
 
 use std::{
     path::Path,
@@ -10,6 +16,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
+    cpu_time::{cpu_seconds, idle_seconds},
     error::BenchError,
     plot::{Chart, Line, Mark},
     sample::median,
@@ -20,6 +27,8 @@ const WINDOW: Duration = Duration::from_millis(100);
 const WINDOWS_A_SECOND: usize = 10;
 /// Work that has just begun fills queues and caches: its first windows do not count.
 const FIRST_WINDOWS: usize = 5;
+/// With a smaller share of the processors nothing can be said.
+const LEAST_LEFT: f64 = 0.25;
 
 /// Work watched over time.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -27,6 +36,8 @@ pub(crate) struct Series {
     name: String,
     window_ms: u64,
     bytes_per_second: Vec<f64>,
+    /// The share of the processors' time that others left.
+    processors_left: Vec<f64>,
     /// Windows in which a checkpoint ended.
     checkpoints: Vec<usize>,
     /// Windows in which a round of garbage collection ended.
@@ -38,6 +49,15 @@ pub(crate) struct Series {
 pub(crate) struct Done {
     pub(crate) checkpoints: u64,
     pub(crate) collector_rounds: u64,
+}
+
+/// All that is counted, at one moment.
+struct Counts {
+    at: Instant,
+    bytes: u64,
+    /// Processor time that this process has used, or nobody.
+    left_seconds: f64,
+    done: Done,
 }
 
 impl Series {
@@ -53,6 +73,7 @@ impl Series {
         T: Send,
     {
         let (bytes, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+        let processors = thread::available_parallelism().map_or(1, usize::from) as f64;
         let windows = (time.as_secs_f64() * WINDOWS_A_SECOND as f64).ceil() as usize;
         let mut series =
             Self { name: name.into(), window_ms: WINDOW.as_millis() as u64, ..Self::default() };
@@ -65,7 +86,13 @@ impl Series {
             });
             let mut next = Instant::now() + WINDOW * FIRST_WINDOWS as u32;
             thread::sleep(next.saturating_duration_since(Instant::now()));
-            let mut before = (Instant::now(), bytes.load(Ordering::Relaxed), done());
+            let count = || Counts {
+                at: Instant::now(),
+                bytes: bytes.load(Ordering::Relaxed),
+                left_seconds: cpu_seconds() + idle_seconds(),
+                done: done(),
+            };
+            let mut before = count();
             for window in 0..windows {
                 next += WINDOW;
                 thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -73,13 +100,15 @@ impl Series {
                     break;
                 }
                 // A machine that is busy wakes this up late: then the window is longer, and counts as long.
-                let now = (Instant::now(), bytes.load(Ordering::Relaxed), done());
-                let seconds = (now.0 - before.0).as_secs_f64();
-                series.bytes_per_second.push((now.1 - before.1) as f64 / seconds);
-                if now.2.checkpoints > before.2.checkpoints {
+                let now = count();
+                let seconds = (now.at - before.at).as_secs_f64();
+                series.bytes_per_second.push((now.bytes - before.bytes) as f64 / seconds);
+                let left = (now.left_seconds - before.left_seconds) / (seconds * processors);
+                series.processors_left.push(left.clamp(LEAST_LEFT, 1.0));
+                if now.done.checkpoints > before.done.checkpoints {
                     series.checkpoints.push(window);
                 }
-                if now.2.collector_rounds > before.2.collector_rounds {
+                if now.done.collector_rounds > before.done.collector_rounds {
                     series.collector_rounds.push(window);
                 }
                 before = now;
@@ -93,13 +122,18 @@ impl Series {
     /// Takes in windows of the same work at another time.
     pub(crate) fn extend(&mut self, other: Self) {
         self.bytes_per_second.extend(other.bytes_per_second);
+        self.processors_left.extend(other.processors_left);
     }
 
     /// The slowest window's rate, and the median's.
     pub(crate) fn slowest_and_median(&self) -> (f64, f64) {
-        let slowest = self.bytes_per_second.iter().copied().reduce(f64::min);
-        let median = median(&self.bytes_per_second);
-        (slowest.unwrap_or(f64::NAN), median.unwrap_or(f64::NAN))
+        least_and_median(&self.bytes_per_second)
+    }
+
+    /// The same of the rates that the windows would have had with all processors.
+    pub(crate) fn slowest_and_median_alone(&self) -> (f64, f64) {
+        let windows = self.bytes_per_second.iter().zip(&self.processors_left);
+        least_and_median(&windows.map(|(rate, left)| rate / left).collect::<Vec<_>>())
     }
 
     /// Draws it beside the unavoidable work alone.
@@ -131,5 +165,40 @@ impl Series {
             ],
         };
         std::fs::write(file, chart.svg()).map_err(BenchError::file(file))
+    }
+}
+
+fn least_and_median(rates: &[f64]) -> (f64, f64) {
+    let least = rates.iter().copied().reduce(f64::min);
+    (least.unwrap_or(f64::NAN), median(rates).unwrap_or(f64::NAN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_take_of_the_processors_is_no_dip_and_idling_is() {
+        let series = Series {
+            bytes_per_second: vec![100.0, 60.0, 100.0, 80.0],
+            processors_left: vec![1.0, 0.6, 1.0, 1.0],
+            ..Series::default()
+        };
+        assert_eq!(series.slowest_and_median(), (60.0, 90.0));
+        assert_eq!(series.slowest_and_median_alone(), (80.0, 100.0));
+    }
+
+    #[test]
+    fn a_process_that_works_alone_has_what_it_used_and_what_nobody_did() {
+        let work = |bytes: &AtomicU64, is_over: &AtomicBool| {
+            while !is_over.load(Ordering::Relaxed) {
+                bytes.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let time = Duration::from_millis(300);
+        let (series, ()) = Series::watch("test", time, Done::default, work);
+        assert_eq!(series.processors_left.len(), 3);
+        assert!(series.processors_left.iter().all(|left| (LEAST_LEFT..=1.0).contains(left)));
+        assert!(series.bytes_per_second.iter().all(|rate| *rate > 0.0));
     }
 }

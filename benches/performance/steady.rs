@@ -1,7 +1,8 @@
 //! Whether writes ever dip: bytes written in each tenth of a second, over a long time.
 //!
 //! A shared machine dips by itself. The unavoidable work alone is watched the same way before and after,
-//! and stands beside.
+//! and stands beside, as does the device alone; and of what computes, what the windows would have been without what others took of the
+//! processors ([`series`](crate::series)).
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,8 +10,9 @@ use std::{
     time::Duration,
 };
 
-use siltstone_device::SeededRandom;
-use siltstone_engine::{CreateOptions, Pool, Result, Tuning, Volume, VolumeOptions};
+use pollster::block_on;
+use siltstone_device::{AlignedBuffer, ByteOffset, DeviceError, Durability, SeededRandom, request};
+use siltstone_engine::{CreateOptions, EngineError, Pool, Result, Tuning, Volume, VolumeOptions};
 
 use super::{
     Outcome,
@@ -26,6 +28,8 @@ use crate::{
 
 /// A write: small against what is written in a window.
 const WRITE_BYTES: usize = 256 << 10;
+/// A write to the device alone.
+const DEVICE_WRITE_BYTES: usize = 1 << 20;
 /// What is written again and again, each time as new data: a part of the distinct data.
 const STREAM_BYTES: usize = 256 << 20;
 /// The volume that is written front to back, in streams: what is overwritten dies whole segments at a time.
@@ -102,6 +106,26 @@ fn alone(bed: &Bed, stream: &[u8], time: Duration) -> Series {
     Series::watch(name, time, Done::default, run).0
 }
 
+/// The device, watched: writes of 1 MiB in order, one at a time.
+fn device_alone(bed: &Bed, time: Duration) -> Result<Series> {
+    let name = "the device alone";
+    let run = |bytes: &AtomicU64, is_over: &AtomicBool| -> std::result::Result<(), DeviceError> {
+        let mut buffer = AlignedBuffer::zeroed(DEVICE_WRITE_BYTES);
+        SeededRandom::new(1).fill(&mut buffer);
+        for at in (0..bed.raw_bytes).step_by(DEVICE_WRITE_BYTES).cycle() {
+            if is_over.load(Ordering::Relaxed) {
+                break;
+            }
+            let write = request::write(&*bed.raw, ByteOffset(at), buffer, Durability::Flush);
+            buffer = block_on(write)?;
+            bytes.fetch_add(DEVICE_WRITE_BYTES as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    let (series, written) = Series::watch(name, time, Done::default, run);
+    written.map(|()| series).map_err(EngineError::from)
+}
+
 /// Steady ingest, and steady overwrites with garbage collection at work.
 pub(crate) fn writes(bed: &Bed, report: &mut Report) -> Outcome {
     let mut stream = stream(bed);
@@ -142,16 +166,24 @@ pub(crate) fn writes(bed: &Bed, report: &mut Report) -> Outcome {
     pool.close()?;
 
     alone_all.extend(alone(bed, &stream, bed.steady / 2));
-    for (name, series, target) in [
-        ("slowest 100 ms of ingest, of median", &ingest, Target::ratio(0.75)),
-        ("the same, overwrites + collection", &collected, Target::ratio(0.75)),
-        ("the same, unavoidable work alone", &alone_all, Target::NONE),
+    let device = device_alone(bed, bed.steady / 2)?;
+    let met = Target::ratio(0.75);
+    for (names, series, target) in [
+        (["slowest 100 ms of ingest, of median", "by the processors left to it"], &ingest, met),
+        (["the same, overwrites + collection", "by the processors left to them"], &collected, met),
+        (["the same, unavoidable work alone", "by those left to that"], &alone_all, Target::NONE),
     ] {
-        let (slowest, median) = series.slowest_and_median();
-        let mut turns = Turns::new(name, Unit::BytesPerSecond, target);
-        turns.add(slowest, median);
-        report.add(turns);
+        let outcomes = [series.slowest_and_median(), series.slowest_and_median_alone()];
+        for (name, (slowest, median)) in names.into_iter().zip(outcomes) {
+            let mut turns = Turns::new(name, Unit::BytesPerSecond, target);
+            turns.add(slowest, median);
+            report.add(turns);
+        }
     }
+    let (slowest, median) = device.slowest_and_median();
+    let mut turns = Turns::new("the same, device alone", Unit::BytesPerSecond, Target::NONE);
+    turns.add(slowest, median);
+    report.add(turns);
     report.add_series("steady-ingest", ingest, &alone_all)?;
     report.add_series("steady-collection", collected, &alone_all)
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use siltstone_device::LayerId;
+use siltstone_device::{LayerId, runtime::yield_now};
 
 use crate::{
     epoch::Visibility,
@@ -35,6 +35,8 @@ use crate::{
 
 /// Leaf pages that a merge reads ahead in each input.
 pub(crate) const READ_AHEAD_PAGES: usize = 128;
+/// A rewriting yields after so many stacks: some hundred microseconds of work.
+const YIELD_STACKS: u32 = 256;
 
 /// Held by the one thread that changes patches.
 struct Maintenance<'a> {
@@ -313,7 +315,12 @@ async fn write_merged(
     mut sink: Sink<'_, '_, '_>,
 ) -> Result<Option<Key>, MapError> {
     let mut of_layer: Option<(LayerId, Visibility)> = None;
+    let mut stacks = 0;
     let cut = loop {
+        stacks += 1;
+        if stacks % YIELD_STACKS == 0 {
+            yield_now().await;
+        }
         let edit = &mut *sink.edit;
         let consumed = |_, piece: &Extent| {
             if counted {

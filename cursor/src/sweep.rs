@@ -10,6 +10,8 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use siltstone_device::runtime::yield_now;
+
 use crate::{
     error::MapError,
     extent::Target,
@@ -91,6 +93,7 @@ impl Map {
             if !reader.refill().await? {
                 return Ok(false);
             }
+            yield_now().await;
         }
     }
 }

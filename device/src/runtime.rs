@@ -79,6 +79,20 @@ impl Future for Joining {
     }
 }
 
+/// Lets whoever runs the task do something else first, or nothing for a while: for work that goes on for
+/// long without a wait.
+pub async fn yield_now() {
+    let mut has_yielded = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Waits for the first of two waits to end.
 pub async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
     let (mut first, mut second) = (pin!(first), pin!(second));

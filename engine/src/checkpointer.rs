@@ -100,6 +100,11 @@ impl Checkpointing {
         ticket
     }
 
+    /// Whether somebody waits for the end of a checkpoint.
+    fn is_awaited(&self) -> bool {
+        self.finished.total_listeners() > 0
+    }
+
     /// Whether a checkpoint that was asked for is done.
     pub(crate) fn is_finished(&self, ticket: u64) -> bool {
         self.state.lock().finished >= ticket
@@ -225,6 +230,20 @@ pub(crate) async fn run(core: &Arc<Core>, mut collector: Collector) {
         core.checkpointing.finish();
         core.frontier.wake();
     }
+}
+
+/// Whether somebody waits for the checkpointer, or would soon if it rested between its slices of work
+/// ([`spread`](crate::spread)).
+pub(crate) fn is_hurried(core: &Core) -> bool {
+    let is_awaited = || core.checkpointing.is_awaited();
+    let is_full = || core.map.memtable_len() >= core.full_memtable();
+    let is_short = || core.space.has_queue() || core.throttle.is_holding(core.runtime.now());
+    core.is_ending()
+        || core.frontier.is_nearly_used_up()
+        || core.collection.is_forced()
+        || is_full()
+        || is_short()
+        || is_awaited()
 }
 
 /// Makes one checkpoint. See the module's page for the order and its reasons.
@@ -378,6 +397,11 @@ async fn merge_step(
 }
 
 impl Core {
+    /// Entries of the memtable from which a checkpoint is due.
+    pub(crate) fn full_memtable(&self) -> usize {
+        self.tuning.memtable_entries.min(self.space.memtable_entries() / 2)
+    }
+
     /// A patch has a damaged page: it stays as it is, and everything else goes on. The damage is
     /// for those who need the page, or for a scrub, to report: rewriting the map must not be what
     /// makes a pool fail.

@@ -114,6 +114,7 @@ mod segment_count;
 mod segment_table;
 mod snapshot_name;
 mod space;
+mod spread;
 mod staged_data;
 pub mod stat;
 pub mod stats;

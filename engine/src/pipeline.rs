@@ -20,6 +20,7 @@ use crate::{
     index_image, marks, recovery,
     reduce::Reducer,
     sealer::{Message, Sealer},
+    spread::Spread,
     summaries::SummaryCache,
     warm,
 };
@@ -53,8 +54,11 @@ impl Pipeline {
         let sealer = Sealer::new(Arc::clone(pool), receiver, sender, count);
         let sealer = spawn(pool, "sealer", sealer.run())?;
         let core = Arc::clone(pool);
-        let checkpointer =
-            spawn(pool, "checkpointer", async move { checkpointer::run(&core, collector).await })?;
+        let work = async move {
+            let work = checkpointer::run(&core, collector);
+            Spread::new(&*core.runtime, work, || checkpointer::is_hurried(&core)).await;
+        };
+        let checkpointer = spawn(pool, "checkpointer", work)?;
         let core = Arc::clone(pool);
         let marker = spawn(pool, "marker", async move { marks::run(&core).await })?;
         let core = Arc::clone(pool);
@@ -63,7 +67,8 @@ impl Pipeline {
             let core = Arc::clone(pool);
             let work = async move {
                 warm::warm_index(&core).await;
-                index_image::keep(&core).await;
+                let keep = index_image::keep(&core);
+                Spread::new(&*core.runtime, keep, || core.is_ending()).await;
             };
             Some(spawn(pool, "index-keeper", work)?)
         } else {

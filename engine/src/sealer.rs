@@ -480,8 +480,9 @@ impl Sealer {
         drop(published);
         self.forget_placed();
         let core = &self.core;
-        let enough = core.tuning.memtable_entries.min(core.space.memtable_entries() / 2);
-        if core.map.memtable_len() >= enough || core.map.memtable_epochs() > MAX_MEMTABLE_EPOCHS {
+        if core.map.memtable_len() >= core.full_memtable()
+            || core.map.memtable_epochs() > MAX_MEMTABLE_EPOCHS
+        {
             core.checkpointing.request();
         }
         core.checkpointing.note_change();

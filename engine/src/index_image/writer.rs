@@ -10,6 +10,7 @@ use std::{collections::VecDeque, ops::Range};
 use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, ByteOffset, DeviceError, Durability, SegmentId,
     request::{self, Pending},
+    runtime::yield_now,
 };
 
 use super::{
@@ -144,6 +145,7 @@ impl Writer<'_> {
             next_bucket = encoded.next_bucket;
             entries += u64::from(encoded.entries);
             chunk_count += 1;
+            yield_now().await;
         }
         Ok((chunk_count, entries))
     }
