@@ -10,6 +10,12 @@
 //! whatever it was at first, and the rate to *Y* / *P*, which is what collection can sustain. Where there
 //! is more room than that, a block costs less than it takes anyway.
 //!
+//! Rounds differ, and a round during which writers were fast has had less of the processors: it took
+//! long and leaves little room, so that the next would slow them down by more than need be, and end
+//! early. So that this does not swing, a block costs the mean (the geometric one) of what the room
+//! demands at this moment and of what it has demanded over the last rounds: half of each step, the rest by
+//! and by. What the room demands is never missed by much ([`MAX_LAG`]).
+//!
 //! How long a round will take is known from those before, and, better the further it is, from its
 //! own progress. Pauses of the collector do not count: it makes none while writers wait.
 //! All writers share one sequence of pauses, so more of them do not write more.
@@ -36,6 +42,10 @@ const MIN_WAIT: Duration = Duration::from_millis(1);
 const MIN_DONE: f64 = 0.1;
 /// Progress of a round that has moved all that it expected to: the rest of the map is still to be looked at.
 const MAX_DONE: f64 = 0.9;
+/// What the room has demanded so many rounds ago counts 1 / e of what it demands now.
+const MEMORY_ROUNDS: u32 = 4;
+/// The most times by which what a block costs differs from what the room demands.
+const MAX_LAG: f64 = 1.5;
 /// Bytes written from which it is said what they take.
 const MIN_WRITTEN_BYTES: u64 = 8 << 20;
 /// The most bytes that a written one takes, with all that goes with it.
@@ -60,6 +70,8 @@ pub(crate) struct Usage {
 struct State {
     /// When the last pause ends.
     pauses_end: Option<Instant>,
+    /// What the room has demanded for a block lately, and when that was last looked at.
+    usual: Option<(Duration, Instant)>,
     round: Option<Round>,
     /// How long rounds take, the later ones counting more; `None` before the first has ended.
     period: Option<Duration>,
@@ -111,6 +123,22 @@ impl Round {
 }
 
 impl State {
+    /// What a block costs when `demanded` is what the room demands at this moment.
+    fn damped(&mut self, now: Instant, demanded: Duration, period: Duration) -> Duration {
+        let usual = match self.usual {
+            Some((usual, at)) => {
+                let elapsed = now.saturating_duration_since(at).as_secs_f64();
+                let memory = (period * MEMORY_ROUNDS).as_secs_f64().max(f64::MIN_POSITIVE);
+                let kept = (-elapsed / memory).exp();
+                usual.mul_f64(kept) + demanded.mul_f64(1.0 - kept)
+            }
+            None => demanded,
+        };
+        self.usual = Some((usual, now));
+        let mean = (usual.as_secs_f64() * demanded.as_secs_f64()).sqrt();
+        Duration::from_secs_f64(mean).clamp(demanded.div_f64(MAX_LAG), demanded.mul_f64(MAX_LAG))
+    }
+
     fn note_usage(&mut self, usage: Usage) {
         let written = usage.written_bytes.saturating_sub(self.usage.written_bytes);
         let stored = usage.unit_bytes.saturating_sub(self.usage.unit_bytes);
@@ -186,7 +214,8 @@ impl Throttle {
         let (left, period) = round.forecast(now, state.period)?;
         let block_bytes = BLOCK_BYTES as f64 * state.stored_share.unwrap_or(MAX_SHARE);
         let room_blocks = (round.room_beyond(free_bytes) as f64 / block_bytes).max(1.0);
-        let pause = (left + period).div_f64(room_blocks).min(MAX_PAUSE) * blocks;
+        let demanded = (left + period).div_f64(room_blocks).min(MAX_PAUSE);
+        let pause = state.damped(now, demanded, period) * blocks;
         let begins = state.pauses_end.map_or(now, |end| end.max(now));
         let end = (begins + pause).min(now + MAX_WAIT);
         state.pauses_end = Some(end);
@@ -275,7 +304,7 @@ mod tests {
         for first in [300, 9000] {
             let (throttle, mut now) = in_a_round();
             let mut free = first;
-            for _ in 0..8 {
+            for _ in 0..24 {
                 throttle.note_aim(10, 0);
                 for _ in 0..10 {
                     free = write(&throttle, now, now + ROUND / 10, free);
@@ -327,7 +356,9 @@ mod tests {
     fn a_block_costs_what_it_takes_and_not_what_collection_needs_itself() {
         let (throttle, now) = in_a_round();
         let pause = |free_blocks: u64| {
-            throttle.0.lock().pauses_end = None;
+            let mut state = throttle.0.lock();
+            (state.pauses_end, state.usual) = (None, None);
+            drop(state);
             throttle.turn(now, 1, free_blocks * BLOCK).unwrap() - now
         };
         assert_eq!(pause(800), 2 * ROUND / 800);
@@ -339,6 +370,23 @@ mod tests {
         throttle.note_aim(100, 0);
         throttle.0.lock().period = Some(ROUND);
         assert_eq!(pause(200), 2 * ROUND / 800, "four times as many blocks fit");
+    }
+
+    #[test]
+    fn half_of_a_step_in_what_the_room_demands_is_felt_at_once_and_the_rest_by_and_by() {
+        let (throttle, now) = in_a_round();
+        let period = Duration::from_secs(1);
+        let cost = |after: Duration, demanded_us: u64| {
+            let demanded = Duration::from_micros(demanded_us);
+            throttle.0.lock().damped(now + after, demanded, period).as_micros() as u64
+        };
+        assert_eq!(cost(Duration::ZERO, 100), 100);
+        assert_eq!(cost(Duration::ZERO, 196), 140);
+        assert!((160..185).contains(&cost(4 * period, 196)));
+        assert_eq!(cost(80 * period, 196), 196);
+        // However far it is from what was.
+        assert_eq!(cost(80 * period, 1960), 1306);
+        assert_eq!(cost(80 * period, 20), 30);
     }
 
     #[test]
