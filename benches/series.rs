@@ -2,9 +2,10 @@
 //!
 //! Other programs, and the system's own threads, take processors away for moments, and nothing that is
 //! measured can do anything about it. So a window also has the share of the processors' time that was left to
-//! this process: what it used, and what nobody did. A rate divided by that share is what the
-//! window would have been worth alone on the machine; a pipeline that stands still by its own fault leaves
-//! processors idle, and gains nothing by it.
+//! this process: what it used, and what nobody did, and of what others used as much as processors were idle beside,
+//! for that took nothing away. A rate divided by that share is what the window would have been worth alone on the
+//! machine; a pipeline that stands still by its own fault leaves processors idle, and gains nothing by it. The
+//! system counts idle time in hundredths of a second, so a share may be off by a tenth.
 
 use std::{
     path::Path,
@@ -16,7 +17,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    cpu_time::{cpu_seconds, idle_seconds},
+    cpu_time::{cpu_seconds, idle_seconds, machine_processors},
     error::BenchError,
     plot::{Chart, Line, Mark},
     sample::median,
@@ -55,8 +56,10 @@ pub(crate) struct Done {
 struct Counts {
     at: Instant,
     bytes: u64,
-    /// Processor time that this process has used, or nobody.
-    left_seconds: f64,
+    /// Processor time that this process has used.
+    own_seconds: f64,
+    /// And that nobody has.
+    idle_seconds: f64,
     done: Done,
 }
 
@@ -73,7 +76,7 @@ impl Series {
         T: Send,
     {
         let (bytes, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
-        let processors = thread::available_parallelism().map_or(1, usize::from) as f64;
+        let processors = machine_processors() as f64;
         let windows = (time.as_secs_f64() * WINDOWS_A_SECOND as f64).ceil() as usize;
         let mut series =
             Self { name: name.into(), window_ms: WINDOW.as_millis() as u64, ..Self::default() };
@@ -84,18 +87,17 @@ impl Series {
                 is_over.store(true, Ordering::Relaxed);
                 worked
             });
-            let mut next = Instant::now() + WINDOW * FIRST_WINDOWS as u32;
-            thread::sleep(next.saturating_duration_since(Instant::now()));
+            thread::sleep(WINDOW * FIRST_WINDOWS as u32);
             let count = || Counts {
                 at: Instant::now(),
                 bytes: bytes.load(Ordering::Relaxed),
-                left_seconds: cpu_seconds() + idle_seconds(),
+                own_seconds: cpu_seconds(),
+                idle_seconds: idle_seconds(),
                 done: done(),
             };
             let mut before = count();
             for window in 0..windows {
-                next += WINDOW;
-                thread::sleep(next.saturating_duration_since(Instant::now()));
+                thread::sleep((before.at + WINDOW).saturating_duration_since(Instant::now()));
                 if is_over.load(Ordering::Relaxed) {
                     break;
                 }
@@ -103,8 +105,9 @@ impl Series {
                 let now = count();
                 let seconds = (now.at - before.at).as_secs_f64();
                 series.bytes_per_second.push((now.bytes - before.bytes) as f64 / seconds);
-                let left = (now.left_seconds - before.left_seconds) / (seconds * processors);
-                series.processors_left.push(left.clamp(LEAST_LEFT, 1.0));
+                let own = now.own_seconds - before.own_seconds;
+                let idle = now.idle_seconds - before.idle_seconds;
+                series.processors_left.push(share_left(seconds * processors, own, idle));
                 if now.done.checkpoints > before.done.checkpoints {
                     series.checkpoints.push(window);
                 }
@@ -168,6 +171,13 @@ impl Series {
     }
 }
 
+/// Of so much processor time the share that others did not take away from a process that used `own` while
+/// nobody used `idle`, all in seconds.
+fn share_left(all: f64, own: f64, idle: f64) -> f64 {
+    let others = (all - own - idle).max(0.0);
+    (1.0 - (others - idle).max(0.0) / all).clamp(LEAST_LEFT, 1.0)
+}
+
 fn least_and_median(rates: &[f64]) -> (f64, f64) {
     let least = rates.iter().copied().reduce(f64::min);
     (least.unwrap_or(f64::NAN), median(rates).unwrap_or(f64::NAN))
@@ -189,7 +199,20 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_works_alone_has_what_it_used_and_what_nobody_did() {
+    fn others_take_away_what_they_use_while_nothing_is_idle() {
+        let is = |share: f64, expected: f64| (share - expected).abs() < 1e-9;
+        assert!(is(share_left(0.2, 0.2, 0.0), 1.0));
+        assert!(is(share_left(0.2, 0.15, 0.0), 0.75));
+        // What is idle as well nobody was kept from.
+        assert!(is(share_left(0.2, 0.04, 0.08), 1.0));
+        assert!(is(share_left(0.2, 0.1, 0.02), 0.7));
+        // Idle time comes in steps.
+        assert!(is(share_left(0.2, 0.2, 0.02), 1.0));
+        assert!(is(share_left(0.2, 0.0, 0.0), LEAST_LEFT));
+    }
+
+    #[test]
+    fn every_window_is_counted_with_what_was_left_to_it() {
         let work = |bytes: &AtomicU64, is_over: &AtomicBool| {
             while !is_over.load(Ordering::Relaxed) {
                 bytes.fetch_add(1, Ordering::Relaxed);
@@ -197,8 +220,6 @@ mod tests {
         };
         let time = Duration::from_millis(300);
         let (series, ()) = Series::watch("test", time, Done::default, work);
-        assert_eq!(series.processors_left.len(), 3);
-        assert!(series.processors_left.iter().all(|left| (LEAST_LEFT..=1.0).contains(left)));
-        assert!(series.bytes_per_second.iter().all(|rate| *rate > 0.0));
+        assert_eq!((series.bytes_per_second.len(), series.processors_left.len()), (3, 3));
     }
 }

@@ -19,7 +19,13 @@
 //! it refers to is overwritten before 7. A cut after 6 leaves the new one. Steps 1 and 3 take
 //! short locks; no step stops the pipeline.
 
-use std::{sync::Arc, time::Duration, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use event_listener::Event;
 use siltstone_cursor::{Edit, MapError, Packing, Relocator, Rewrite, SegmentSource, Visibility};
@@ -55,6 +61,10 @@ pub(crate) struct Checkpointing {
     state: Mutex<State>,
     work: Event,
     finished: Event,
+    /// A record is being stored: changes of the catalog, and flushes, wait for that.
+    is_storing: AtomicBool,
+    /// Nanoseconds that the task has rested between its slices of work.
+    rested_ns: AtomicU64,
 }
 
 #[derive(Default)]
@@ -77,7 +87,9 @@ struct State {
 impl Checkpointing {
     pub(crate) fn new(runtime: Arc<dyn Runtime>) -> Self {
         let (work, finished) = (Event::new(), Event::new());
-        Self { opened: runtime.now(), runtime, state: Mutex::default(), work, finished }
+        let (is_storing, rested_ns) = Default::default();
+        let (opened, state) = (runtime.now(), Mutex::default());
+        Self { runtime, opened, state, work, finished, is_storing, rested_ns }
     }
 
     /// Asks for a checkpoint that begins after this call; returns its number at once.
@@ -98,6 +110,15 @@ impl Checkpointing {
         drop(state);
         self.work.notify(usize::MAX);
         ticket
+    }
+
+    /// The task rests for so long.
+    pub(crate) fn note_rest(&self, rest: Duration) {
+        self.rested_ns.fetch_add(rest.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    fn rested(&self) -> Duration {
+        Duration::from_nanos(self.rested_ns.load(Ordering::Relaxed))
     }
 
     /// Whether somebody waits for the end of a checkpoint.
@@ -208,7 +229,7 @@ pub(crate) async fn run(core: &Arc<Core>, mut collector: Collector) {
         core.checkpointing.request();
     }
     while let Some(compact) = core.checkpointing.next(core.tuning.checkpoint_interval).await {
-        let began = core.runtime.now();
+        let (began, rested_before) = (core.runtime.now(), core.checkpointing.rested());
         let outcome = match core.health.check() {
             Ok(()) => match adopter.step(core).await {
                 Ok(()) => checkpoint(core, &mut collector, compact).await,
@@ -222,7 +243,10 @@ pub(crate) async fn run(core: &Arc<Core>, mut collector: Collector) {
             core.fail_with(outcome);
             return;
         }
-        let took = core.runtime.now() - began;
+        // Others had the time in which it rested: what was done says nothing of that.
+        let rested = core.checkpointing.rested() - rested_before;
+        core.throttle.note_pause(rested);
+        let took = (core.runtime.now() - began).saturating_sub(rested);
         let pauses = [collector.pause(core, took), adopter.pause(took)];
         if let Some(pause) = pauses.into_iter().flatten().min() {
             core.checkpointing.go_on_after(pause);
@@ -235,15 +259,15 @@ pub(crate) async fn run(core: &Arc<Core>, mut collector: Collector) {
 /// Whether somebody waits for the checkpointer, or would soon if it rested between its slices of work
 /// ([`spread`](crate::spread)).
 pub(crate) fn is_hurried(core: &Core) -> bool {
-    let is_awaited = || core.checkpointing.is_awaited();
-    let is_full = || core.map.memtable_len() >= core.full_memtable();
-    let is_short = || core.space.has_queue() || core.throttle.is_holding(core.runtime.now());
     core.is_ending()
-        || core.frontier.is_nearly_used_up()
+        || core.checkpointing.is_storing.load(Ordering::Relaxed)
+        || core.checkpointing.is_awaited()
         || core.collection.is_forced()
-        || is_full()
-        || is_short()
-        || is_awaited()
+        || core.frontier.is_nearly_used_up()
+        || core.is_log_filling()
+        || core.map.memtable_len() >= core.full_memtable()
+        || core.space.has_queue()
+        || core.throttle.is_holding(core.runtime.now())
 }
 
 /// Makes one checkpoint. See the module's page for the order and its reasons.
@@ -308,6 +332,7 @@ pub(crate) async fn checkpoint(
     let is_short = core.space.is_short_for_image(core.room());
     let image = core.images.settle(&core.table, is_short);
 
+    core.checkpointing.is_storing.store(true, Ordering::Relaxed);
     let mut record = core.record.lock().await;
     let stored = match store(core, &mut record, published, image, reservation.segments).await {
         Ok(stored) => stored,
@@ -318,6 +343,7 @@ pub(crate) async fn checkpoint(
         }
     };
     drop(record);
+    core.checkpointing.is_storing.store(false, Ordering::Relaxed);
     core.epochs.write().forget(published.sequence);
     core.frontier.extend(reservation.added);
     add(&core.stats.counters.freed_segments, stored.freeing.len() as u64);

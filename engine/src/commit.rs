@@ -140,9 +140,15 @@ impl Core {
     fn note_logged(&self, data_bytes: usize) {
         add(&self.stats.counters.log_commits, 1);
         add(&self.stats.counters.log_data_bytes, data_bytes as u64);
-        if self.log.used_bytes() > self.log.capacity_bytes() / 2 {
+        if self.is_log_filling() {
             self.checkpointing.request();
         }
+    }
+
+    /// Whether more than half of the log is in use: a checkpoint should make room, since a flush that finds none
+    /// waits for the reducers.
+    pub(crate) fn is_log_filling(&self) -> bool {
+        self.log.used_bytes() > self.log.capacity_bytes() / 2
     }
 }
 

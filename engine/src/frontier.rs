@@ -172,17 +172,14 @@ impl Frontier {
     /// Whether less than half is left of what the last checkpoint could give: where there is
     /// little room, that is little, and checkpoints in quick succession would not make it more.
     pub(crate) fn is_low(&self) -> bool {
-        self.has_less_than_part(2)
-    }
-
-    /// Whether less than half of that is left: a checkpoint that makes it more is urgent.
-    pub(crate) fn is_nearly_used_up(&self) -> bool {
-        self.has_less_than_part(4)
-    }
-
-    fn has_less_than_part(&self, parts: usize) -> bool {
         let inner = self.inner.lock();
-        inner.ready.len() < inner.granted.div_ceil(parts).max(1)
+        inner.ready.len() < inner.granted.div_ceil(2).max(1)
+    }
+
+    /// Whether less than a quarter is left, or one segment: a checkpoint that makes it more is urgent.
+    pub(crate) fn is_nearly_used_up(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.ready.len() < inner.granted.div_ceil(4).max(2)
     }
 
     /// Checkpoint: begun segments that are full and whose changes all lie in patches become data.

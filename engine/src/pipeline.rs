@@ -56,7 +56,9 @@ impl Pipeline {
         let core = Arc::clone(pool);
         let work = async move {
             let work = checkpointer::run(&core, collector);
-            Spread::new(&*core.runtime, work, || checkpointer::is_hurried(&core)).await;
+            let is_hurried = || checkpointer::is_hurried(&core);
+            let note_rest = |rest| core.checkpointing.note_rest(rest);
+            Spread::new(&*core.runtime, work, is_hurried, note_rest).await;
         };
         let checkpointer = spawn(pool, "checkpointer", work)?;
         let core = Arc::clone(pool);
@@ -68,7 +70,7 @@ impl Pipeline {
             let work = async move {
                 warm::warm_index(&core).await;
                 let keep = index_image::keep(&core);
-                Spread::new(&*core.runtime, keep, || core.is_ending()).await;
+                Spread::new(&*core.runtime, keep, || core.is_ending(), |_| {}).await;
             };
             Some(spawn(pool, "index-keeper", work)?)
         } else {

@@ -61,32 +61,46 @@ impl Load {
     }
 }
 
-/// A task whose work is spread; `is_hurried` says whether somebody waits for it.
-pub(crate) struct Spread<'a, F, H> {
+/// A task whose work is spread; `is_hurried` says whether somebody waits for it, `note_rest` is told
+/// of each rest.
+pub(crate) struct Spread<'a, F, H, N> {
     runtime: &'a dyn Runtime,
     work: Pin<Box<F>>,
     is_hurried: H,
+    note_rest: N,
     load: Load,
-    rest: Option<Sleep>,
+    /// The one under way, and when it began.
+    rest: Option<(Sleep, Instant)>,
 }
 
-impl<'a, F: Future, H: Fn() -> bool + Unpin> Spread<'a, F, H> {
-    pub(crate) fn new(runtime: &'a dyn Runtime, work: F, is_hurried: H) -> Self {
+impl<'a, F, H, N> Spread<'a, F, H, N>
+where
+    F: Future,
+    H: Fn() -> bool + Unpin,
+    N: Fn(Duration) + Unpin,
+{
+    pub(crate) fn new(runtime: &'a dyn Runtime, work: F, is_hurried: H, note_rest: N) -> Self {
         let load = Load::new(runtime.now());
-        Self { runtime, work: Box::pin(work), is_hurried, load, rest: None }
+        Self { runtime, work: Box::pin(work), is_hurried, note_rest, load, rest: None }
     }
 }
 
-impl<F: Future, H: Fn() -> bool + Unpin> Future for Spread<'_, F, H> {
+impl<F, H, N> Future for Spread<'_, F, H, N>
+where
+    F: Future,
+    H: Fn() -> bool + Unpin,
+    N: Fn(Duration) + Unpin,
+{
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
         // What wakes the task meanwhile is not lost: it is polled when the rest is over.
-        if let Some(rest) = &mut this.rest {
+        if let Some((rest, rests_from)) = &mut this.rest {
             if rest.as_mut().poll(context).is_pending() && !(this.is_hurried)() {
                 return Poll::Pending;
             }
+            (this.note_rest)(this.runtime.now().saturating_duration_since(*rests_from));
             this.rest = None;
         }
         let began = this.runtime.now();
@@ -96,7 +110,7 @@ impl<F: Future, H: Fn() -> bool + Unpin> Future for Spread<'_, F, H> {
         if outcome.is_pending() && !pause.is_zero() && !(this.is_hurried)() {
             let mut rest = this.runtime.sleep_until(now + pause);
             match rest.as_mut().poll(context) {
-                Poll::Pending => this.rest = Some(rest),
+                Poll::Pending => this.rest = Some((rest, now)),
                 Poll::Ready(()) => context.waker().wake_by_ref(),
             }
         }
@@ -157,30 +171,26 @@ mod tests {
     }
 
     /// Works for some slices; returns how many rests there were.
-    fn rests(is_hurried: bool) -> usize {
-        let (mut polls, done) = (0, Cell::new(0));
+    fn rests(is_hurried: bool) -> u32 {
+        let (done, rests) = (Cell::new(0), Cell::new(0));
         let work = async {
-            while done.get() < 5 {
+            while done.get() < 8 {
                 thread::sleep(SLICE);
                 done.set(done.get() + 1);
                 yield_now().await;
             }
         };
-        let mut spread = Spread::new(&Threads, work, || is_hurried);
-        let mut rests = 0;
-        pollster::block_on(std::future::poll_fn(|context| {
-            polls += 1;
-            let outcome = Pin::new(&mut spread).poll(context);
-            rests += usize::from(spread.rest.is_some() && outcome.is_pending());
-            outcome
-        }));
-        assert!(polls >= 5);
-        rests
+        let note_rest = |_| rests.set(rests.get() + 1);
+        pollster::block_on(Spread::new(&Threads, work, || is_hurried, note_rest));
+        assert_eq!(done.get(), 8);
+        rests.get()
     }
 
     #[test]
     fn a_task_rests_between_slices_unless_somebody_waits_for_it() {
-        assert!(rests(false) >= 4);
+        let rests_between = rests(false);
+        // One may be over before it has begun, on a machine that is busy.
+        assert!((2..=8).contains(&rests_between), "{rests_between}");
         assert_eq!(rests(true), 0);
     }
 }
