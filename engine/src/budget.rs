@@ -49,6 +49,16 @@ impl Budget {
         self.permits.add_permits(self.permits_for(bytes));
     }
 
+    /// Gives back part of what was kept of one `take` of `bytes`: all but `kept_bytes`, which are given back
+    /// later as if so many had been taken.
+    ///
+    /// # Panics
+    /// If more would be kept than was taken.
+    pub(crate) fn give_back_but(&self, bytes: usize, kept_bytes: usize) {
+        assert!(kept_bytes <= bytes, "no more is kept than was taken");
+        self.permits.add_permits(self.permits_for(bytes) - self.permits_for(kept_bytes));
+    }
+
     /// Gives back what was kept of several.
     pub(crate) fn give_back_all(&self, takes: impl Iterator<Item = usize>) {
         self.permits.add_permits(takes.map(|bytes| self.permits_for(bytes)).sum());
@@ -152,6 +162,19 @@ mod tests {
         assert_eq!(budget.used_bytes(), 5 * 512);
         budget.give_back_all(takes.into_iter());
         assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_given_back_in_two_parts_is_what_was_taken() {
+        let budget = Budget::new(10 * 512);
+        for (bytes, kept_bytes) in [(4 * 512, 512), (1 << 20, 512), (1 << 20, 1 << 19), (512, 512)]
+        {
+            pollster::block_on(budget.take(bytes)).unwrap().keep();
+            budget.give_back_but(bytes, kept_bytes);
+            assert_eq!(budget.used_bytes(), kept_bytes.min(budget.limit_bytes()));
+            budget.give_back(kept_bytes);
+            assert_eq!(budget.used_bytes(), 0);
+        }
     }
 
     #[test]

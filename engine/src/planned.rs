@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use siltstone_dedup::ShortFingerprint;
-use siltstone_device::{AlignedBuffer, BLOCK_BYTES, BlockAddress, LayerId, Place, Sequence};
+use siltstone_device::{
+    AlignedBuffer, BLOCK_BYTES, BlockAddress, BufferPool, LayerId, Place, Sequence,
+};
 
 use crate::{frame::FrameBody, overlay::Change, temperature::Temperature, write_unit::UnitFrame};
 
@@ -103,6 +105,16 @@ impl ReducedUnit {
     /// On the device.
     pub(crate) fn unit_bytes(&self) -> u64 {
         self.end_bytes.next_multiple_of(BLOCK_BYTES) as u64
+    }
+
+    /// Moves the unit to a buffer for what it is, if it is in one for twice as much.
+    pub(crate) fn pack(&mut self, buffers: &BufferPool) {
+        let unit_bytes = self.unit_bytes() as usize;
+        if BufferPool::capacity_of(unit_bytes) <= self.buffer.capacity() / 2 {
+            let mut packed = buffers.take(unit_bytes);
+            packed[..self.end_bytes].copy_from_slice(&self.buffer[..self.end_bytes]);
+            self.buffer = packed;
+        }
     }
 }
 

@@ -121,6 +121,7 @@ impl Reducer {
             place_registered(&registered_at, unit, &part.frames, &mut registered);
             units.push(self.fill(core, &changes, part)?);
         }
+        let buffer_bytes = pack(core, &mut units, buffer_bytes);
         drop(timer);
         Ok(ReducedBatch { number, changes, units, registered, buffer_bytes })
     }
@@ -497,6 +498,23 @@ impl Reducer {
         let (end_bytes, frames) = (end, planned);
         Ok(ReducedUnit { temperature, buffer, end_bytes, entries, frames, fingerprints })
     }
+}
+
+/// While the device is behind, units wait for it in memory of their own size rather than of the most that
+/// they could have needed: it may pause for as long as staging has room, and reducers go on. Returns what
+/// the units still hold of `taken_bytes`, what was taken of the budget for them; the rest is given back.
+fn pack(core: &Core, units: &mut [ReducedUnit], taken_bytes: usize) -> usize {
+    let budget = &core.unit_buffers;
+    if budget.used_bytes() <= budget.limit_bytes() / 2 {
+        return taken_bytes;
+    }
+    units.iter_mut().for_each(|unit| unit.pack(&core.write_buffers));
+    let held_bytes = units.iter().map(|unit| unit.buffer.capacity()).sum();
+    if held_bytes < taken_bytes {
+        budget.give_back_but(taken_bytes, held_bytes);
+        return held_bytes;
+    }
+    taken_bytes
 }
 
 /// A block that is to be stored, and the entry that will point to it.
