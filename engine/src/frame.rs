@@ -20,6 +20,7 @@ use zerocopy::{
 use crate::{
     compress::{Compressor, Decompressor},
     error::FrameError,
+    joined_sums::joined,
 };
 
 const MAGIC: [u8; 2] = *b"SF";
@@ -76,18 +77,25 @@ pub(crate) struct FrameBody {
 }
 
 impl FrameBody {
-    /// Stores whole blocks at the start of `out`, compressed if that pays, else as they are.
+    /// Stores whole blocks at the start of `out`, compressed if that pays, else as they are. `sums` are
+    /// those that the blocks came with: of blocks stored as they are, the frame's checksum is made of them,
+    /// so it vouches for the copy only once that is compared with them, too.
+    ///
+    /// # Panics
+    /// If there is not a sum for each block.
     pub(crate) fn store(
         compressor: &mut Compressor,
         plain: &[u8],
+        sums: &[u32],
         level: i8,
         out: &mut [u8],
     ) -> Self {
-        let (codec, stored_bytes) = match compressor.compress(plain, level, out) {
-            Some(bytes) => (Codec::Zstd, bytes),
+        assert_eq!(plain.len(), sums.len() * BLOCK_BYTES, "every block has a sum");
+        let (codec, stored_bytes, payload_checksum) = match compressor.compress(plain, level, out) {
+            Some(bytes) => (Codec::Zstd, bytes, crc32fast::hash(&out[..bytes])),
             None => {
                 out[..plain.len()].copy_from_slice(plain);
-                (Codec::Plain, plain.len())
+                (Codec::Plain, plain.len(), joined(sums))
             }
         };
         Self {
@@ -95,7 +103,7 @@ impl FrameBody {
             level,
             block_count: (plain.len() / BLOCK_BYTES) as u8,
             stored_bytes: stored_bytes as u32,
-            payload_checksum: crc32fast::hash(&out[..stored_bytes]),
+            payload_checksum,
         }
     }
 

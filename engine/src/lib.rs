@@ -94,6 +94,7 @@ pub mod fullness;
 pub mod fuzzing;
 mod health;
 mod index_image;
+mod joined_sums;
 mod layout;
 mod lost;
 mod marks;

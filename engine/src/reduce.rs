@@ -466,6 +466,7 @@ impl Reducer {
         let mut buffer = core.write_buffers.take(worst);
         let mut planned = Vec::with_capacity(frames.len());
         let mut fingerprints = Vec::with_capacity(block_count);
+        let mut sums = Vec::with_capacity(FRAME_BLOCKS);
         let mut end = frames_start(summary);
         buffer[summary..end].fill(0);
         for frame in &frames {
@@ -482,7 +483,11 @@ impl Reducer {
                 }
             };
             let out = &mut buffer[end + FRAME_HEADER_BYTES..];
-            let body = FrameBody::store(&mut self.compressor, plain, frame.level, out);
+            sums.clear();
+            sums.extend(
+                frame.blocks.iter().map(|&block| sum_of(changes, self.blocks[block as usize])),
+            );
+            let body = FrameBody::store(&mut self.compressor, plain, &sums, frame.level, out);
             // That checksum vouches for the frame from now on: had the blocks changed at any time
             // before, what was made of them would differ now.
             let used = if body.codec == Codec::Plain { &out[..plain_bytes] } else { plain };
@@ -590,6 +595,10 @@ fn staged(changes: &[Arc<Change>], block: Block) -> &StagedData {
 
 fn data_of(changes: &[Arc<Change>], block: Block) -> &[u8; BLOCK_BYTES] {
     &staged(changes, block).blocks()[block.index as usize]
+}
+
+fn sum_of(changes: &[Arc<Change>], block: Block) -> u32 {
+    staged(changes, block).sum_of(block.index as usize)
 }
 
 /// Checks that `used`, what has been made use of as a block, is what was received.

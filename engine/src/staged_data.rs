@@ -22,7 +22,8 @@
 //! | a read | after the copy: with the copy |
 //! | a block that garbage collection moves | made when it was read; compared with what its new frame decodes to |
 //!
-//! Comparing comes last each time, so a change at any earlier moment is found. Not covered are:
+//! The checksum of a frame that is stored as it is is made of these sums ([`joined`](crate::joined_sums)), not of
+//! its bytes. Comparing comes last each time, so a change at any earlier moment is found. Not covered are:
 //! a part of a block before it is merged; the compressor's own work, and faults of the processor
 //! that leave memory as it was; a block in a long run of links that became, by its fault, exactly
 //! what stands between the duplicates of its neighbours.
@@ -96,9 +97,14 @@ impl StagedData {
         whole(&self.memory)
     }
 
+    /// The sum that the block was received with.
+    pub(crate) fn sum_of(&self, index: usize) -> u32 {
+        self.sums.0[index]
+    }
+
     /// Whether the block was all zeros when it was received.
     pub(crate) fn was_zero(&self, index: usize) -> bool {
-        self.sums.0[index] == ZERO_SUM
+        self.sum_of(index) == ZERO_SUM
     }
 
     /// Whether `block`, used or copied as the block at `index`, is what was received.
@@ -107,7 +113,7 @@ impl StagedData {
         index: usize,
         block: &[u8; BLOCK_BYTES],
     ) -> Result<(), Altered> {
-        if sum(block) == self.sums.0[index] { Ok(()) } else { Err(Altered { index }) }
+        if sum(block) == self.sum_of(index) { Ok(()) } else { Err(Altered { index }) }
     }
 
     /// Whether `blocks`, a copy of all blocks, is what was received.

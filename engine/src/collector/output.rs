@@ -255,7 +255,8 @@ impl Output {
         for (range, level) in ranges {
             let plain = &plain[range.start * BLOCK_BYTES..range.end * BLOCK_BYTES];
             let out = &mut buffer[end + FRAME_HEADER_BYTES..];
-            let body = FrameBody::store(&mut self.compressor, plain, level, out);
+            let sums = &blocks.sums[range];
+            let body = FrameBody::store(&mut self.compressor, plain, sums, level, out);
             frames.push(PlannedFrame { offset_bytes: end as u32, body });
             let stored_end = end + body.total_bytes();
             end = stored_end.next_multiple_of(grain);
@@ -361,13 +362,20 @@ mod tests {
 
     use super::*;
 
-    /// Two frames, one that compresses and one that does not, of the blocks in `plain`.
-    fn unit(plain: &[u8]) -> (Vec<u8>, Vec<PlannedFrame>) {
+    fn sums_of(plain: &[u8]) -> Vec<u32> {
+        plain.as_chunks().0.iter().map(staged_data::sum).collect()
+    }
+
+    /// Two frames, one that compresses and one that does not, of the blocks in `plain`, which came with
+    /// `sums`.
+    fn unit(plain: &[u8], sums: &[u32]) -> (Vec<u8>, Vec<PlannedFrame>) {
         let mut unit = vec![0; 2 * (FRAME_HEADER_BYTES + plain.len())];
         let (mut frames, mut end) = (Vec::new(), 0);
-        for blocks in plain.chunks(FRAME_BLOCKS * BLOCK_BYTES) {
+        for (blocks, sums) in
+            plain.chunks(FRAME_BLOCKS * BLOCK_BYTES).zip(sums.chunks(FRAME_BLOCKS))
+        {
             let out = &mut unit[end + FRAME_HEADER_BYTES..];
-            let body = FrameBody::store(&mut Compressor::new(), blocks, 3, out);
+            let body = FrameBody::store(&mut Compressor::new(), blocks, sums, 3, out);
             frames.push(PlannedFrame { offset_bytes: end as u32, body });
             end += body.total_bytes();
         }
@@ -378,15 +386,15 @@ mod tests {
     fn a_block_that_changed_after_it_was_read_is_not_stored() {
         let mut plain = vec![b'a'; (FRAME_BLOCKS + 3) * BLOCK_BYTES];
         SeededRandom::new(1).fill(&mut plain[FRAME_BLOCKS * BLOCK_BYTES..]);
-        let sums: Vec<u32> = plain.as_chunks().0.iter().map(staged_data::sum).collect();
-        let (stored, frames) = unit(&plain);
+        let sums = sums_of(&plain);
+        let (stored, frames) = unit(&plain, &sums);
         let codecs: Vec<Codec> = frames.iter().map(|frame| frame.body.codec).collect();
         assert_eq!(codecs, [Codec::Zstd, Codec::Plain]);
         assert_eq!(check_frames(&stored, &frames, &sums), Ok(()));
         for index in 0..sums.len() {
             let mut altered = plain.clone();
             altered[index * BLOCK_BYTES + 77 * index] ^= 4;
-            let (stored, frames) = unit(&altered);
+            let (stored, frames) = unit(&altered, &sums);
             assert_eq!(check_frames(&stored, &frames, &sums), Err(Altered { index }));
         }
     }
@@ -394,8 +402,8 @@ mod tests {
     #[test]
     fn a_frame_that_does_not_decode_is_not_stored() {
         let plain = vec![b'a'; 2 * BLOCK_BYTES];
-        let sums: Vec<u32> = plain.as_chunks().0.iter().map(staged_data::sum).collect();
-        let (mut stored, frames) = unit(&plain);
+        let sums = sums_of(&plain);
+        let (mut stored, frames) = unit(&plain, &sums);
         stored[FRAME_HEADER_BYTES..][..4].fill(0);
         assert!(check_frames(&stored, &frames, &sums).is_err());
     }
