@@ -16,13 +16,13 @@ use std::{
 use crate::{sync::Mutex, units::BLOCK_BYTES};
 
 /// Buffers of at most [`FINE_FROM_BYTES`] come in powers of two,
-const COARSE_CLASSES: usize = 7;
+const COARSE_CLASSES: usize = 9;
 const FINE_FROM_BYTES: usize = BLOCK_BYTES << (COARSE_CLASSES - 1);
 /// and larger ones in so many steps from one power to the next: a write unit is a little larger than
-/// the batch in it, or of any size below that.
+/// the batch in it.
 const FINE_STEPS: usize = 8;
 /// Buffers of at most 4 MiB are recycled; larger ones never are.
-const CLASSES: usize = COARSE_CLASSES + 4 * FINE_STEPS;
+const CLASSES: usize = COARSE_CLASSES + 2 * FINE_STEPS;
 
 /// Memory aligned to [`BLOCK_BYTES`], usable for direct I/O.
 ///
@@ -151,8 +151,7 @@ impl BufferPool {
     }
 
     fn limited(limit_bytes: usize, counts_in_use: bool) -> Self {
-        let classes = std::array::from_fn(|_| Vec::new());
-        let idle = Mutex::new(Idle { classes, bytes: 0, in_use_bytes: 0 });
+        let idle = Mutex::new(Idle { classes: Default::default(), bytes: 0, in_use_bytes: 0 });
         Self { inner: Arc::new(PoolInner { idle, limit_bytes, counts_in_use }) }
     }
 
@@ -321,7 +320,7 @@ mod tests {
     fn little_is_taken_beyond_what_is_asked_for() {
         for len in (1..4 << 20).step_by(1234) {
             let capacity = BufferPool::capacity_of(len);
-            let most = if len > FINE_FROM_BYTES { len + len / 8 } else { 2 * len };
+            let most = if len > 1 << 20 { len + len / 8 } else { 2 * len };
             assert!((len..=most.max(BLOCK_BYTES)).contains(&capacity), "{capacity} for {len}");
             assert!(capacity.is_multiple_of(BLOCK_BYTES));
         }

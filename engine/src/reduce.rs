@@ -506,8 +506,8 @@ impl Reducer {
 }
 
 /// While the device is behind, units wait for it in memory of their own size rather than of the most that
-/// they could have needed: it may pause for as long as staging has room, and reducers go on. Returns what
-/// the units still hold of `taken_bytes`, what was taken of the budget for them; the rest is given back.
+/// they could have needed: reducers go on through longer pauses of it. Returns what the units still hold
+/// of `taken_bytes`, what was taken of the budget for them; the rest is given back.
 fn pack(core: &Core, units: &mut [ReducedUnit], taken_bytes: usize) -> usize {
     let budget = &core.unit_buffers;
     if budget.used_bytes() <= budget.limit_bytes() / 2 {

@@ -1,5 +1,5 @@
 //! A device that pauses: flash memory that collects its own garbage, a path that fails over. Writers go
-//! on for as long as staging has room.
+//! on until most of staging is full.
 #![allow(clippy::unwrap_used)] // a failed step of a test should stop it
 
 use std::{
@@ -25,7 +25,7 @@ fn compressible(seed: u64) -> Vec<u8> {
 }
 
 #[test]
-fn while_the_device_pauses_staging_fills_with_what_compresses() {
+fn while_the_device_pauses_most_of_staging_fills_with_what_compresses() {
     let device = SimDevice::new(8 << 30);
     Pool::create_on(device.clone(), None, &CreateOptions::default()).unwrap();
     let pool = Pool::open_on(device.clone(), None, &OpenOptions::default()).unwrap();
@@ -56,7 +56,7 @@ fn while_the_device_pauses_staging_fills_with_what_compresses() {
         stat
     });
     let (staged, limit) = (stat.staging_bytes, stat.staging_limit_bytes);
-    assert!(staged > limit / 8 * 7, "{staged} of {limit} bytes of staging are in use");
+    assert!(staged > limit / 4 * 3, "{staged} of {limit} bytes of staging are in use");
     assert!(stat.unit_buffers_bytes <= stat.unit_buffers_limit_bytes);
     pool.flush().unwrap();
     let stat = pool.quick_stat();
