@@ -2,6 +2,8 @@
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
+use siltstone_device::BufferPool;
+
 use crate::{compression::Compression, effort::Effort, error::EngineError};
 
 /// Blocks in a full frame: 32 KiB.
@@ -111,6 +113,13 @@ pub struct Tuning {
     /// An image of the index is stored when so many segments, and an eighth of all, have come that
     /// the one before does not cover; or a quarter as many when the pool is closed.
     pub image_segments: u32,
+}
+
+impl Tuning {
+    /// What the buffer of a full batch's write unit takes, with its summary, if nothing compresses.
+    pub(crate) fn unit_buffer_bytes(&self) -> usize {
+        BufferPool::capacity_of(self.batch_bytes + self.batch_bytes / 16)
+    }
 }
 
 impl Default for Tuning {

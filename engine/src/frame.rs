@@ -273,6 +273,8 @@ pub(crate) fn place_of(segment: SegmentId, offset_bytes: usize, total_bytes: usi
 
 #[cfg(test)]
 mod tests {
+    use siltstone_device::SeededRandom;
+
     use super::*;
 
     fn frame(plain: &[u8], codec: Codec, stored: &[u8]) -> (Vec<u8>, FrameIdentity) {
@@ -304,6 +306,27 @@ mod tests {
             let verified = verify(&bytes, &identity).unwrap();
             verified.decode_all(&mut Decompressor::new(), &mut out).unwrap();
             assert_eq!(out, plain);
+        }
+    }
+
+    #[test]
+    fn blocks_stored_as_they_are_are_good_if_their_sums_are() {
+        for blocks in [1, MAX_FRAME_BLOCKS] {
+            let mut noise = vec![0; blocks * BLOCK_BYTES];
+            SeededRandom::new(blocks as u64).fill(&mut noise);
+            let mut sums: Vec<u32> = noise.chunks(BLOCK_BYTES).map(crc32fast::hash).collect();
+            for is_true in [true, false] {
+                let mut bytes = vec![0; FRAME_HEADER_BYTES + noise.len()];
+                let out = &mut bytes[FRAME_HEADER_BYTES..];
+                let body = FrameBody::store(&mut Compressor::new(), &noise, &sums, 1, out);
+                assert_eq!(body.codec, Codec::Plain);
+                let place = place_of(SegmentId(3), 160, body.total_bytes());
+                body.write_header(9, 5, place, &mut bytes);
+                let verified = verify(&bytes, &FrameIdentity { pool: 9, place, generation: 5 });
+                let is_refused = matches!(verified, Err(FrameError::Checksum { .. }));
+                assert_eq!(is_refused, !is_true, "{blocks} blocks: {verified:?}");
+                sums[blocks / 2] ^= 1;
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! The CRC-32 of blocks together from those of each of them, without another look at the blocks.
 //!
-//! A CRC is linear: that of A followed by B is that of A, moved on by the length of B, plus that of B (M.
-//! Adler's `crc32_combine` in zlib). To move on by a bit is to multiply by x modulo the polynomial, a matrix
-//! of 32 by 32 bits; squared fifteen times it moves on by a block. A frame of noise is seven such steps
+//! That of A followed by B is that of A, moved on by the length of B, plus that of B, for what CRC-32 adds at
+//! the beginning and at the end cancels (M. Adler's `crc32_combine` in zlib). To move on by a bit is to multiply by x modulo the polynomial, a matrix
+//! of 32 by 32 bits; squared fifteen times it moves on by a block. A plain frame of eight blocks is seven such steps
 //! instead of 32 KiB to be summed.
 
 use siltstone_device::BLOCK_BYTES;

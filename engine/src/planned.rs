@@ -107,7 +107,8 @@ impl ReducedUnit {
         self.end_bytes.next_multiple_of(BLOCK_BYTES) as u64
     }
 
-    /// Moves the unit to a buffer for what it is, if it is in one for twice as much.
+    /// Moves the unit to a smaller buffer, if it needs at most half of what it has. For the length of a copy
+    /// it takes both.
     pub(crate) fn pack(&mut self, buffers: &BufferPool) {
         let unit_bytes = self.unit_bytes() as usize;
         if BufferPool::capacity_of(unit_bytes) <= self.buffer.capacity() / 2 {

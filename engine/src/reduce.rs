@@ -488,8 +488,8 @@ impl Reducer {
                 frame.blocks.iter().map(|&block| sum_of(changes, self.blocks[block as usize])),
             );
             let body = FrameBody::store(&mut self.compressor, plain, &sums, frame.level, out);
-            // That checksum vouches for the frame from now on: had the blocks changed at any time
-            // before, what was made of them would differ now.
+            // The frame's checksum vouches for it from now on: what was compressed, or the plain copy, must
+            // have the sums that were received.
             let used = if body.codec == Codec::Plain { &out[..plain_bytes] } else { plain };
             for (&block, used) in frame.blocks.iter().zip(used.as_chunks().0) {
                 check(core, changes, self.blocks[block as usize], used)?;
@@ -510,7 +510,10 @@ impl Reducer {
 /// of `taken_bytes`, what was taken of the budget for them; the rest is given back.
 fn pack(core: &Core, units: &mut [ReducedUnit], taken_bytes: usize) -> usize {
     let budget = &core.unit_buffers;
-    if budget.used_bytes() <= budget.limit_bytes() / 2 {
+    // What reducers are filling is not the device's.
+    let filling_bytes = core.tuning.reducers * core.tuning.unit_buffer_bytes();
+    let waiting_bytes = budget.used_bytes().saturating_sub(filling_bytes);
+    if waiting_bytes <= budget.limit_bytes().saturating_sub(filling_bytes) / 2 {
         return taken_bytes;
     }
     units.iter_mut().for_each(|unit| unit.pack(&core.write_buffers));

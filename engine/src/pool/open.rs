@@ -57,7 +57,8 @@ use crate::{
 /// Memory that reads, frames and summaries leave for the next ones.
 const IDLE_BUFFER_BYTES: usize = 4 << 20;
 
-/// Write units that wait for the device or are on their way to it, when reducers have to wait.
+/// There is room for so many write units at their largest, besides one for each reducer, before reducers have
+/// to wait for the device.
 const UNITS_ON_THEIR_WAY: usize = 12;
 
 impl Pool {
@@ -297,8 +298,7 @@ fn volumes(catalog: &Catalog, inherited_up_to: Sequence) -> BTreeMap<String, Arc
 /// one for each reducer, and as many for the device as keep it busy. Less if staging, whose data they
 /// hold, is small.
 fn unit_buffers_bytes(tuning: &Tuning) -> usize {
-    // With its summary.
-    let unit_bytes = BufferPool::capacity_of(tuning.batch_bytes + tuning.batch_bytes / 16);
+    let unit_bytes = tuning.unit_buffer_bytes();
     let most = (tuning.reducers + UNITS_ON_THEIR_WAY) * unit_bytes;
     most.min(tuning.staging_bytes).max(unit_bytes)
 }
