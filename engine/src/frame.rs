@@ -276,6 +276,7 @@ mod tests {
     use siltstone_device::SeededRandom;
 
     use super::*;
+    use crate::config::FRAME_BLOCKS;
 
     fn frame(plain: &[u8], codec: Codec, stored: &[u8]) -> (Vec<u8>, FrameIdentity) {
         let body = FrameBody {
@@ -311,7 +312,7 @@ mod tests {
 
     #[test]
     fn blocks_stored_as_they_are_are_good_if_their_sums_are() {
-        for blocks in [1, MAX_FRAME_BLOCKS] {
+        for blocks in [1, FRAME_BLOCKS] {
             let mut noise = vec![0; blocks * BLOCK_BYTES];
             SeededRandom::new(blocks as u64).fill(&mut noise);
             let mut sums: Vec<u32> = noise.chunks(BLOCK_BYTES).map(crc32fast::hash).collect();
