@@ -65,6 +65,7 @@ pub(crate) struct FrameHeader {
 /// Bytes of a [`FrameHeader`].
 pub(crate) const FRAME_HEADER_BYTES: usize = 48;
 const _: () = assert!(size_of::<FrameHeader>() == FRAME_HEADER_BYTES);
+pub(crate) type HeaderBytes = [u8; FRAME_HEADER_BYTES];
 
 /// A frame's position and contents as the reducer knows them, before the sealer places it.
 #[derive(Clone, Copy, Debug)]
@@ -145,13 +146,15 @@ pub(crate) struct FrameIdentity {
 }
 
 /// A frame whose header and contents have been verified. Borrows the device's bytes.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct VerifiedFrame<'a> {
     place: Place,
     codec: Codec,
     pub(crate) block_count: usize,
     part_count: usize,
-    payload: &'a [u8],
+    pub(crate) header: &'a HeaderBytes,
+    /// The stored bytes.
+    pub(crate) payload: &'a [u8],
 }
 
 /// Reads a frame's header at the start of `bytes` and checks it against `expected`.
@@ -213,10 +216,22 @@ pub(crate) fn verify<'a>(
     bytes: &'a [u8],
     expected: &FrameIdentity,
 ) -> Result<VerifiedFrame<'a>, FrameError> {
+    let Some((header, rest)) = bytes.split_first_chunk() else {
+        return Err(FrameError::Checksum { place: expected.place });
+    };
+    verify_parts(header, rest, expected)
+}
+
+/// Checks a whole frame of which the header and what follows it lie in two places.
+pub(crate) fn verify_parts<'a>(
+    header_bytes: &'a HeaderBytes,
+    rest: &'a [u8],
+    expected: &FrameIdentity,
+) -> Result<VerifiedFrame<'a>, FrameError> {
     let place = expected.place;
-    let header = read_header(bytes, expected)?;
+    let header = read_header(header_bytes, expected)?;
     let stored = header.stored_bytes.get() as usize;
-    let Some(payload) = bytes.get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + stored) else {
+    let Some(payload) = rest.get(..stored) else {
         return Err(FrameError::Header { place, field: "stored length", value: stored as u64 });
     };
     if crc32fast::hash(payload) != header.payload_checksum.get() {
@@ -228,11 +243,23 @@ pub(crate) fn verify<'a>(
         codec,
         block_count: usize::from(header.block_count),
         part_count: usize::from(header.part_count),
+        header: header_bytes,
         payload,
     })
 }
 
+/// How many stored bytes the header of a frame that has not been verified speaks of.
+pub(crate) fn peek_stored_bytes(header: &HeaderBytes) -> usize {
+    let header: &FrameHeader = zerocopy::transmute_ref!(header);
+    header.stored_bytes.get() as usize
+}
+
 impl VerifiedFrame<'_> {
+    /// The blocks, if they are stored as they are.
+    pub(crate) fn as_plain(&self) -> Option<&[u8]> {
+        (self.codec == Codec::Plain).then_some(self.payload)
+    }
+
     /// Decodes all blocks into `out`, which must hold `block_count` blocks.
     pub(crate) fn decode_all(
         &self,

@@ -12,7 +12,7 @@ use siltstone_device::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{EngineError, Result};
 
 /// Something that happens once.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Milestone {
     reached: AtomicBool,
     event: Event,

@@ -47,7 +47,7 @@
 //! - `commit`: flushes, through the NVRAM log or the pipeline; `marks`: a note of what they made durable.
 //! - `checkpointer` (with `segment_table`, `segment_count`, `frontier`, `space`, `throttle`, `record`, `catalog`): makes the state
 //!   a place to recover from, and frees what nothing refers to; `discarder` gives it back to the medium.
-//! - `read` (with `frame_cache` and `read_ahead`): overlay, map, frame.
+//! - `read` (with `fetch`, `frame_cache` and `read_ahead`): overlay, map, frame.
 //! - `recovery` (with `repair`, `marks`, `warm` and `index_image`): coming back.
 //! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which;
 //!   `adoption`: chains of their layers become shorter.
@@ -82,6 +82,7 @@ pub mod error;
 mod error_kind;
 pub mod estimate;
 pub mod explain;
+mod fetch;
 pub mod findings;
 mod flush_waiters;
 mod frame;

@@ -2,7 +2,11 @@
 //!
 //! A volume remembers where a few recent streams of reads ended. A read that starts where one
 //! ended continues it; from the second such read on, the window that is read ahead of the stream
-//! doubles up to a limit, and stays where it is while the reader has not used half of it.
+//! doubles up to a limit, and stays where it is while the reader has not used half of it. It is never
+//! less than the next two reads like this one.
+//!
+//! All windows of a volume together are at most half of the frame cache, so that what is read ahead is
+//! still there when its reader comes.
 
 use parking_lot::Mutex;
 
@@ -37,8 +41,15 @@ pub(crate) struct Ahead {
 }
 
 impl Streams {
-    /// Notes a read of blocks `first..end` and says what to read ahead, if anything.
-    pub(crate) fn note(&self, first: u64, end: u64, volume_blocks: u64) -> Option<Ahead> {
+    /// Notes a read of blocks `first..end` and says what to read ahead, if anything, into a cache of
+    /// `cache_blocks`.
+    pub(crate) fn note(
+        &self,
+        first: u64,
+        end: u64,
+        volume_blocks: u64,
+        cache_blocks: u64,
+    ) -> Option<Ahead> {
         let mut streams = self.streams.lock();
         // A small read may end within a block in which the next one starts.
         let continues = |stream: &Stream| stream.next == first || stream.next == first + 1;
@@ -55,7 +66,10 @@ impl Streams {
         let left = stream.ahead - end;
         let mut ahead = None;
         if left <= stream.window_blocks / 2 {
-            let window = (stream.window_blocks * 2).clamp(FIRST_WINDOW_BLOCKS, MAX_WINDOW_BLOCKS);
+            let others = streams.iter().filter(|stream| stream.window_blocks > 0).count() as u64;
+            let most = (cache_blocks / 2 / (others + 1)).min(MAX_WINDOW_BLOCKS);
+            let wished = (stream.window_blocks.max(end - first) * 2).max(FIRST_WINDOW_BLOCKS);
+            let window = wished.min(most);
             let until = (end + window).min(volume_blocks);
             if until > stream.ahead {
                 ahead = Some(Ahead { first: stream.ahead, len_blocks: until - stream.ahead });
@@ -72,13 +86,16 @@ impl Streams {
 mod tests {
     use super::*;
 
+    /// 64 MiB.
+    const CACHE_BLOCKS: u64 = 16_384;
+
     #[test]
     fn a_sequential_reader_is_always_ahead_and_never_reads_twice() {
         let streams = Streams::default();
         let mut covered = 0;
         for read in 0..1000 {
             let first = read * 32;
-            if let Some(ahead) = streams.note(first, first + 32, 1 << 20) {
+            if let Some(ahead) = streams.note(first, first + 32, 1 << 20, CACHE_BLOCKS) {
                 assert!(ahead.first >= covered && ahead.first >= first + 32);
                 assert!(ahead.first + ahead.len_blocks <= first + 32 + MAX_WINDOW_BLOCKS);
                 covered = ahead.first + ahead.len_blocks;
@@ -92,7 +109,7 @@ mod tests {
         let streams = Streams::default();
         for read in 0..1000u64 {
             let first = read * 7919 % 100_000;
-            assert_eq!(streams.note(first, first + 1, 1 << 20), None);
+            assert_eq!(streams.note(first, first + 1, 1 << 20, CACHE_BLOCKS), None);
         }
     }
 
@@ -103,7 +120,7 @@ mod tests {
         for read in 0..20 {
             for reader in 0..4u64 {
                 let first = reader * 5000 + read * 16;
-                if let Some(ahead) = streams.note(first, first + 16, 15_200) {
+                if let Some(ahead) = streams.note(first, first + 16, 15_200, CACHE_BLOCKS) {
                     seen[reader as usize] += ahead.len_blocks;
                     assert!(ahead.first + ahead.len_blocks <= 15_200);
                 }

@@ -132,7 +132,8 @@ impl Volume {
         let first = offset_bytes / BLOCK;
         let end = (offset_bytes + len_bytes).div_ceil(BLOCK);
         let volume_blocks = self.shared.len_blocks();
-        if let Some(ahead) = self.shared.streams.note(first, end, volume_blocks) {
+        let cache_blocks = self.core.tuning.frame_cache_bytes as u64 / BLOCK;
+        if let Some(ahead) = self.shared.streams.note(first, end, volume_blocks, cache_blocks) {
             self.core.read_ahead(&self.shared, ahead).await;
         }
         let skip = (offset_bytes % BLOCK) as usize;
