@@ -39,6 +39,12 @@ impl Budget {
         self.permits.acquire_many(permits).await.map(Taken).map_err(|_| BudgetClosed)
     }
 
+    /// Takes `bytes` if they are free at this moment, and the budget has as many.
+    pub(crate) fn try_take(&self, bytes: usize) -> Option<Taken<'_>> {
+        let permits = u32::try_from(bytes.div_ceil(GRAIN_BYTES)).ok()?;
+        self.permits.try_acquire_many(permits).ok().map(Taken)
+    }
+
     /// Bytes that are waited for.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)

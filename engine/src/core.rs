@@ -45,6 +45,7 @@ use crate::{
     superblock::{Revision, Superblock},
     temperature::RecentWrites,
     throttle::Throttle,
+    unit_buffers::UnitBuffers,
     volume_core::VolumeCore,
 };
 
@@ -89,7 +90,7 @@ pub(crate) struct Core {
     /// for all of it.
     pub(crate) backlog: Budget,
     /// The buffers of write units that are being filled, or wait for the device.
-    pub(crate) unit_buffers: Budget,
+    pub(crate) unit_buffers: UnitBuffers,
     pub(crate) admission: Admission,
     pub(crate) commit: GroupCommit<EngineError>,
     pub(crate) flush_waiters: FlushWaiters,

@@ -40,7 +40,7 @@
 //! - `volume` and `admission`: a write gets its memory, its space and its place in the total order,
 //!   and is visible at once through the volume's `overlay`; `staged_data` has the checksums that
 //!   its blocks carry until they are stored.
-//! - `reduce` (with `compress`, `summaries` and `planned`): on every core, a batch at a time, zeros, duplicates
+//! - `reduce` (with `compress`, `summaries`, `planned` and `unit_buffers`): on every core, a batch at a time, zeros, duplicates
 //!   and compression.
 //! - `sealer`: places batches as write units (`write_unit`, `frame`) in frontier segments, and
 //!   publishes them once the device has them.
@@ -124,6 +124,7 @@ mod summaries;
 mod superblock;
 mod temperature;
 mod throttle;
+mod unit_buffers;
 mod verify;
 mod volume;
 mod volume_core;

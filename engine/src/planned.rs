@@ -7,7 +7,10 @@ use siltstone_device::{
     AlignedBuffer, BLOCK_BYTES, BlockAddress, BufferPool, LayerId, Place, Sequence,
 };
 
-use crate::{frame::FrameBody, overlay::Change, temperature::Temperature, write_unit::UnitFrame};
+use crate::{
+    frame::FrameBody, overlay::Change, temperature::Temperature, unit_buffers::Held,
+    write_unit::UnitFrame,
+};
 
 /// Where a planned entry's blocks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +139,6 @@ pub(crate) struct ReducedBatch {
     pub(crate) units: Vec<ReducedUnit>,
     /// For each block that was registered as in flight, where it stands if it is stored here.
     pub(crate) registered: Vec<Option<OwnBlock>>,
-    /// What the units' buffers have taken of their budget.
-    pub(crate) buffer_bytes: usize,
+    /// What the units' buffers have taken of the memory for them.
+    pub(crate) held: Held,
 }

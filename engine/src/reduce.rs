@@ -31,6 +31,7 @@ use crate::{
     stats::{Stage, add},
     summaries::UnitFrames,
     temperature::Temperature,
+    unit_buffers::Held,
     write_unit::{frames_start, summary_bytes, worst_unit_bytes},
 };
 
@@ -109,7 +110,7 @@ impl Reducer {
         let timer = core.stats.time(Stage::Index);
         let units = self.find_stored(core).await;
         drop(timer);
-        let (registered_at, buffer_bytes) = self.register(core, number, entries.len()).await?;
+        let (registered_at, mut held) = self.register(core, number, entries.len()).await?;
 
         let timer = core.stats.time(Stage::Compress);
         self.check_links(core, &changes)?;
@@ -121,9 +122,13 @@ impl Reducer {
             place_registered(&registered_at, unit, &part.frames, &mut registered);
             units.push(self.fill(core, &changes, part)?);
         }
-        let buffer_bytes = pack(core, &mut units, buffer_bytes);
+        if core.unit_buffers.is_device_behind() {
+            units.iter_mut().for_each(|unit| unit.pack(&core.write_buffers));
+            let kept_bytes = units.iter().map(|unit| unit.buffer.capacity()).sum();
+            core.unit_buffers.shrink(&mut held, kept_bytes);
+        }
         drop(timer);
-        Ok(ReducedBatch { number, changes, units, registered, buffer_bytes })
+        Ok(ReducedBatch { number, changes, units, registered, held })
     }
 
     /// Splits changes into holes, which become entries, and blocks with data.
@@ -276,17 +281,16 @@ impl Reducer {
         }
     }
 
-    /// Registers what was not found, in batch order, completes `targets` and plans `runs`. Returns
-    /// the blocks that were registered, and what was taken of the budget of units' buffers.
+    /// Registers what was not found, in batch order, completes `targets`, plans `runs` and takes the memory
+    /// for the unit. Returns the blocks that were registered.
     ///
-    /// That is taken in batch order, too: units are placed in that order, so a batch that waits for
-    /// memory must not be behind later ones that have it.
+    /// A batch of which everything was found has nothing to register, and goes past the gate.
     async fn register(
         &mut self,
         core: &Core,
         number: u64,
         hole_count: usize,
-    ) -> Result<(Vec<u32>, usize), Stopped> {
+    ) -> Result<(Vec<u32>, Held), Stopped> {
         let mut unknown = Vec::new();
         let mut positions = Vec::new();
         for (at, candidate) in (0..).zip(&self.candidates) {
@@ -295,25 +299,38 @@ impl Reducer {
                 positions.push(at);
             }
         }
-        let mut registrations = Vec::new();
-        let timer = core.stats.time(Stage::Gate);
-        let turn = core.in_flight.gate().enter(number).await?;
-        core.in_flight.register_batch(&turn, &unknown, &mut registrations);
         self.targets.clear();
         self.targets.extend(self.candidates.iter().map(|found| found.map(Target::Stored)));
+        let gate = core.in_flight.gate();
+        if unknown.is_empty() {
+            self.plan_runs(core);
+            let bytes = self.buffer_bytes(hole_count);
+            if let Some(held) = core.unit_buffers.try_take_past_the_gate(bytes) {
+                gate.skip(number);
+                return Ok((positions, held));
+            }
+        }
+        let mut registrations = Vec::new();
+        let timer = core.stats.time(Stage::Gate);
+        let turn = gate.enter(number).await?;
+        core.in_flight.register_batch(&turn, &unknown, &mut registrations);
         for (&at, registration) in positions.iter().zip(registrations) {
             if let Registration::Duplicate { batch, position } = registration {
                 self.targets[at as usize] = Some(Target::InFlight { batch, position });
             }
         }
+        self.plan_runs(core);
+        let bytes = self.buffer_bytes(hole_count);
+        drop(timer);
+        let held = core.unit_buffers.take(&turn, bytes).await.map_err(|_| Stopped)?;
+        drop(turn);
+        Ok((positions, held))
+    }
+
+    fn plan_runs(&mut self, core: &Core) {
         self.runs.clear();
         let threshold = core.threshold as usize;
         siltstone_dedup::run::plan(&self.targets, &self.contiguous, threshold, &mut self.runs);
-        let buffer_bytes = self.buffer_bytes(hole_count);
-        drop(timer);
-        core.unit_buffers.take(buffer_bytes).await.map_err(|_| Stopped)?.keep();
-        drop(turn);
-        Ok((positions, buffer_bytes))
     }
 
     /// What the buffer of the batch's unit takes at most, now that `runs` are planned. If there
@@ -503,26 +520,6 @@ impl Reducer {
         let (end_bytes, frames) = (end, planned);
         Ok(ReducedUnit { temperature, buffer, end_bytes, entries, frames, fingerprints })
     }
-}
-
-/// While the device is behind, units wait for it in memory of their own size rather than of the most that
-/// they could have needed: reducers go on through longer pauses of it. Returns what the units still hold
-/// of `taken_bytes`, what was taken of the budget for them; the rest is given back.
-fn pack(core: &Core, units: &mut [ReducedUnit], taken_bytes: usize) -> usize {
-    let budget = &core.unit_buffers;
-    // What reducers are filling is not the device's.
-    let filling_bytes = core.tuning.reducers * core.tuning.unit_buffer_bytes();
-    let waiting_bytes = budget.used_bytes().saturating_sub(filling_bytes);
-    if waiting_bytes <= budget.limit_bytes().saturating_sub(filling_bytes) / 2 {
-        return taken_bytes;
-    }
-    units.iter_mut().for_each(|unit| unit.pack(&core.write_buffers));
-    let held_bytes = units.iter().map(|unit| unit.buffer.capacity()).sum();
-    if held_bytes < taken_bytes {
-        budget.give_back_but(taken_bytes, held_bytes);
-        return held_bytes;
-    }
-    taken_bytes
 }
 
 /// A block that is to be stored, and the entry that will point to it.

@@ -33,6 +33,7 @@ use crate::{
     stats::{Stage, add},
     summaries::SummaryCache,
     temperature::Temperature,
+    unit_buffers::Held,
     write_unit::{Summary, summary_bytes},
 };
 
@@ -66,8 +67,8 @@ struct Sealed {
     submitted_at: Instant,
     /// Units that are not on the device yet.
     unwritten: usize,
-    /// Of the budget of units' buffers, until all of them are on the device.
-    buffer_bytes: usize,
+    /// The memory of its units, until all of them are on the device.
+    held: Option<Held>,
 }
 
 impl Sealed {
@@ -218,7 +219,7 @@ impl Sealer {
     /// Places a batch and submits its units. False if the pool has failed.
     async fn seal(&mut self, batch: ReducedBatch) -> bool {
         let core = Arc::clone(&self.core);
-        let ReducedBatch { number, changes, units, registered, buffer_bytes } = batch;
+        let ReducedBatch { number, changes, units, registered, held } = batch;
         let first_sequence = changes.first().expect("a batch has changes").sequence;
         let last_sequence = changes.last().expect("a batch has changes").sequence;
         // All of them before any is completed: one may refer to what stands in the other.
@@ -262,8 +263,8 @@ impl Sealer {
         add(&core.stats.counters.batches, 1);
         drop(timer);
         let submitted_at = Instant::now();
-        let units = sealed;
-        self.sealed.push_back(Sealed { changes, units, submitted_at, unwritten, buffer_bytes });
+        let (units, held) = (sealed, Some(held));
+        self.sealed.push_back(Sealed { changes, units, submitted_at, unwritten, held });
         self.next_batch += 1;
         if core.frontier.is_low() {
             core.checkpointing.request();
@@ -421,7 +422,8 @@ impl Sealer {
         let sealed = &mut self.sealed[(batch - first) as usize];
         sealed.unwritten -= 1;
         if sealed.is_written() {
-            self.core.unit_buffers.give_back(sealed.buffer_bytes);
+            let held = sealed.held.take().expect("units are written once");
+            self.core.unit_buffers.give_back(held);
         }
         let (count, since) = &mut self.on_their_way;
         *count -= 1;

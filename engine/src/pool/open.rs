@@ -50,16 +50,13 @@ use crate::{
     superblock::{FoundSuperblock, Superblock},
     temperature::RecentWrites,
     throttle::Throttle,
+    unit_buffers::UnitBuffers,
     volume::ZERO_STAGED_BYTES,
     volume_core::VolumeCore,
 };
 
 /// Memory that reads, frames and summaries leave for the next ones.
 const IDLE_BUFFER_BYTES: usize = 4 << 20;
-
-/// There is room for so many write units at their largest, besides one for each reducer, before reducers have
-/// to wait for the device.
-const UNITS_ON_THEIR_WAY: usize = 12;
 
 impl Pool {
     /// Opens a pool in a file or on a block device, and recovers it if it was not closed.
@@ -179,7 +176,8 @@ async fn open_on(
     repairs.extend(table_repairs);
     let tuning = fitted(&options.tuning, &layout, &*runtime);
     let buffers = BufferPool::new(IDLE_BUFFER_BYTES);
-    let write_buffers = BufferPool::within(tuning.staging_bytes + unit_buffers_bytes(&tuning));
+    let unit_buffers = UnitBuffers::new(&tuning);
+    let write_buffers = BufferPool::within(tuning.staging_bytes + unit_buffers.limit_bytes());
     let mut recovered =
         recovery::scan_frontier(&device, &buffers, pool, &layout, &body, &table).await?;
     let map_config = MapConfig::new(pool, layout.geometry(), tuning.page_cache_bytes);
@@ -207,7 +205,7 @@ async fn open_on(
         catalog: Mutex::new(body.catalog.clone()),
         staging: Budget::new(tuning.staging_bytes),
         backlog: Budget::new(backlog_bytes(&tuning)),
-        unit_buffers: Budget::new(unit_buffers_bytes(&tuning)),
+        unit_buffers,
         admission: Admission::new(
             recovered.sequence,
             tuning.batch_bytes,
@@ -292,15 +290,6 @@ fn volumes(catalog: &Catalog, inherited_up_to: Sequence) -> BTreeMap<String, Arc
     };
     let volumes = catalog.volumes.iter().map(volume);
     volumes.chain(catalog.snapshots().map(snapshot)).collect()
-}
-
-/// What the buffers of write units may take, from when reducers fill them until the device has them:
-/// one for each reducer, and as many for the device as keep it busy. Less if staging, whose data they
-/// hold, is small.
-fn unit_buffers_bytes(tuning: &Tuning) -> usize {
-    let unit_bytes = tuning.unit_buffer_bytes();
-    let most = (tuning.reducers + UNITS_ON_THEIR_WAY) * unit_bytes;
-    most.min(tuning.staging_bytes).max(unit_bytes)
 }
 
 /// A batch for each reducer and one more, but no more than half of staging.
