@@ -114,6 +114,7 @@ pub mod scrub;
 mod sealer;
 mod segment_count;
 mod segment_table;
+mod small_units;
 mod snapshot_name;
 mod space;
 mod spread;

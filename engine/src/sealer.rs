@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::Range,
     sync::Arc,
     time::Instant,
 };
@@ -30,6 +31,7 @@ use crate::{
     frame,
     overlay::Change,
     planned::{OwnBlock, PlannedFrame, PlannedTarget, ReducedBatch, ReducedUnit},
+    small_units::SmallUnits,
     stats::{Stage, add},
     summaries::SummaryCache,
     temperature::Temperature,
@@ -46,10 +48,10 @@ const MAX_MEMTABLE_EPOCHS: usize = 32;
 pub(crate) enum Message {
     /// A reducer has finished a batch.
     Reduced(Box<ReducedBatch>),
-    /// The device has finished writing a unit.
+    /// The device has finished writing a unit, or several small ones.
     Written {
-        /// The batch in it.
-        batch: u64,
+        /// The batches of each.
+        batches: Range<u64>,
         /// The outcome.
         outcome: Result<(), DeviceError>,
     },
@@ -109,6 +111,8 @@ pub(crate) struct Sealer {
     forget: Option<(u64, u64)>,
     /// By temperature.
     open: [Option<OpenSegment>; 2],
+    /// Placed, and yet to be submitted.
+    small: Option<SmallUnits>,
     next_unit: u64,
     /// Units on their way to the device, and since when there have been any, or when that was last
     /// counted.
@@ -156,6 +160,7 @@ impl Sealer {
             placed: BTreeMap::new(),
             forget: None,
             open,
+            small: None,
             next_unit,
             on_their_way: (0, Instant::now()),
         }
@@ -203,10 +208,13 @@ impl Sealer {
             Message::Reduced(batch) => {
                 self.early.insert(batch.number, batch);
             }
-            Message::Written { batch, outcome: Ok(()) } => self.note_written(batch),
+            Message::Written { batches, outcome: Ok(()) } => {
+                batches.for_each(|batch| self.note_written(batch))
+            }
             Message::Written { outcome: Err(error), .. } => self.core.fail(error.into()),
             Message::ReducerStopped => self.reducers -= 1,
             Message::GiveUpSegments(done) => {
+                self.submit_small();
                 for given_up in self.open.iter_mut().filter_map(Option::take) {
                     self.core.frontier.close(given_up.id);
                 }
@@ -222,6 +230,11 @@ impl Sealer {
         let ReducedBatch { number, changes, units, registered, held } = batch;
         let first_sequence = changes.first().expect("a batch has changes").sequence;
         let last_sequence = changes.last().expect("a batch has changes").sequence;
+        let is_small = held.is_past_the_gate() && SmallUnits::may_hold(&units);
+        // What comes next may have to wait for a segment, and that for what waits here.
+        if !is_small || !self.fits(units[0].temperature, units[0].unit_bytes()) {
+            self.submit_small();
+        }
         // All of them before any is completed: one may refer to what stands in the other.
         let mut places = Vec::with_capacity(units.len());
         for unit in &units {
@@ -251,11 +264,11 @@ impl Sealer {
             };
             let address = place.address(&core);
             let buffer = complete_unit(&core, unit, place, address, &summary);
-            self.submit(number, address, buffer);
-            if self.on_their_way.0 == 0 {
-                self.on_their_way.1 = Instant::now();
+            if is_small {
+                self.hold(number, address, &buffer);
+            } else {
+                self.submit(number..number + 1, address, buffer);
             }
-            self.on_their_way.0 += 1;
             sealed.push((address, summary));
             self.next_unit += 1;
         }
@@ -266,6 +279,10 @@ impl Sealer {
         let (units, held) = (sealed, Some(held));
         self.sealed.push_back(Sealed { changes, units, submitted_at, unwritten, held });
         self.next_batch += 1;
+        let is_last = core.admission.newest_started() == Some(number);
+        if is_last || core.flush_waiters.are_any() {
+            self.submit_small();
+        }
         if core.frontier.is_low() {
             core.checkpointing.request();
         }
@@ -395,12 +412,36 @@ impl Sealer {
         }
     }
 
-    fn submit(&self, batch: u64, address: ByteOffset, buffer: AlignedBuffer) {
+    /// Lets a small unit wait for others.
+    fn hold(&mut self, batch: u64, address: ByteOffset, unit: &[u8]) {
+        let shares = self.small.as_mut().is_some_and(|small| small.push(batch, address, unit));
+        if !shares {
+            self.submit_small();
+            let buffers = &self.core.write_buffers;
+            self.small = Some(SmallUnits::first(batch, address, unit, buffers));
+        }
+        if self.small.as_ref().is_some_and(SmallUnits::is_full) {
+            self.submit_small();
+        }
+    }
+
+    /// Submits the small units that have waited for others.
+    fn submit_small(&mut self) {
+        if let Some(SmallUnits { address, batches, buffer }) = self.small.take() {
+            self.submit(batches, address, buffer);
+        }
+    }
+
+    fn submit(&mut self, batches: Range<u64>, address: ByteOffset, buffer: AlignedBuffer) {
+        if self.on_their_way.0 == 0 {
+            self.on_their_way.1 = Instant::now();
+        }
+        self.on_their_way.0 += (batches.end - batches.start) as usize;
         let completions = self.completions.clone();
         let completion = Box::new(move |buffer: AlignedBuffer, outcome| {
             drop(buffer);
             // The sealer is gone only if the pool has failed.
-            let _ = completions.send(Message::Written { batch, outcome });
+            let _ = completions.send(Message::Written { batches, outcome });
         });
         let durability = Durability::Flush;
         self.core.device.submit(vec![Request::Write {

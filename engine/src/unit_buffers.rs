@@ -34,6 +34,13 @@ pub(crate) struct Held {
     is_past_the_gate: bool,
 }
 
+impl Held {
+    /// Nobody waits for it.
+    pub(crate) fn is_past_the_gate(&self) -> bool {
+        self.is_past_the_gate
+    }
+}
+
 impl UnitBuffers {
     /// As many as keep the device and the reducers busy. Less if staging, whose data they hold, is small.
     pub(crate) fn new(tuning: &Tuning) -> Self {
