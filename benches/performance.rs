@@ -19,6 +19,7 @@ mod growth;
 mod ingest;
 mod limit;
 mod memory;
+mod noise_writes;
 mod opening;
 mod options;
 mod overwrite;

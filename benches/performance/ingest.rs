@@ -12,6 +12,7 @@ use super::{
     Outcome,
     bed::Bed,
     limit::{self, PIECE_BYTES, Work},
+    noise_writes,
 };
 use crate::{
     raw::{self, Amount, Load},
@@ -105,13 +106,16 @@ fn warm_memory(bed: &Bed, pool: &Pool, seed: u64) -> Outcome {
     Ok(pool.delete_volume("scratch")?)
 }
 
-/// Noise against sequential writes to the device.
+/// Noise against sequential writes to the device, and against those with the work that noise needs.
 pub(crate) fn incompressible(bed: &Bed, report: &mut Report) -> Outcome {
     let mut noise = vec![0; bed.raw_bytes as usize / 2];
     SeededRandom::new(1).fill(&mut noise);
     let target = Target::ratio(0.8).or_value(2.5e9);
     let mut turns = Turns::new("incompressible data", Unit::BytesPerSecond, target);
+    let name = "the same, of the work and writing alone";
+    let mut bounded = Turns::new(name, Unit::BytesPerSecond, Target::ratio(0.9));
     for round in 1..=bed.rounds {
+        let bound = noise_writes::run(bed, &noise)?;
         let amount = Amount::Bytes(noise.len() as u64);
         let limit = raw::run_bytes(&bed.raw, bed.raw_bytes, Load::SEQUENTIAL_WRITE, amount)?;
         let pool = bed.fresh_pool()?;
@@ -120,11 +124,13 @@ pub(crate) fn incompressible(bed: &Bed, report: &mut Report) -> Outcome {
         let before = pool.activity();
         let written = write(bed, &pool, &volume, &noise)?;
         turns.add(written.rate(), limit.rate());
+        bounded.add(written.rate(), bound.rate());
         if round == bed.rounds {
             report.explain("incompressible data", &before, &pool.activity());
         }
         pool.close()?;
     }
     report.add(turns);
+    report.add(bounded);
     Ok(())
 }

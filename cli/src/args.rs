@@ -266,7 +266,7 @@ pub(crate) struct ServeArguments {
     /// Memory for written data on its way to the device [default: 32M].
     #[arg(long, value_name = "SIZE")]
     pub(crate) staging: Option<Size>,
-    /// Memory for decompressed data kept for reads [default: 64M].
+    /// Memory for data kept for reads [default: 64M].
     #[arg(long, value_name = "SIZE")]
     pub(crate) frame_cache: Option<Size>,
     /// Memory for the map's pages kept for lookups [default: 16M].

@@ -81,7 +81,7 @@ pub struct Tuning {
     pub staging_bytes: usize,
     /// Bytes of plain data that are reduced together.
     pub batch_bytes: usize,
-    /// Bytes of decoded frames kept for reads.
+    /// Bytes of frames kept for reads, as they are stored or decoded.
     pub frame_cache_bytes: usize,
     /// Bytes of map pages kept for lookups.
     pub page_cache_bytes: usize,

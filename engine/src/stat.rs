@@ -65,7 +65,7 @@ pub struct PoolStat {
     pub unit_buffers_bytes: u64,
     /// The budget of write units.
     pub unit_buffers_limit_bytes: u64,
-    /// Bytes of decoded frames in the cache, of `frame_cache_limit_bytes`.
+    /// Bytes of frames in the cache, as they are stored or decoded, of `frame_cache_limit_bytes`.
     pub frame_cache_bytes: u64,
     /// The frame cache's budget.
     pub frame_cache_limit_bytes: u64,
