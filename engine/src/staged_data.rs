@@ -23,8 +23,10 @@
 //! | a block that garbage collection moves | made when it was read; compared with what its new frame decodes to |
 //!
 //! A plain frame's checksum is joined from these sums ([`joined_sums`](crate::joined_sums)): it is right for the
-//! copy because that is compared with them. Comparing comes last each time, so a change at any earlier moment is found. Not covered are:
-//! a part of a block before it is merged; a frame's bytes once they are compared, for which its checksum
+//! copy because that is compared with them.
+//!
+//! Comparing comes last each time, so a change at any earlier moment is found. Not covered are: a part of
+//! a block before it is merged; a frame's bytes once they are compared, for which its checksum
 //! tells, but too late to store it again; the compressor's own work, and faults of the processor
 //! that leave memory as it was; a block in a long run of links that became, by its fault, exactly
 //! what stands between the duplicates of its neighbours.
