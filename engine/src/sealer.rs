@@ -231,8 +231,7 @@ impl Sealer {
         let first_sequence = changes.first().expect("a batch has changes").sequence;
         let last_sequence = changes.last().expect("a batch has changes").sequence;
         let is_small = held.is_past_the_gate() && SmallUnits::may_hold(&units);
-        // What comes next may have to wait for a segment, and that for what waits here.
-        if !is_small || !self.fits(units[0].temperature, units[0].unit_bytes()) {
+        if !is_small {
             self.submit_small();
         }
         // All of them before any is completed: one may refer to what stands in the other.
@@ -339,6 +338,8 @@ impl Sealer {
         assert!(unit_bytes <= segment_bytes, "a unit fits a segment");
         let at = self.segment_for(temperature, unit_bytes);
         if !self.fits(at, unit_bytes) {
+            // A segment may have to wait for a checkpoint, and that for what waits to be submitted.
+            self.submit_small();
             if let Some(full) = self.open[at as usize].take() {
                 core.frontier.close(full.id);
             }
