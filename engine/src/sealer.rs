@@ -174,12 +174,18 @@ impl Sealer {
             if self.core.health.check().is_err() {
                 break;
             }
-            while let Some(batch) = self.early.remove(&self.next_batch) {
-                if !self.seal(*batch).await {
-                    return;
+            loop {
+                while let Some(batch) = self.early.remove(&self.next_batch) {
+                    if !self.seal(*batch).await {
+                        return;
+                    }
+                }
+                self.publish().await;
+                // One that came while that waited.
+                if !self.early.contains_key(&self.next_batch) {
+                    break;
                 }
             }
-            self.publish().await;
         }
     }
 
@@ -194,6 +200,8 @@ impl Sealer {
             if !is_held_back || core.health.check().is_err() {
                 return;
             }
+            // A checkpoint takes longer than company for a shared write is worth.
+            self.submit_small();
             let mut message = None;
             let received = async { message = self.messages.recv().await };
             either(changed, received).await;

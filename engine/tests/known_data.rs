@@ -112,3 +112,18 @@ fn units_that_only_link_share_device_writes() {
     drop(volume);
     pool.close().unwrap();
 }
+
+/// What comes to the sealer while nothing can be published, for the memtable is full, goes on once it is not.
+#[test]
+fn known_data_go_on_after_the_memtable_was_full() {
+    let watchdog = Watchdog::new("a small pool full of links");
+    let device = SimDevice::new(64 << 20);
+    Pool::create_on(device.clone(), None, &CreateOptions::default()).unwrap();
+    let pool = Pool::open_on(device, None, &OpenOptions::default()).unwrap();
+    let volume = pool.create_volume("disk", &VolumeOptions::new(1 << 30)).unwrap();
+    let known = noise(1, 4096).repeat(256);
+    for at in 0..4 << 10 {
+        volume.write_at((at << 20) % (1 << 30), &known).unwrap();
+        watchdog.feed(format!("piece {at}"));
+    }
+}
