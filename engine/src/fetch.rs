@@ -99,7 +99,7 @@ impl Core {
         }
         let mut missing = Vec::new();
         for (at, arrived) in awaited {
-            arrived.wait(|| Ok(())).await.expect("it is not given up");
+            arrived.reached().await;
             if !matches!(self.take_cached(&wanted[at], out, keep), Cached::Taken) {
                 missing.push(at);
             }
@@ -140,7 +140,7 @@ impl Core {
             return frame.take(run, out, &self.buffers).map(|_| ());
         }
         let plain = Arc::new(frame.decode(&self.buffers)?);
-        self.frame_cache.insert(run.key(), CachedFrame::Decoded(Arc::clone(&plain)));
+        self.frame_cache.insert_in_use(run.key(), CachedFrame::Decoded(Arc::clone(&plain)));
         copy_blocks(run, &plain, out)
     }
 

@@ -1,10 +1,9 @@
 //! Frames kept for reads, as they are stored or decoded ([`fetch`](crate::fetch) has why), within a
 //! budget of bytes.
 //!
-//! Sharded by frame; each shard is a second-chance (CLOCK) cache: a hit sets a bit under the
-//! shard's lock, eviction clears bits until it finds one that is clear. What was read ahead of a reader
-//! begins with the bit set, and loses it when the reader comes: what is still to be used is spared, and
-//! what was used once is not.
+//! Sharded by frame; each shard is a second-chance (CLOCK) cache that counts: an entry is passed by so many
+//! times before it is evicted, none if it was used once, some if it was used again. What was read ahead of a
+//! reader is spared more often, until its reader comes: that was its first use.
 //!
 //! A key is a frame's place with its segment's generation, so that a freed and rewritten segment
 //! never answers with old contents.
@@ -29,9 +28,10 @@ const SHARDS: usize = 16;
 /// What a frame's bookkeeping costs beside its bytes, its header included.
 const ENTRY_OVERHEAD_BYTES: usize = 192;
 
-/// How often a frame is passed by that was used again, and one that was read ahead and is yet to be used: in
-/// that time its reader comes, or does not come any more.
+/// How often the hand passes by a frame that was used again.
 const SPARED_IN_USE: u8 = 1;
+/// The same of one that was read ahead and is yet to be used: in that time its reader comes, or does not come
+/// any more.
 const SPARED_AHEAD: u8 = 4;
 
 /// Which frame: the place of its first block, and the generation of its segment.
@@ -115,6 +115,10 @@ impl Coming {
     /// Takes up what was read of the device: `frames` has the bytes of each that was announced, in that order.
     pub(crate) fn arrive<'a>(&self, frames: impl Iterator<Item = &'a [u8]>, buffers: &BufferPool) {
         for (key, bytes) in self.keys.iter().zip(frames) {
+            // Who could not wait may have put it there.
+            if self.cache.is_here(key) {
+                continue;
+            }
             if let Some(stored) = StoredFrame::unverified(bytes, buffers) {
                 self.cache.insert_ahead(*key, CachedFrame::Stored(Arc::new(stored)));
             }
@@ -184,10 +188,19 @@ impl FrameCache {
         self.shard(key).lock().slots.contains_key(key)
     }
 
-    /// Takes up a frame that was just used, in place of what was known of it, evicting others as needed. A
-    /// frame larger than a shard's budget is not kept.
+    fn is_here(&self, key: &FrameKey) -> bool {
+        self.shard(key).lock().is_here(key)
+    }
+
+    /// Takes up a frame that was just used for the first time, in place of what was known of it, evicting
+    /// others as needed. A frame larger than a shard's budget is not kept.
     pub(crate) fn insert(&self, key: FrameKey, frame: CachedFrame) {
-        self.insert_entry(key, frame, false);
+        self.insert_entry(Entry { key, frame, is_ahead: false, spared: 0 });
+    }
+
+    /// The same of one that was used before, or will be.
+    pub(crate) fn insert_in_use(&self, key: FrameKey, frame: CachedFrame) {
+        self.insert_entry(Entry { key, frame, is_ahead: false, spared: SPARED_IN_USE });
     }
 
     /// Announces frames that are about to be read ahead of a reader. Until what is returned is dropped, who
@@ -202,8 +215,10 @@ impl FrameCache {
 
     /// Takes up what a reader will come for, unless it is here already.
     fn insert_ahead(&self, key: FrameKey, frame: CachedFrame) {
-        if !self.shard(&key).lock().is_here(&key) {
-            self.insert_entry(key, frame, true);
+        let mut shard = self.shard(&key).lock();
+        if !shard.is_here(&key) {
+            let entry = Entry { key, frame, is_ahead: true, spared: SPARED_AHEAD };
+            shard.insert(entry, self.shard_budget_bytes);
         }
     }
 
@@ -215,31 +230,8 @@ impl FrameCache {
         }
     }
 
-    fn insert_entry(&self, key: FrameKey, frame: CachedFrame, is_ahead: bool) {
-        let cost = frame.cost_bytes();
-        if cost > self.shard_budget_bytes {
-            return;
-        }
-        let mut shard = self.shard(&key).lock();
-        shard.remove(&key);
-        while shard.bytes + cost > self.shard_budget_bytes {
-            shard.evict_one();
-        }
-        shard.bytes += cost;
-        let spared = if is_ahead { SPARED_AHEAD } else { 0 };
-        let entry = Some(Entry { key, frame, is_ahead, spared });
-        let slot = match shard.free.pop() {
-            Some(slot) => {
-                shard.entries[slot] = entry;
-                slot
-            }
-            None => {
-                shard.entries.push(entry);
-                shard.entries.len() - 1
-            }
-        };
-        shard.slots.insert(key, slot);
-        assert!(shard.bytes <= self.shard_budget_bytes, "the budget is never exceeded");
+    fn insert_entry(&self, entry: Entry) {
+        self.shard(&entry.key).lock().insert(entry, self.shard_budget_bytes);
     }
 
     /// Bytes in use.
@@ -254,6 +246,30 @@ impl Shard {
         let Some(&slot) = self.slots.get(key) else { return false };
         let entry = self.entries[slot].as_ref().expect("a named slot is filled");
         !matches!(entry.frame, CachedFrame::Coming(_))
+    }
+
+    fn insert(&mut self, entry: Entry, budget_bytes: usize) {
+        let (key, cost) = (entry.key, entry.frame.cost_bytes());
+        if cost > budget_bytes {
+            return;
+        }
+        self.remove(&key);
+        while self.bytes + cost > budget_bytes {
+            self.evict_one();
+        }
+        self.bytes += cost;
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.entries[slot] = Some(entry);
+                slot
+            }
+            None => {
+                self.entries.push(Some(entry));
+                self.entries.len() - 1
+            }
+        };
+        self.slots.insert(key, slot);
+        assert!(self.bytes <= budget_bytes, "the budget is never exceeded");
     }
 
     fn remove(&mut self, key: &FrameKey) {
@@ -370,6 +386,19 @@ mod tests {
         }
         let kept = (0..15).filter(|&segment| cache.contains(&key(segment))).count();
         assert!(kept <= 3, "{kept} that were used once were spared");
+    }
+
+    #[test]
+    fn what_is_put_in_to_be_used_again_outlives_what_was_used_once() {
+        let cache = FrameCache::new(SHARDS * 10 * (4096 + ENTRY_OVERHEAD_BYTES));
+        for segment in 0..16 {
+            cache.insert_in_use(key(segment), frame(1));
+        }
+        for segment in 1000..1160 {
+            cache.insert(key(segment), frame(2));
+        }
+        let kept = (0..16).filter(|&segment| cache.contains(&key(segment))).count();
+        assert!(kept >= 14, "{kept} of those in use were kept");
     }
 
     #[test]

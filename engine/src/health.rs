@@ -30,6 +30,11 @@ impl Milestone {
         self.reached.load(Ordering::Acquire)
     }
 
+    /// Waits until it has happened, which it certainly will.
+    pub(crate) async fn reached(&self) {
+        self.wait(|| Ok(())).await.expect("the wait gives up only if it is told to");
+    }
+
     /// Waits until it has happened, or `give_up` says that it never will; [`wake`](Self::wake)
     /// has it asked again.
     pub(crate) async fn wait(&self, give_up: impl Fn() -> Result<()>) -> Result<()> {

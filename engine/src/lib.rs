@@ -40,13 +40,14 @@
 //! - `volume` and `admission`: a write gets its memory, its space and its place in the total order,
 //!   and is visible at once through the volume's `overlay`; `staged_data` has the checksums that
 //!   its blocks carry until they are stored.
-//! - `reduce` (with `compress`, `summaries`, `planned` and `unit_buffers`): on every core, a batch at a time, zeros, duplicates
-//!   and compression.
+//! - `reduce` (with `compress`, `summaries`, `planned` and `unit_buffers`): on every core, a batch at a time,
+//!   zeros, duplicates and compression.
 //! - `sealer`: places batches as write units (`write_unit`, `frame`) in frontier segments, and
 //!   publishes them once the device has them.
 //! - `commit`: flushes, through the NVRAM log or the pipeline; `marks`: a note of what they made durable.
-//! - `checkpointer` (with `segment_table`, `segment_count`, `frontier`, `space`, `throttle`, `record`, `catalog`): makes the state
-//!   a place to recover from, and frees what nothing refers to; `discarder` gives it back to the medium.
+//! - `checkpointer` (with `segment_table`, `segment_count`, `frontier`, `space`, `throttle`, `record`, `catalog`):
+//!   makes the state a place to recover from, and frees what nothing refers to; `discarder` gives it back to
+//!   the medium.
 //! - `read` (with `fetch`, `frame_cache` and `read_ahead`): overlay, map, frame.
 //! - `recovery` (with `repair`, `marks`, `warm` and `index_image`): coming back.
 //! - `catalog`, `epochs`, `pool/snapshots`: volumes, snapshots, and which change is before which;

@@ -2,11 +2,13 @@
 //!
 //! A volume remembers where a few recent streams of reads ended. A read that starts where one
 //! ended continues it; from the second such read on, the window that is read ahead of the stream
-//! doubles up to a limit, and stays where it is while the reader has not used half of it. It is never
-//! less than the next two reads like this one.
+//! doubles up to a limit, and stays where it is while the reader has not used half of it. If that limit
+//! allows, it is at least the next two reads like this one.
 //!
-//! All windows of a volume together are at most half of the frame cache, so that what is read ahead is
-//! still there when its reader comes.
+//! A window is limited to its stream's share of half of the frame cache, so that what is read ahead is still there
+//! when its reader comes. The share is taken anew whenever more is read ahead; a stream that has ended
+//! has its share until others push it out of the few that are remembered. What other volumes read ahead at the
+//! same time, and what a caller prefetches, is not counted.
 
 use parking_lot::Mutex;
 

@@ -307,6 +307,7 @@ impl Reducer {
             let bytes = self.buffer_bytes(hole_count);
             if let Some(held) = core.unit_buffers.try_take_past_the_gate(bytes) {
                 gate.skip(number);
+                add(&core.stats.counters.found_batches, 1);
                 return Ok((positions, held));
             }
         }

@@ -66,7 +66,7 @@ pub(crate) enum Message {
 struct Sealed {
     changes: Vec<Arc<Change>>,
     units: Vec<(ByteOffset, Summary)>,
-    submitted_at: Instant,
+    placed_at: Instant,
     /// Units that are not on the device yet.
     unwritten: usize,
     /// The memory of its units, until all of them are on the device.
@@ -272,7 +272,7 @@ impl Sealer {
             let address = place.address(&core);
             let buffer = complete_unit(&core, unit, place, address, &summary);
             if is_small {
-                self.hold(number, address, &buffer);
+                self.hold(number, address, buffer);
             } else {
                 self.submit(number..number + 1, address, buffer);
             }
@@ -282,9 +282,9 @@ impl Sealer {
         self.settle_space(&changes);
         add(&core.stats.counters.batches, 1);
         drop(timer);
-        let submitted_at = Instant::now();
+        let placed_at = Instant::now();
         let (units, held) = (sealed, Some(held));
-        self.sealed.push_back(Sealed { changes, units, submitted_at, unwritten, held });
+        self.sealed.push_back(Sealed { changes, units, placed_at, unwritten, held });
         self.next_batch += 1;
         let is_last = core.admission.newest_started() == Some(number);
         if is_last || core.flush_waiters.are_any() {
@@ -422,12 +422,13 @@ impl Sealer {
     }
 
     /// Lets a small unit wait for others.
-    fn hold(&mut self, batch: u64, address: ByteOffset, unit: &[u8]) {
-        let shares = self.small.as_mut().is_some_and(|small| small.push(batch, address, unit));
-        if !shares {
-            self.submit_small();
-            let buffers = &self.core.write_buffers;
-            self.small = Some(SmallUnits::first(batch, address, unit, buffers));
+    fn hold(&mut self, batch: u64, address: ByteOffset, unit: AlignedBuffer) {
+        match &mut self.small {
+            Some(small) if small.may_share(batch, address, &unit) => small.push(unit),
+            _ => {
+                self.submit_small();
+                self.small = Some(SmallUnits::first(batch, address, unit));
+            }
         }
         if self.small.as_ref().is_some_and(SmallUnits::is_full) {
             self.submit_small();
@@ -436,7 +437,8 @@ impl Sealer {
 
     /// Submits the small units that have waited for others.
     fn submit_small(&mut self) {
-        if let Some(SmallUnits { address, batches, buffer }) = self.small.take() {
+        if let Some(small) = self.small.take() {
+            let (batches, address, buffer) = small.into_write(&self.core.write_buffers);
             self.submit(batches, address, buffer);
         }
     }
@@ -479,7 +481,7 @@ impl Sealer {
         *count -= 1;
         self.core.stats.record(Stage::DeviceBusy, *since);
         *since = Instant::now();
-        self.core.stats.record(Stage::DeviceWrite, sealed.submitted_at);
+        self.core.stats.record(Stage::DeviceWrite, sealed.placed_at);
     }
 
     /// Publishes what is written, until the memtable is full.

@@ -6,8 +6,9 @@
 //! stands right behind it.
 //!
 //! Nobody may wait for what waits here but for that later batch, and that must not wait for this one: it needs no
-//! segment yet, and no memory, for these units have memory that nobody waits for. So what waits is written at once
-//! when nothing is being reduced, when somebody waits for a flush, and before anything that cannot share the write.
+//! memory of these units, for nobody waits for that. So what waits is written when a unit was placed and nothing is
+//! being reduced or somebody waits for a flush, before anything that cannot share the write, and before
+//! the sealer waits for a segment or to publish. A flush that begins in between waits for the later batch.
 
 use std::ops::Range;
 
@@ -19,13 +20,13 @@ use crate::planned::ReducedUnit;
 const MAX_UNIT_BYTES: u64 = 16 << 10;
 /// Most bytes and most units of a shared write.
 const MAX_WRITE_BYTES: usize = 64 << 10;
-const MAX_UNITS: u64 = 4;
+const MAX_UNITS: usize = 4;
 
 /// Units that stand one behind the other, of consecutive batches that have no others.
 pub(crate) struct SmallUnits {
-    pub(crate) address: ByteOffset,
-    pub(crate) batches: Range<u64>,
-    pub(crate) buffer: AlignedBuffer,
+    address: ByteOffset,
+    batches: Range<u64>,
+    units: Vec<AlignedBuffer>,
 }
 
 impl SmallUnits {
@@ -35,34 +36,48 @@ impl SmallUnits {
     }
 
     /// The unit of a batch, alone.
-    pub(crate) fn first(
-        batch: u64,
-        address: ByteOffset,
-        unit: &[u8],
-        buffers: &BufferPool,
-    ) -> Self {
-        let mut buffer = buffers.take(MAX_WRITE_BYTES);
-        buffer.set_len(0);
-        let mut units = Self { address, batches: batch..batch, buffer };
-        assert!(units.push(batch, address, unit), "there is room for one");
-        units
+    pub(crate) fn first(batch: u64, address: ByteOffset, unit: AlignedBuffer) -> Self {
+        Self { address, batches: batch..batch + 1, units: vec![unit] }
     }
 
-    /// Adds the unit of the next batch, if it can share the write.
-    pub(crate) fn push(&mut self, batch: u64, address: ByteOffset, unit: &[u8]) -> bool {
-        let used = self.buffer.len();
+    /// Whether the unit of a batch can share the write.
+    pub(crate) fn may_share(&self, batch: u64, address: ByteOffset, unit: &[u8]) -> bool {
+        let used = self.len_bytes();
         let fits = used + unit.len() <= MAX_WRITE_BYTES && !self.is_full();
-        let is_next = batch == self.batches.end && address == self.address.plus(used as u64);
-        if fits && is_next {
-            self.buffer.set_len(used + unit.len());
-            self.buffer[used..].copy_from_slice(unit);
-            self.batches.end += 1;
-        }
-        fits && is_next
+        fits && batch == self.batches.end && address == self.address.plus(used as u64)
+    }
+
+    /// Adds a unit that may share the write.
+    pub(crate) fn push(&mut self, unit: AlignedBuffer) {
+        self.units.push(unit);
+        self.batches.end += 1;
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.batches.end - self.batches.start >= MAX_UNITS
+        self.units.len() == MAX_UNITS
+    }
+
+    fn len_bytes(&self) -> usize {
+        self.units.iter().map(|unit| unit.len()).sum()
+    }
+
+    /// What to write where, for which batches.
+    pub(crate) fn into_write(
+        mut self,
+        buffers: &BufferPool,
+    ) -> (Range<u64>, ByteOffset, AlignedBuffer) {
+        if self.units.len() > 1 {
+            let mut joined = buffers.take(self.len_bytes());
+            let mut rest = &mut joined[..];
+            for unit in self.units.drain(..) {
+                let (part, after) = rest.split_at_mut(unit.len());
+                part.copy_from_slice(&unit);
+                rest = after;
+            }
+            self.units.push(joined);
+        }
+        let buffer = self.units.pop().expect("there is a first one");
+        (self.batches, self.address, buffer)
     }
 }
 
@@ -70,38 +85,46 @@ impl SmallUnits {
 mod tests {
     use super::*;
 
-    const UNIT: [u8; 4096] = [7; 4096];
-
     fn address(unit: u64) -> ByteOffset {
-        ByteOffset(1 << 20).plus(unit * UNIT.len() as u64)
+        ByteOffset(1 << 20).plus(unit * 4096)
+    }
+
+    fn unit(fill: u8, len: usize) -> AlignedBuffer {
+        let mut unit = AlignedBuffer::zeroed(len);
+        unit.fill(fill);
+        unit
     }
 
     fn first() -> SmallUnits {
-        SmallUnits::first(5, address(0), &UNIT, &BufferPool::new(1 << 20))
+        SmallUnits::first(5, address(0), unit(0, 4096))
     }
 
     #[test]
     fn units_side_by_side_share_a_write() {
         let mut units = first();
-        for at in 1..MAX_UNITS {
+        for at in 1..MAX_UNITS as u64 {
             assert!(!units.is_full());
-            assert!(units.push(5 + at, address(at), &[at as u8; 4096]));
+            let unit = unit(at as u8, 4096);
+            assert!(units.may_share(5 + at, address(at), &unit));
+            units.push(unit);
         }
         assert!(units.is_full());
-        assert!(!units.push(5 + MAX_UNITS, address(MAX_UNITS), &UNIT), "as many as there may be");
-        assert_eq!(units.batches, 5..5 + MAX_UNITS);
-        assert_eq!(units.buffer.len(), MAX_UNITS as usize * 4096);
-        for (at, unit) in units.buffer.chunks(4096).enumerate().skip(1) {
+        assert!(!units.may_share(9, address(4), &[0; 4096]), "as many as there may be");
+        let (batches, at, buffer) = units.into_write(&BufferPool::new(1 << 20));
+        assert_eq!((batches, at, buffer.len()), (5..9, address(0), MAX_UNITS * 4096));
+        for (at, unit) in buffer.chunks(4096).enumerate() {
             assert_eq!(unit, [at as u8; 4096]);
         }
     }
 
     #[test]
     fn what_does_not_follow_shares_nothing() {
-        let mut units = first();
-        assert!(!units.push(7, address(1), &UNIT), "another batch is between them");
-        assert!(!units.push(6, address(2), &UNIT), "it stands elsewhere");
-        assert!(!units.push(6, address(1), &[0; MAX_WRITE_BYTES]), "it is too long");
-        assert_eq!((units.batches, units.buffer.len()), (5..6, 4096));
+        let units = first();
+        assert!(!units.may_share(7, address(1), &[0; 4096]), "another batch is between them");
+        assert!(!units.may_share(6, address(2), &[0; 4096]), "it stands elsewhere");
+        assert!(!units.may_share(6, address(1), &[0; MAX_WRITE_BYTES]), "it is too long");
+        let buffers = BufferPool::new(1 << 20);
+        let (batches, _, buffer) = units.into_write(&buffers);
+        assert_eq!((batches, buffer.len()), (5..6, 4096));
     }
 }

@@ -28,7 +28,7 @@ pub(crate) enum Stage {
     Compress,
     /// Placing a unit and writing its summary.
     Seal,
-    /// From submitting a batch's units to their completion.
+    /// From placing a batch's units to their completion, waiting to share a write included.
     DeviceWrite,
     /// Times in which any unit was on its way to the device.
     DeviceBusy,
@@ -94,6 +94,8 @@ counters! {
     log_data_bytes,
     /// Batches reduced.
     batches,
+    /// Batches of which everything was found, and that went past the gate.
+    found_batches,
     /// Batches written as two units, one of what is overwritten often.
     divided_batches,
     /// Blocks found to be zero.

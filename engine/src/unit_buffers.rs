@@ -35,7 +35,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Nobody waits for it.
+    /// Whether it is of the part set aside, for which nobody ever waits: it may be held for a while.
     pub(crate) fn is_past_the_gate(&self) -> bool {
         self.is_past_the_gate
     }
