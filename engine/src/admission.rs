@@ -277,7 +277,15 @@ impl Admission {
         }
     }
 
-    /// Sends everything up to `sequence` through the pipeline without waiting for company.
+    /// Whether what has come as far as the sealer, up to `sequence`, may wait for company there: `batch`, which
+    /// is next, is being reduced, and nobody has everything sent through.
+    pub(crate) fn is_company_coming(&self, batch: u64, sequence: Sequence) -> bool {
+        let queue = self.queue.lock();
+        queue.next_batch > batch && sequence > queue.drain_to
+    }
+
+    /// Sends everything up to `sequence` through the pipeline without waiting for company. Who calls this wakes the
+    /// sealer.
     pub(crate) fn drain_to(&self, sequence: Sequence) {
         let mut queue = self.queue.lock();
         queue.drain_to = queue.drain_to.max(sequence);

@@ -283,6 +283,8 @@ pub(crate) async fn checkpoint(
         core.map.freeze();
         *published
     };
+    // What is written may wait for room in the memtable.
+    core.frontier.wake();
     // After freezing: what is merged was admitted before this, so every snapshot that sees any of it
     // is known. One that is deleted from now on may still be told of.
     let visibilities = core.catalog.lock().visibilities();

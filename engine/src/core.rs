@@ -215,6 +215,7 @@ impl Core {
     /// If the pool has failed.
     pub(crate) async fn drain_to(&self, target: Sequence) -> Result<()> {
         self.admission.drain_to(target);
+        self.frontier.wake();
         self.admission.wait_published(target, || self.health.check()).await
     }
 

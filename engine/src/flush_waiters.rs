@@ -41,11 +41,6 @@ impl FlushWaiters {
         }
     }
 
-    /// Whether anybody waits for a flush.
-    pub(crate) fn are_any(&self) -> bool {
-        self.flushes.load(Ordering::Relaxed) > 0 || self.drains.load(Ordering::Relaxed) > 0
-    }
-
     fn come_first(&self) -> bool {
         self.flushes.load(Ordering::Relaxed) > 0 && self.drains.load(Ordering::Relaxed) == 0
     }

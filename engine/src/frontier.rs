@@ -120,7 +120,8 @@ impl Frontier {
         Some((id, generation))
     }
 
-    /// Ends when segments are added, a checkpoint has ended, or the pool's health has changed.
+    /// Ends when segments are added, a checkpoint has frozen the memtable or ended, somebody waits for what
+    /// the sealer may hold back, or the pool's health has changed.
     pub(crate) fn listen(&self) -> EventListener {
         self.extended.listen()
     }

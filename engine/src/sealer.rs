@@ -6,7 +6,7 @@
 //! as it is the next one needed; several units are in flight; and units are published strictly by
 //! number, each as soon as it and all before it are on the device. Nothing here waits for a device
 //! but through those messages; when the frontier is used up, placing waits for a checkpoint, and
-//! publishing goes on.
+//! publishing goes on; when the memtable is full, publishing waits for one, and placing goes on.
 //!
 //! Publishing enters a unit into map, index and summaries, in this order takes its changes out of
 //! the overlay and the queue, and gives back their memory.
@@ -18,6 +18,7 @@ use std::{
     time::Instant,
 };
 
+use event_listener::EventListener;
 use siltstone_cursor::{Epoch, Extent, Target};
 use siltstone_device::{
     AlignedBuffer, ByteOffset, DeviceError, Durability, Place, Request, SegmentId, Sequence,
@@ -168,46 +169,32 @@ impl Sealer {
 
     /// Works until all reducers have stopped and everything is published, or the pool has failed.
     pub(crate) async fn run(mut self) {
-        while self.reducers > 0 || !self.sealed.is_empty() || !self.early.is_empty() {
-            let Some(message) = self.messages.recv().await else { break };
-            self.note(message);
-            if self.core.health.check().is_err() {
-                break;
-            }
-            loop {
-                while let Some(batch) = self.early.remove(&self.next_batch) {
-                    if !self.seal(*batch).await {
-                        return;
-                    }
-                }
-                self.publish().await;
-                // One that came while that waited.
-                if !self.early.contains_key(&self.next_batch) {
-                    break;
+        let core = Arc::clone(&self.core);
+        loop {
+            // Before looking: failures, room in the memtable, and who waits for small units bring no message.
+            let changed = core.frontier.listen();
+            while let Some(batch) = self.early.remove(&self.next_batch) {
+                if !self.seal(*batch).await {
+                    return;
                 }
             }
+            self.submit_awaited();
+            self.publish_written();
+            let is_over = self.reducers == 0 && self.sealed.is_empty() && self.early.is_empty();
+            if is_over || core.health.check().is_err() {
+                return;
+            }
+            self.take_message(changed).await;
         }
     }
 
-    /// Publishes what is written. While the memtable is full, waits for checkpoints, which freeze
-    /// it.
-    async fn publish(&mut self) {
-        let core = Arc::clone(&self.core);
-        loop {
-            let changed = core.frontier.listen();
-            self.publish_written();
-            let is_held_back = self.sealed.front().is_some_and(Sealed::is_written);
-            if !is_held_back || core.health.check().is_err() {
-                return;
-            }
-            // A checkpoint takes longer than company for a shared write is worth.
-            self.submit_small();
-            let mut message = None;
-            let received = async { message = self.messages.recv().await };
-            either(changed, received).await;
-            if let Some(message) = message {
-                self.note(message);
-            }
+    /// Waits for a message, and notes it, or for what the frontier has to tell.
+    async fn take_message(&mut self, changed: EventListener) {
+        let mut message = None;
+        let received = async { message = self.messages.recv().await };
+        either(changed, received).await;
+        if let Some(message) = message {
+            self.note(message);
         }
     }
 
@@ -235,6 +222,9 @@ impl Sealer {
     /// Places a batch and submits its units. False if the pool has failed.
     async fn seal(&mut self, batch: ReducedBatch) -> bool {
         let core = Arc::clone(&self.core);
+        if core.health.check().is_err() {
+            return false;
+        }
         let ReducedBatch { number, changes, units, registered, held } = batch;
         let first_sequence = changes.first().expect("a batch has changes").sequence;
         let last_sequence = changes.last().expect("a batch has changes").sequence;
@@ -286,10 +276,6 @@ impl Sealer {
         let (units, held) = (sealed, Some(held));
         self.sealed.push_back(Sealed { changes, units, placed_at, unwritten, held });
         self.next_batch += 1;
-        let is_last = core.admission.newest_started() == Some(number);
-        if is_last || core.flush_waiters.are_any() {
-            self.submit_small();
-        }
         if core.frontier.is_low() {
             core.checkpointing.request();
         }
@@ -411,13 +397,8 @@ impl Sealer {
                     Some((core.checkpointing.request(), 1))
                 }
             };
-            let mut message = None;
-            let received = async { message = self.messages.recv().await };
-            either(changed, received).await;
-            if let Some(message) = message {
-                self.note(message);
-                self.publish_written();
-            }
+            self.take_message(changed).await;
+            self.publish_written();
         }
     }
 
@@ -432,6 +413,17 @@ impl Sealer {
         }
         if self.small.as_ref().is_some_and(SmallUnits::is_full) {
             self.submit_small();
+        }
+    }
+
+    /// Submits the small units that have waited for others, unless they may wait on.
+    fn submit_awaited(&mut self) {
+        if self.small.is_some() {
+            let newest = self.sealed.back().and_then(|sealed| sealed.changes.last());
+            let newest = newest.expect("what waits is sealed").sequence;
+            if !self.core.admission.is_company_coming(self.next_batch, newest) {
+                self.submit_small();
+            }
         }
     }
 

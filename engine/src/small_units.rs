@@ -6,9 +6,9 @@
 //! stands right behind it.
 //!
 //! Nobody may wait for what waits here but for that later batch, and that must not wait for this one: it needs no
-//! memory of these units, for nobody waits for that. So what waits is written when a unit was placed and nothing is
-//! being reduced or somebody waits for a flush, before anything that cannot share the write, and before
-//! the sealer waits for a segment or to publish. A flush that begins in between waits for the later batch.
+//! memory of these units, for nobody waits for that. So what waits is written as soon as nothing is being
+//! reduced or somebody has everything sent through, before anything that cannot share the write, and before
+//! the sealer waits for a segment.
 
 use std::ops::Range;
 

@@ -30,7 +30,8 @@ stop_server() {
 trap stop_server EXIT
 background() {
     stop_server || return
-    "$@" >"$out/ready" 2>>server.log &
+    : >"$out/ready" # what the server before said must not be taken for this one's
+    "$@" >>"$out/ready" 2>>server.log &
     server=$!
     local attempt
     for attempt in {1..600}; do

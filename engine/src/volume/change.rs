@@ -295,7 +295,8 @@ impl Core {
         self.drain().await?;
         // Merging everything is for once, before a collection, and not for each of its steps.
         let compact = thoroughly && !self.collection.is_busy();
-        self.checkpointing.run(compact, || self.health.check()).await
+        // A pool that is being closed makes no more checkpoints than one.
+        self.checkpointing.run(compact, || self.health.check_open()).await
     }
 }
 
