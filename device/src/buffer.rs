@@ -126,9 +126,12 @@ struct PoolInner {
 }
 
 /// Idle memory by size class.
+#[derive(Default)]
 struct Idle {
     classes: [Vec<NonNull<u8>>; CLASSES],
     bytes: usize,
+    /// The least of that since it was last asked for.
+    least_bytes: usize,
     /// Of buffers of these classes that are in use.
     in_use_bytes: usize,
 }
@@ -151,7 +154,7 @@ impl BufferPool {
     }
 
     fn limited(limit_bytes: usize, counts_in_use: bool) -> Self {
-        let idle = Mutex::new(Idle { classes: Default::default(), bytes: 0, in_use_bytes: 0 });
+        let idle = Mutex::new(Idle::default());
         Self { inner: Arc::new(PoolInner { idle, limit_bytes, counts_in_use }) }
     }
 
@@ -177,13 +180,18 @@ impl BufferPool {
 
     /// Gives idle memory back to the system until at most so much is left.
     pub fn trim(&self, max_idle_bytes: usize) {
-        let mut given_up = GivenUp::new();
         let mut idle = self.inner.idle.lock();
-        while idle.bytes > max_idle_bytes {
-            let largest = idle.largest_class();
-            let Some(memory) = idle.pop(largest) else { break };
-            given_up.push((memory, capacity_of_class(largest)));
-        }
+        let given_up = idle.shrink(max_idle_bytes);
+        drop(idle);
+        give_up(given_up);
+    }
+
+    /// The same, but what has been in use since this was last called may be needed again soon, and stays.
+    pub fn trim_unused(&self, max_idle_bytes: usize) {
+        let mut idle = self.inner.idle.lock();
+        let used_bytes = idle.bytes - idle.least_bytes;
+        let given_up = idle.shrink(max_idle_bytes.max(used_bytes));
+        idle.least_bytes = idle.bytes;
         drop(idle);
         give_up(given_up);
     }
@@ -269,7 +277,19 @@ impl Idle {
     fn pop(&mut self, class: usize) -> Option<NonNull<u8>> {
         let memory = self.classes[class].pop()?;
         self.bytes -= capacity_of_class(class);
+        self.least_bytes = self.least_bytes.min(self.bytes);
         Some(memory)
+    }
+
+    /// Takes out buffers, of the sizes that have most, until at most so much is left.
+    fn shrink(&mut self, max_bytes: usize) -> GivenUp {
+        let mut given_up = GivenUp::new();
+        while self.bytes > max_bytes {
+            let largest = self.largest_class();
+            let Some(memory) = self.pop(largest) else { break };
+            given_up.push((memory, capacity_of_class(largest)));
+        }
+        given_up
     }
 
     /// The class that has the most bytes.
@@ -377,6 +397,21 @@ mod tests {
         drop((buffers, large));
         assert_eq!(pool.idle_bytes(), 4 << 12);
         pool.trim(2 << 12);
+        assert_eq!(pool.idle_bytes(), 2 << 12);
+    }
+
+    #[test]
+    fn what_was_in_use_since_the_last_time_is_not_trimmed() {
+        let pool = BufferPool::new(16 << 12);
+        let idle = |most: usize| drop((0..most).map(|_| pool.take(4096)).collect::<Vec<_>>());
+        idle(8);
+        pool.trim_unused(2 << 12);
+        assert_eq!(pool.idle_bytes(), 8 << 12, "all of it was in use");
+        idle(5);
+        pool.trim_unused(2 << 12);
+        assert_eq!(pool.idle_bytes(), 5 << 12, "three were not");
+        idle(1);
+        pool.trim_unused(2 << 12);
         assert_eq!(pool.idle_bytes(), 2 << 12);
     }
 

@@ -50,8 +50,8 @@ const MERGE_PAGES: usize = 1536;
 /// Most merge steps in one checkpoint. What is left goes on in the next.
 const MERGE_STEPS: usize = 8;
 
-/// Of the buffers that a burst has left, a checkpoint lets those stay that take this share of staging.
-/// In a steady stream there are fewer.
+/// Of the buffers that a burst has left, a checkpoint lets those stay that take this share of staging; while
+/// writes come, also those that were in use since the checkpoint before.
 const KEPT_SHARE: usize = 8;
 
 /// Requests to the checkpointer, and who waits for them.
@@ -352,7 +352,11 @@ pub(crate) async fn checkpoint(
     core.table.stored(stored);
     core.discarder.note_freed();
     core.images.note_coverage(core.coverage(collector.open_segments().into_iter()));
-    core.write_buffers.trim(core.tuning.staging_bytes / KEPT_SHARE);
+    let kept_bytes = core.tuning.staging_bytes / KEPT_SHARE;
+    match core.staging.used_bytes() {
+        0 => core.write_buffers.trim(kept_bytes),
+        _ => core.write_buffers.trim_unused(kept_bytes),
+    }
     core.log.trim(published.sequence);
     if published.sequence > Sequence(0) {
         core.commit.advance(published.sequence);
